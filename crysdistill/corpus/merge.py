@@ -1,0 +1,181 @@
+"""Merging shards into one store, in order, with one shard in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from crysdistill.corpus.shards import Rejection, read_list, read_shard
+from crysdistill.corpus.store import FORMAT, SCHEMA
+
+_HASHED_ROWS = 1 << 22  # rows of a dataset that are hashed at a time
+
+
+@dataclass
+class _Survey:
+    """What a first pass over the shards finds: sizes, and which crystals to keep."""
+
+    keep: list[np.ndarray] = field(default_factory=list)
+    atoms: list[np.ndarray] = field(default_factory=list)
+    edges: list[np.ndarray] = field(default_factory=list)
+    id_bytes: list[np.ndarray] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    sources: dict[str, int] = field(default_factory=dict)
+    most_neighbors: int = 0
+    highest_code: int = 0
+
+
+def merge_shards(
+    paths: Sequence[Path], out: Path, facts: dict[str, Any]
+) -> tuple[int, list[Rejection]]:
+    """Write the store of all shards; a repeated `material_id` is refused.
+
+    The file appears whole or not at all. It depends on the shards and on `facts`
+    alone, byte for byte.
+
+    Args:
+        paths: the shards, in order.
+        out: the store to write.
+        facts: what the store says of itself, as plain values.
+
+    Returns:
+        The number of crystals, and everything that was refused.
+    """
+    survey = _look(paths)
+    partial = out.with_name(out.name + ".partial")
+    with h5py.File(partial, "w") as file:
+        _write(file, paths, survey, properties=len(facts["properties"]))
+        facts = {**facts, "sources": survey.sources, "hashes": _hashes(file)}
+        identity = {"graph": facts["graph"], "arrays": facts["hashes"]}
+        text = json.dumps(identity, sort_keys=True)
+        facts["hash"] = hashlib.sha256(text.encode()).hexdigest()
+        file.attrs["format"] = FORMAT
+        file.attrs["schema"] = SCHEMA
+        file.attrs["facts"] = json.dumps(facts, sort_keys=True)
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(out)
+    return sum(int(keep.sum()) for keep in survey.keep), survey.rejections
+
+
+def _look(paths: Sequence[Path]) -> _Survey:
+    """Go over the shards once, refusing what repeats an id."""
+    survey = _Survey()
+    seen: set[str] = set()
+    for path in paths:
+        arrays = read_shard(path)
+        survey.rejections += [Rejection(*r) for r in read_list(arrays["rejections"])]
+        ids = read_list(arrays["material_ids"])
+        sources = read_list(arrays["sources"])
+        keep = np.ones(len(ids), bool)
+        for row, (name, source) in enumerate(zip(ids, sources, strict=True)):
+            if name in seen:
+                keep[row] = False
+                reason = "duplicate id; the first one is kept, rename this one"
+                survey.rejections.append(Rejection(source, name, reason))
+                continue
+            seen.add(name)
+            survey.sources[source] = survey.sources.get(source, 0) + 1
+        survey.keep.append(keep)
+        survey.atoms.append(arrays["atoms"][keep])
+        survey.edges.append(arrays["edges"][keep])
+        sizes = [len(name.encode()) for name in ids]
+        survey.id_bytes.append(np.array(sizes, np.int64)[keep])
+        if len(ids):
+            most = int(arrays["neighbor_counts"].max())
+            survey.most_neighbors = max(survey.most_neighbors, most)
+            highest = int(arrays["edge_codes"].max())
+            survey.highest_code = max(survey.highest_code, highest)
+    return survey
+
+
+def _write(
+    file: h5py.File, paths: Sequence[Path], survey: _Survey, properties: int
+) -> None:
+    """Create the contiguous datasets and fill them shard by shard."""
+    offsets = {
+        "structures/atom_offsets": _offsets(survey.atoms),
+        "graphs/edge_offsets": _offsets(survey.edges),
+        "structures/material_id_offsets": _offsets(survey.id_bytes),
+    }
+    for name, array in offsets.items():
+        file.create_dataset(name, data=array)
+    atoms, edges, id_bytes = (int(array[-1]) for array in offsets.values())
+    crystals = len(offsets["structures/atom_offsets"]) - 1
+    count_type = np.uint8 if survey.most_neighbors < 256 else np.int32
+    code_type = np.uint16 if survey.highest_code < 65536 else np.int32
+    layout: dict[str, tuple[str, tuple[int, ...], Any]] = {
+        "structures/atomic_numbers": ("atomic_numbers", (atoms,), np.uint8),
+        "structures/frac_coords": ("frac_coords", (atoms, 3), np.float32),
+        "structures/cells": ("cells", (crystals, 3, 3), np.float32),
+        "structures/material_ids": ("id_bytes", (id_bytes,), np.uint8),
+        "graphs/neighbor_counts": ("neighbor_counts", (atoms,), count_type),
+        "graphs/edge_codes": ("edge_codes", (edges,), code_type),
+        "graphs/shift_low": ("shift_low", (crystals, 3), np.int8),
+        "graphs/shift_bits": ("shift_bits", (crystals, 3), np.uint8),
+    }
+    for name, (_, shape, dtype) in layout.items():
+        file.create_dataset(name, shape, dtype)
+    groups: h5py.Dataset | None = None
+    values = file.create_dataset("properties/values", (properties, crystals), np.float64)
+    filled = dict.fromkeys(layout, 0)
+    row = 0
+    for path, keep in zip(paths, survey.keep, strict=True):
+        arrays = _kept(read_shard(path), keep)
+        for name, (key, _, _) in layout.items():
+            end = filled[name] + len(arrays[key])
+            file[name][filled[name] : end] = arrays[key]
+            filled[name] = end
+        if groups is None:
+            shape = (crystals, arrays["space_groups"].shape[1])
+            groups = file.create_dataset("symmetry/space_groups", shape, np.uint8)
+        end = row + len(arrays["cells"])
+        groups[row:end] = arrays["space_groups"]
+        values[:, row:end] = arrays["properties"].T
+        row = end
+
+
+def _kept(arrays: dict[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarray]:
+    """Drop the crystals that are not kept from the arrays of a shard."""
+    ids = [
+        name.encode()
+        for name, kept in zip(read_list(arrays["material_ids"]), keep, strict=True)
+        if kept
+    ]
+    atoms = np.repeat(keep, arrays["atoms"])
+    edges = np.repeat(keep, arrays["edges"])
+    per_atom = ("atomic_numbers", "frac_coords", "neighbor_counts")
+    per_crystal = ("cells", "shift_low", "shift_bits", "space_groups", "properties")
+    return {
+        **{name: arrays[name][atoms] for name in per_atom},
+        **{name: arrays[name][keep] for name in per_crystal},
+        "edge_codes": arrays["edge_codes"][edges],
+        "id_bytes": np.frombuffer(b"".join(ids), np.uint8),
+    }
+
+
+def _offsets(counts: list[np.ndarray]) -> np.ndarray:
+    """Return where each crystal starts, and the total."""
+    return np.concatenate([[0], np.cumsum(np.concatenate([*counts, []]))]).astype(np.int64)
+
+
+def _hashes(file: h5py.File) -> dict[str, str]:
+    """Return the SHA-256 of every dataset's bytes."""
+    hashes = {}
+    for group in sorted(file):
+        for name in sorted(file[group]):
+            dataset = file[group][name]
+            digest = hashlib.sha256()
+            for start in range(0, len(dataset), _HASHED_ROWS):
+                rows = np.ascontiguousarray(dataset[start : start + _HASHED_ROWS])
+                digest.update(rows.data.cast("B") if rows.size else b"")
+            hashes[f"{group}/{name}"] = digest.hexdigest()
+    return hashes

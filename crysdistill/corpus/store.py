@@ -1,0 +1,288 @@
+"""The store: many crystals, their graphs and labels in one memory-mapped HDF5 file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from crysdistill.errors import InputError, did_you_mean
+from crysdistill.graphs import CrystalBatch, GraphSettings, assemble
+from crysdistill.structures import Crystal
+
+FORMAT = "crysdistill-store"
+SCHEMA = 1
+
+
+class Store:
+    """Reads a store. Opening maps the file; nothing is loaded before it is asked for.
+
+    Every process that opens a store shares one copy in the page cache. A batch is one
+    vectorised gather. `to` moves the arrays to a device, where batches are then made.
+
+    Args:
+        path: the file, for messages.
+        arrays: the datasets by name.
+        facts: what the file says of itself: graph settings, sources, hashes, ...
+    """
+
+    def __init__(self, path: Path, arrays: dict[str, Tensor], facts: dict[str, Any]):
+        self.path = path
+        self.facts = facts
+        self.graph = GraphSettings(**facts["graph"])
+        self.hash: str = facts["hash"]
+        self.property_names: tuple[str, ...] = tuple(facts["properties"])
+        self._arrays = arrays
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Open a store without reading its arrays.
+
+        Raises:
+            InputError: the file is not there, is not a store, is cut short, or is of
+                another schema.
+        """
+        path = Path(path)
+        if not path.exists():
+            near = [p.name for p in path.parent.glob("*.h5")] if path.parent.exists() else []
+            raise InputError(f"{path}: no such store{did_you_mean(path.name, near)}")
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            raise InputError(
+                f"{path}: not a readable store ({error}); build it again"
+            ) from None
+        with file:
+            facts = _facts(path, file)
+            arrays = {}
+            for name, dataset in _datasets(file):
+                arrays[name] = torch.from_numpy(_map(path, dataset))
+        return cls(path, arrays, facts)
+
+    def __len__(self) -> int:
+        return len(self._arrays["structures/cells"])
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, crystals={len(self)}, graph={self.graph})"
+
+    # --------------------------------------------------------------- whole columns
+
+    @property
+    def atom_offsets(self) -> np.ndarray:
+        """First atom of each crystal, and the number of atoms; (B + 1,) int64."""
+        return self._numpy("structures/atom_offsets")
+
+    @property
+    def edge_offsets(self) -> np.ndarray:
+        """First edge of each crystal, and the number of edges; (B + 1,) int64."""
+        return self._numpy("graphs/edge_offsets")
+
+    @property
+    def atomic_numbers(self) -> np.ndarray:
+        """Atomic numbers of all atoms, uint8."""
+        return self._numpy("structures/atomic_numbers")
+
+    @property
+    def cells(self) -> np.ndarray:
+        """(B, 3, 3) float32, Å, rows are lattice vectors."""
+        return self._numpy("structures/cells")
+
+    @property
+    def space_groups(self) -> np.ndarray:
+        """(B, tolerances) uint8, 1-230 or 0; tolerances as `facts["symmetry"]` says."""
+        return self._numpy("symmetry/space_groups")
+
+    @cached_property
+    def material_ids(self) -> list[str]:
+        """The names of all crystals, in order."""
+        raw = self._numpy("structures/material_ids").tobytes()
+        ends = self._numpy("structures/material_id_offsets").tolist()
+        return [
+            raw[start:end].decode() for start, end in zip(ends, ends[1:], strict=False)
+        ]
+
+    def property(self, name: str) -> np.ndarray:
+        """Return one property of all crystals, (B,) float64, NaN where not known.
+
+        Raises:
+            InputError: the store has no such property.
+        """
+        return self._numpy("properties/values")[self._property_row(name)]
+
+    def _property_row(self, name: str) -> int:
+        if name not in self.property_names:
+            has = ", ".join(self.property_names) or "none"
+            raise InputError(
+                f"{self.path}: no property `{name}`; it has: {has}"
+                f"{did_you_mean(name, self.property_names)}"
+            )
+        return self.property_names.index(name)
+
+    def _numpy(self, name: str) -> np.ndarray:
+        return self._arrays[name].numpy()
+
+    # ------------------------------------------------------------ crystals, batches
+
+    def crystal(self, row: int) -> Crystal:
+        """Return one crystal with its known properties."""
+        atoms = slice(*self.atom_offsets[row : row + 2])
+        values = self._numpy("properties/values")[:, row]
+        return Crystal(
+            material_id=self.material_ids[row],
+            atomic_numbers=np.array(self.atomic_numbers[atoms]),
+            frac_coords=self._numpy("structures/frac_coords")[atoms].astype(np.float64),
+            cell=self.cells[row].astype(np.float64),
+            properties={
+                name: float(value)
+                for name, value in zip(self.property_names, values, strict=True)
+                if not np.isnan(value)
+            },
+        )
+
+    def crystals(self, rows: Sequence[int] | None = None) -> Iterator[Crystal]:
+        """Yield crystals, all or those of `rows`."""
+        return (self.crystal(row) for row in (range(len(self)) if rows is None else rows))
+
+    def batch(
+        self, rows: Sequence[int] | np.ndarray | Tensor, targets: Sequence[str] = ()
+    ) -> CrystalBatch:
+        """Gather the crystals of `rows` into one batch, in that order.
+
+        Args:
+            rows: which crystals.
+            targets: the properties whose values become `targets` (B, T).
+        """
+        a = self._arrays
+        device = a["structures/cells"].device
+        chosen = torch.as_tensor(rows, dtype=torch.int64, device=device)
+        atom_start = a["structures/atom_offsets"][chosen]
+        atoms = a["structures/atom_offsets"][chosen + 1] - atom_start  # (B,)
+        edge_start = a["graphs/edge_offsets"][chosen]
+        edges = a["graphs/edge_offsets"][chosen + 1] - edge_start  # (B,)
+        atom_rows = _ranges(atom_start, atoms)  # (N,)
+        edge_rows = _ranges(edge_start, edges)  # (E,)
+        neighbor, shift = _unpack(
+            _unsigned(a["graphs/edge_codes"][edge_rows]),
+            a["graphs/shift_low"][chosen],
+            a["graphs/shift_bits"][chosen].to(torch.int32),
+            edges,
+        )
+        columns = [self._property_row(name) for name in targets]
+        values = a["properties/values"][columns][:, chosen].T  # (B, T)
+        return assemble(
+            a["structures/atomic_numbers"][atom_rows],
+            a["structures/frac_coords"][atom_rows],
+            a["structures/cells"][chosen],
+            atoms,
+            neighbor,
+            shift,
+            a["graphs/neighbor_counts"][atom_rows].to(torch.int64),
+            self.graph,
+            space_groups=a["symmetry/space_groups"][chosen, 0].long(),
+            targets=values.float(),
+            rows=chosen,
+            material_ids=[self.material_ids[row] for row in chosen.tolist()],
+        )
+
+    def to(self, device: str | torch.device) -> Store:
+        """Return this store with its arrays on another device."""
+        arrays = {name: array.to(device) for name, array in self._arrays.items()}
+        return Store(self.path, arrays, self.facts)
+
+    # ------------------------------------------------------------------- integrity
+
+    def verify(self) -> None:
+        """Compare every array with the hash that was written with it.
+
+        Raises:
+            InputError: an array has changed; the text names it.
+        """
+        for name, array in self._arrays.items():
+            if hashlib.sha256(array.numpy().data).hexdigest() != self.facts["hashes"][name]:
+                raise InputError(
+                    f"{self.path}: `{name}` is corrupted (its checksum differs); "
+                    "build the store again or restore it from a copy"
+                )
+
+
+def _facts(path: Path, file: h5py.File) -> dict[str, Any]:
+    """Read and check what a store says of itself."""
+    if file.attrs.get("format") != FORMAT:
+        raise InputError(f"{path}: an HDF5 file, but not a crysdistill store")
+    schema = int(file.attrs["schema"])
+    if schema != SCHEMA:
+        raise InputError(
+            f"{path}: a store of schema {schema}, but this version reads schema "
+            f"{SCHEMA}; build it again from its sources"
+        )
+    return json.loads(file.attrs["facts"])
+
+
+def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
+    for group in sorted(file):
+        for name in sorted(file[group]):
+            yield f"{group}/{name}", file[group][name]
+
+
+def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+    """Map a contiguous dataset; "copy on write" spares torch a read-only warning."""
+    # torch can do little with uint16: the same bits are read as int16.
+    dtype = np.dtype("<i2") if dataset.dtype == np.uint16 else dataset.dtype
+    offset = dataset.id.get_offset()
+    if dataset.size == 0 or offset is None:
+        return np.empty(dataset.shape, dtype)
+    try:
+        return np.memmap(path, dtype, "c", offset, dataset.shape)
+    except ValueError:
+        raise InputError(
+            f"{path}: cut short (`{dataset.name}` is incomplete); build it again"
+        ) from None
+
+
+def _unsigned(code: Tensor) -> Tensor:
+    """Return edge codes as int32; 16-bit ones are unsigned."""
+    wide = code.to(torch.int32)
+    return wide & 0xFFFF if code.dtype == torch.int16 else wide
+
+
+def _ranges(start: Tensor, count: Tensor) -> Tensor:
+    """Return start_0, start_0 + 1, ..., start_1, ...: `count` numbers from each."""
+    total = int(count.sum())
+    skipped = start - (torch.cumsum(count, 0) - count)
+    steps = torch.repeat_interleave(skipped, count, output_size=total)
+    return steps + torch.arange(total, device=start.device)
+
+
+def _unpack(
+    code: Tensor, low: Tensor, bits: Tensor, edges: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Undo `shards.pack_edges` for the edges of many crystals.
+
+    Args:
+        code: (E,) int32.
+        low: (B, 3) int8, the lowest translation of each crystal.
+        bits: (B, 3) int32, the width of each field.
+        edges: (B,) edges of each crystal.
+
+    Returns:
+        Neighbours (E,) int64 and translations (E, 3) int8.
+    """
+    total = len(code)
+    # One gather for all that an edge must know of its crystal.
+    fields = torch.cat((bits, low.to(torch.int32)), dim=1)  # (B, 6)
+    fields = torch.repeat_interleave(fields, edges, dim=0, output_size=total)  # (E, 6)
+    shift = torch.empty(total, 3, dtype=torch.int8, device=code.device)
+    for axis in (2, 1, 0):
+        width = fields[:, axis]
+        value = code & ((1 << width) - 1)
+        shift[:, axis] = value + fields[:, 3 + axis]
+        code = code >> width
+    return code.long(), shift

@@ -1,0 +1,215 @@
+"""CGCNN, the crystal graph convolutional network."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crysdistill.elements import element_table
+from crysdistill.encoders.encoder import Encoder
+from crysdistill.errors import InputError, did_you_mean
+from crysdistill.graphs import (
+    CrystalBatch,
+    distances,
+    gather_centres,
+    gather_neighbours,
+    sum_over_neighbours,
+)
+
+
+class GaussianExpansion(nn.Module):
+    """Distances on a grid of Gaussians.
+
+    u_k(d) = exp(-((d - mu_k) / spacing)^2) with mu_k = 0, spacing, ..., cutoff. There
+    is no factor 2 in the exponent, as in the published code.
+
+    Args:
+        cutoff: Å, the last centre.
+        spacing: Å, between centres, and the width of each Gaussian.
+    """
+
+    centres: Tensor
+
+    def __init__(self, cutoff: float, spacing: float) -> None:
+        super().__init__()
+        count = round(cutoff / spacing) + 1
+        self.width = count
+        self.spacing = spacing
+        self.register_buffer(
+            "centres", torch.arange(count) * spacing, persistent=False
+        )  # (K,)
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """Expand distances (E,) in Å to (E, K)."""
+        steps = (distance.unsqueeze(1) - self.centres) / self.spacing  # (E, K)
+        return torch.exp(-steps.square())
+
+
+class _Convolution(nn.Module):
+    """What the convolutions share: one Linear over [v_i | v_j | u_ij], split.
+
+    The Linear of the published code acts on the concatenation for every edge. Its
+    product with v_i and v_j is the same for all edges of an atom, so it is taken
+    once per atom and gathered afterwards: the same sum, a twelfth of the work.
+    """
+
+    def __init__(self, width: int, basis: int) -> None:
+        super().__init__()
+        self.sizes = [width, width, basis]
+        self.linear = nn.Linear(2 * width + basis, 2 * width)
+
+    def products(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
+        """Return W [v_i | v_j | u_ij] + b for every edge, (E, 2F)."""
+        w_centre, w_neighbour, w_edge = self.linear.weight.split(self.sizes, dim=1)
+        centre = F.linear(x, w_centre, self.linear.bias)  # (N, 2F)
+        neighbour = F.linear(x, w_neighbour)  # (N, 2F)
+        z = F.linear(u, w_edge)  # (E, 2F)
+        z = z + gather_centres(centre, batch)
+        return z + gather_neighbours(neighbour, batch)
+
+
+class PublishedConvolution(_Convolution):
+    """Eq. 5 as the published code computes it.
+
+    z_ij = BN(W [v_i | v_j | u_ij] + b), split into a gate and a core;
+    v_i' = softplus(v_i + BN(sum_j sigmoid(gate) * softplus(core))).
+
+    Differs from the paper: both batch norms and the outer softplus stand in the
+    published code only.
+    """
+
+    def __init__(self, width: int, basis: int) -> None:
+        super().__init__(width, basis)
+        self.edge_norm = nn.BatchNorm1d(2 * width)
+        self.atom_norm = nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
+        """Update atoms (N, F) from edges (E, K)."""
+        z = self.edge_norm(self.products(x, u, batch))  # (E, 2F)
+        gate, core = z.chunk(2, dim=1)
+        messages = torch.sigmoid(gate) * F.softplus(core)  # (E, F)
+        return F.softplus(x + self.atom_norm(sum_over_neighbours(messages, batch)))
+
+
+class GatedConvolution(_Convolution):
+    """Eq. 5 as printed: v_i' = v_i + sum_j sigmoid(z W_f + b_f) * g(z W_s + b_s)."""
+
+    def forward(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
+        """Update atoms (N, F) from edges (E, K)."""
+        gate, core = self.products(x, u, batch).chunk(2, dim=1)  # (E, F) each
+        messages = torch.sigmoid(gate) * F.softplus(core)  # (E, F)
+        return x + sum_over_neighbours(messages, batch)
+
+
+class SharedConvolution(nn.Module):
+    """Eq. 4: v_i' = g((sum_j v_j | u_ij) W_c + v_i W_s + b), one W_c for all j."""
+
+    def __init__(self, width: int, basis: int) -> None:
+        super().__init__()
+        self.neighbour = nn.Linear(width + basis, width, bias=False)  # W_c
+        self.centre = nn.Linear(width, width)  # W_s and b
+
+    def forward(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
+        """Update atoms (N, F) from edges (E, K)."""
+        neighbours = sum_over_neighbours(gather_neighbours(x, batch), batch)  # (N, F)
+        edges = sum_over_neighbours(u, batch)  # (N, K)
+        total = torch.cat((neighbours, edges), dim=1)
+        return F.softplus(self.neighbour(total) + self.centre(x))
+
+
+CONVOLUTIONS: dict[str, type[nn.Module]] = {
+    "published": PublishedConvolution,
+    "eq5": GatedConvolution,
+    "eq4": SharedConvolution,
+}
+
+
+class CGCNN(Encoder):
+    """The encoder of CGCNN and, with five convolutions, of CrysGNN.
+
+    An element vector is mapped to an embedding, convolutions add what the
+    neighbours send, and the mean over atoms is the crystal's embedding.
+
+    Sources: T. Xie and J. C. Grossman, Phys. Rev. Lett. 120, 145301 (2018),
+    doi:10.1103/PhysRevLett.120.145301, Eqs. 4 and 5. CrysGNN: K. Das et al., AAAI
+    37, 7323 (2023), doi:10.1609/aaai.v37i6.25892.
+
+    Differs from the paper: see `PublishedConvolution`. With `normalize`, as in
+    CrysGNN, the mean is taken over atom embeddings of length one.
+
+    Args:
+        width: F, of the atom and crystal embeddings.
+        convolutions: how many.
+        convolution: `published` (the code's Eq. 5), `eq5` or `eq4` (as printed).
+        elements: the element table, one of `crysdistill.elements.ELEMENT_TABLES`.
+        cutoff: Å, where the Gaussians end; the graph's cutoff.
+        spacing: Å, between Gaussians.
+        bias: whether the embedding of elements has a bias (CrysGNN has none).
+        normalize: whether to average unit vectors.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    name: ClassVar[str] = "cgcnn"
+
+    def __init__(
+        self,
+        width: int = 64,
+        convolutions: int = 3,
+        convolution: Literal["published", "eq5", "eq4"] = "published",
+        elements: str = "cgcnn92",
+        cutoff: float = 8.0,
+        spacing: float = 0.2,
+        bias: bool = True,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        if convolution not in CONVOLUTIONS:
+            raise InputError(
+                f"`convolution` is {convolution!r} but must be one of "
+                f"{', '.join(CONVOLUTIONS)}{did_you_mean(convolution, CONVOLUTIONS)}"
+            )
+        for name, value in (("width", width), ("convolutions", convolutions)):
+            if value < 1:
+                raise InputError(f"`{name}` is {value} but must be at least 1")
+        for name, length in (("cutoff", cutoff), ("spacing", spacing)):
+            if not length > 0:
+                raise InputError(f"`{name}` is {length} but must be positive")
+        self.width = width
+        self.normalize = normalize
+        self.elements = elements
+        self.settings = {
+            "width": width,
+            "convolutions": convolutions,
+            "convolution": convolution,
+            "elements": elements,
+            "cutoff": cutoff,
+            "spacing": spacing,
+            "bias": bias,
+            "normalize": normalize,
+        }
+        self.register_buffer("element_table", torch.from_numpy(element_table(elements)))
+        self.embedding = nn.Linear(self.element_table.shape[1], width, bias=bias)
+        self.expansion = GaussianExpansion(cutoff, spacing)
+        self.convolutions = nn.ModuleList(
+            CONVOLUTIONS[convolution](width, self.expansion.width)
+            for _ in range(convolutions)
+        )
+
+    def forward(self, batch: CrystalBatch) -> Tensor:
+        """Return atom embeddings, (N, F)."""
+        # Every atom of an element has the same embedding: one product per element.
+        elements = self.embedding(self.element_table)  # (101, F)
+        x = elements.index_select(0, batch.atomic_numbers)  # (N, F)
+        u = self.expansion(distances(batch))  # (E, K)
+        for convolution in self.convolutions:
+            x = convolution(x, u, batch)
+        return x
+
+    def stages(self) -> list[nn.Module]:
+        """Return the embedding and then each convolution."""
+        return [self.embedding, *self.convolutions]

@@ -1,0 +1,70 @@
+"""Objectives: one way of pretraining per file, from embeddings to a loss."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from crysdistill.errors import InputError, did_you_mean
+from crysdistill.objectives.connectivity import Connectivity
+from crysdistill.objectives.crystal_system import CrystalSystem
+from crysdistill.objectives.node_features import NodeFeatures
+from crysdistill.objectives.objective import Embedded, Objective
+from crysdistill.objectives.space_group import SpaceGroup
+from crysdistill.objectives.views import Clean, MaskedAtoms, View
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "node_features": NodeFeatures,
+    "connectivity": Connectivity,
+    "space_group": SpaceGroup,
+    "crystal_system": CrystalSystem,
+}
+"""Objectives by the name that configurations and weights files use."""
+
+__all__ = [
+    "OBJECTIVES",
+    "Clean",
+    "Connectivity",
+    "CrystalSystem",
+    "Embedded",
+    "MaskedAtoms",
+    "NodeFeatures",
+    "Objective",
+    "SpaceGroup",
+    "View",
+    "make_objective",
+]
+
+
+def make_objective(
+    name: str, encoder_width: int, *, published: bool = False, **settings: Any
+) -> Objective:
+    """Return a new objective with random weights.
+
+    Args:
+        name: one of `OBJECTIVES`.
+        encoder_width: F, the width of the embeddings.
+        published: whether to start from CrysGNN's settings and not from ours.
+        settings: what shall differ from those.
+
+    Raises:
+        InputError: the name or a setting is not known, or a value is out of range.
+    """
+    if name not in OBJECTIVES:
+        raise InputError(
+            f"unknown objective {name!r}; choose one of {', '.join(OBJECTIVES)}"
+            f"{did_you_mean(name, OBJECTIVES)}"
+        )
+    kind = OBJECTIVES[name]
+    known = [
+        key for key in inspect.signature(kind).parameters if key != "encoder_width"
+    ]
+    for key in settings:
+        if key not in known:
+            raise InputError(
+                f"unknown key `objectives.{name}.{key}`; choose one of "
+                f"{', '.join(known)}{did_you_mean(key, known)}"
+            )
+    if published:
+        return kind.published(encoder_width, **settings)
+    return kind(encoder_width, **settings)

@@ -1,0 +1,266 @@
+"""Objective: bring crystals of one crystal system together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+from crysdistill.errors import InputError, did_you_mean
+from crysdistill.graphs import CrystalBatch
+from crysdistill.objectives.objective import Embedded, Objective, full_precision
+
+__all__ = [
+    "CRYSTAL_SYSTEMS",
+    "CrystalSystem",
+    "crystal_systems",
+    "nt_xent",
+    "supervised_contrastive",
+]
+
+CRYSTAL_SYSTEMS = {
+    "triclinic": 1,
+    "monoclinic": 3,
+    "orthorhombic": 16,
+    "tetragonal": 75,
+    "trigonal": 143,
+    "hexagonal": 168,
+    "cubic": 195,
+}
+"""Crystal systems, numbered 0-6 in this order, by their first space group."""
+
+
+def crystal_systems(space_groups: Tensor) -> Tensor:
+    """Return the crystal system, 0-6, of space groups 1-230; -1 for 0."""
+    first = torch.tensor(list(CRYSTAL_SYSTEMS.values()), device=space_groups.device)
+    return torch.bucketize(space_groups, first, right=True) - 1
+
+
+# ------------------------------------------------------------------ the losses
+#
+# Both take anchors and the candidates they are compared with. In one process these
+# are the same crystals; with several, candidates are those of all ranks, and `first`
+# says where the anchors stand among them. Each returns a sum over terms and how many.
+
+
+def _compare(
+    anchors: Tensor,
+    labels: Tensor,
+    others: Tensor,
+    other_labels: Tensor,
+    first: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scaled cosines, positive and negative pairs, each (A, C).
+
+    Crystals with a label below 0 are in no pair, and none is paired with itself.
+    """
+    # Halved precision would not do: a step of bfloat16 near cosine 1, divided by
+    # 0.07, is a factor of 1.06 in every exponential.
+    with torch.autocast(device_type=anchors.device.type, enabled=False):
+        a = F.normalize(full_precision(anchors), dim=1)
+        c = F.normalize(full_precision(others), dim=1)
+        scores = a @ c.T / temperature  # (A, C)
+    known = (labels >= 0).unsqueeze(1) & (other_labels >= 0)
+    same = labels.unsqueeze(1) == other_labels
+    here = torch.arange(len(labels), device=labels.device) + first
+    itself = here.unsqueeze(1) == torch.arange(len(other_labels), device=labels.device)
+    return scores, known & same & ~itself, known & ~same
+
+
+def _logsumexp_where(scores: Tensor, mask: Tensor) -> Tensor:
+    """Return ln sum exp over the columns in `mask`, (A,); hugely negative for none."""
+    # Not -inf: its gradient would be NaN.
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min / 4).logsumexp(1)
+
+
+def nt_xent(
+    anchors: Tensor,
+    labels: Tensor,
+    others: Tensor,
+    other_labels: Tensor,
+    first: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of NT-Xent over positive pairs, and how many there are.
+
+    For a positive pair (a, p), with n over the negatives of a and s a cosine:
+    -ln(exp(s_ap / T) / (exp(s_ap / T) + sum_n exp(s_an / T))). Other positives of a
+    are not in its denominator. An anchor without negatives adds terms that are zero.
+
+    Sources: K. Sohn, NeurIPS 2016 (for the form); T. Chen et al., ICML 2020,
+    arXiv:2002.05709, Eq. 1; with labels as in pytorch-metric-learning's `NTXentLoss`,
+    which CrysGNN calls.
+    """
+    scores, positive, negative = _compare(
+        anchors, labels, others, other_labels, first, temperature
+    )
+    # -ln(e^p / (e^p + e^l)) = softplus(l - p), with l = ln sum_n exp(s_an / T)
+    against = _logsumexp_where(scores, negative).unsqueeze(1)  # (A, 1)
+    terms = F.softplus(against - scores) * positive  # (A, C)
+    return terms.sum(), positive.sum().to(terms.dtype)
+
+
+def supervised_contrastive(
+    anchors: Tensor,
+    labels: Tensor,
+    others: Tensor,
+    other_labels: Tensor,
+    first: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of SupCon over anchors with a positive, and how many there are.
+
+    For an anchor a: the mean over its positives p of
+    -ln(exp(s_ap / T) / sum_{k != a} exp(s_ak / T)).
+
+    Source: P. Khosla et al., NeurIPS 2020, arXiv:2004.11362, Eq. 2.
+    """
+    scores, positive, negative = _compare(
+        anchors, labels, others, other_labels, first, temperature
+    )
+    against = _logsumexp_where(scores, positive | negative)  # (A,)
+    number = positive.sum(dim=1)
+    mean_score = (scores * positive).sum(dim=1) / number.clamp(min=1)  # (A,)
+    has = number > 0
+    terms = torch.where(has, against - mean_score, torch.zeros_like(against))  # Eq. 2
+    return terms.sum(), has.sum().to(terms.dtype)
+
+
+LOSSES = {"supcon": supervised_contrastive, "nt-xent": nt_xent}
+"""Contrastive losses by the name that configurations use."""
+
+
+# --------------------------------------------------------------- the objective
+
+
+class CrystalSystem(Objective):
+    """Contrast crystals: those of one crystal system are positives of each other.
+
+    CrysGNN applies NT-Xent to the pooled embeddings themselves, one term per
+    positive pair. That pulls all cubic crystals to one point, whatever they are made
+    of, and lets a system with n crystals in the batch have n^2 terms. The defaults
+    put a projection head between (two Linear with ReLU), which takes the pull, and
+    count every crystal once (SupCon).
+
+    Numbers: `system_retrieval`, how often the nearest other validation crystal, by
+    cosine of crystal embeddings (those that leave pretraining, before the head), is
+    of the same system; its chance level draws the other crystal at random.
+
+    Sources: K. Das et al., AAAI 37, 7323 (2023), doi:10.1609/aaai.v37i6.25892;
+    see `nt_xent` and `supervised_contrastive`.
+
+    Args:
+        encoder_width: F, the width of the embeddings.
+        loss: `supcon` or `nt-xent`.
+        projection: whether there is a projection head.
+        temperature: T, which divides cosines.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    name: ClassVar[str] = "crystal_system"
+    PUBLISHED: ClassVar[Mapping[str, Any]] = {"loss": "nt-xent", "projection": False}
+
+    def __init__(
+        self,
+        encoder_width: int,
+        *,
+        loss: Literal["supcon", "nt-xent"] = "supcon",
+        projection: bool = True,
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        if loss not in LOSSES:
+            raise InputError(
+                f"`loss` is {loss!r} but must be one of {', '.join(LOSSES)}"
+                f"{did_you_mean(loss, LOSSES)}"
+            )
+        if not temperature > 0:
+            raise InputError(f"`temperature` is {temperature} but must be positive")
+        self.loss = LOSSES[loss]
+        self.temperature = temperature
+        self.projection: nn.Module = nn.Identity()
+        if projection:
+            self.projection = nn.Sequential(
+                nn.Linear(encoder_width, encoder_width),
+                nn.ReLU(),
+                nn.Linear(encoder_width, encoder_width),
+            )
+        self.retrieval = NearestIsAlike(encoder_width)
+
+    def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
+        """Return the contrastive loss, in nats."""
+        anchors = self.projection(embedded.crystals)  # (B, F)
+        labels = crystal_systems(batch.space_groups)  # (B,)
+        others, other_labels, first = self.gather_embeddings(anchors, labels)
+        total, terms = self.loss(
+            anchors, labels, others, other_labels, first, self.temperature
+        )
+        return self.mean(total, terms)
+
+    def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
+        """Add a validation batch to the numbers."""
+        self.retrieval.update(embedded.crystals, crystal_systems(batch.space_groups))
+
+    def compute(self) -> dict[str, float]:
+        """Return the retrieval precision beside its chance level."""
+        precision, chance = self.retrieval.compute()
+        return {
+            "system_retrieval": precision.item(),
+            "system_retrieval_chance": chance.item(),
+        }
+
+
+class NearestIsAlike(Metric):
+    """How often the nearest other embedding has the same label, and its chance.
+
+    Args:
+        width: F, of the embeddings.
+    """
+
+    full_state_update = False
+    entries: list[Tensor] | Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        # One flat state with the label as the last number of each row: a rank that
+        # has seen no crystal holds an empty vector, which concatenates with this.
+        self.add_state("entries", [], dist_reduce_fx="cat")
+
+    def update(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Add embeddings (B, F) with labels (B,); those below 0 are left out."""
+        known = labels >= 0
+        rows = F.normalize(embeddings[known].float(), dim=1)
+        entries = torch.cat((rows, labels[known].float().unsqueeze(1)), dim=1)
+        if not isinstance(self.entries, list):
+            raise TypeError("the state is in sync; `unsync` it before `update`")
+        self.entries.append(entries.reshape(-1))
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return precision@1 and its chance; NaN for fewer than two entries."""
+        undefined = torch.tensor(float("nan"), device=self.device)
+        flat = dim_zero_cat(self.entries) if len(self.entries) else undefined[None][:0]
+        rows = flat.reshape(-1, self.width + 1)
+        x, labels = rows[:, :-1], rows[:, -1].long()
+        if len(x) < 2:
+            return undefined, undefined
+        right = torch.zeros((), dtype=torch.int64, device=x.device)
+        for start in range(0, len(x), 1024):  # bounds memory to 1024 rows of cosines
+            cosine = x[start : start + 1024] @ x.T
+            here = torch.arange(len(cosine), device=x.device)
+            cosine[here, here + start] = -torch.inf
+            nearest = cosine.argmax(dim=1)
+            right += (labels[nearest] == labels[start : start + 1024]).sum()
+        counts = torch.bincount(labels).double()
+        n = len(x)
+        # sum_c p_c^2, for drawing without putting back
+        chance = (counts * (counts - 1)).sum() / (n * (n - 1))
+        return right.double() / n, chance

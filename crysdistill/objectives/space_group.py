@@ -1,0 +1,97 @@
+"""Objective: say which space group a crystal has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from crysdistill.graphs import CrystalBatch
+from crysdistill.objectives.objective import (
+    Embedded,
+    Objective,
+    Totals,
+    balanced_weights,
+    full_precision,
+    ratio,
+)
+
+__all__ = ["SPACE_GROUPS", "SpaceGroup"]
+
+SPACE_GROUPS = 230
+"""How many there are; number 0 stands for "not known" and is skipped."""
+
+
+class SpaceGroup(Objective):
+    """Classify crystal embeddings by space group: cross-entropy over 230 classes.
+
+    Numbers: `space_group_top1` and `space_group_top5`, how often the right one is
+    the likeliest and among the five likeliest; their chance levels always answer
+    the most common and the five most common of the validation crystals.
+
+    Source: K. Das et al., AAAI 37, 7323 (2023), doi:10.1609/aaai.v37i6.25892.
+
+    Differs from the paper: rare space groups weigh more (a few groups hold most
+    crystals), by the counts that `prepare` is given. Until then, and with
+    `balance` 0 as in CrysGNN, all weigh the same.
+
+    Args:
+        encoder_width: F, the width of the embeddings.
+        balance: weight of a space group = (its crystals)^-balance.
+
+    Raises:
+        InputError: `balance` is not in [0, 1].
+    """
+
+    name: ClassVar[str] = "space_group"
+    PUBLISHED: ClassVar[Mapping[str, Any]] = {"balance": 0.0}
+
+    class_weights: Tensor
+
+    def __init__(self, encoder_width: int, *, balance: float = 0.5) -> None:
+        super().__init__()
+        self.balance = balance
+        weights = balanced_weights(torch.zeros(SPACE_GROUPS), balance)
+        self.register_buffer("class_weights", weights, persistent=False)  # (230,)
+        self.decoder = nn.Linear(encoder_width, SPACE_GROUPS)
+        self.totals = Totals(top1=1, top5=1, crystals=SPACE_GROUPS)
+
+    def prepare(self, space_group_counts: Tensor) -> None:
+        """Set the class weights from the training part of the corpus."""
+        weights = balanced_weights(space_group_counts[1:], self.balance)
+        self.class_weights.copy_(weights)
+
+    def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
+        """Return the weighted mean cross-entropy of known crystals, in nats."""
+        logits = full_precision(self.decoder(embedded.crystals))  # (B, 230)
+        known = batch.space_groups > 0
+        label = (batch.space_groups - 1).clamp(min=0)  # (B,)
+        nll = -logits.log_softmax(dim=1).gather(1, label.unsqueeze(1)).squeeze(1)
+        weight = self.class_weights[label] * known  # (B,)
+        return self.mean((weight * nll).sum(), weight.sum())
+
+    def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
+        """Add a validation batch to the numbers."""
+        known = batch.space_groups > 0
+        label = batch.space_groups[known] - 1
+        likely = self.decoder(embedded.crystals[known]).topk(5, dim=1).indices
+        right = likely == label.unsqueeze(1)  # (known, 5)
+        self.totals.update(
+            top1=right[:, 0].sum(),
+            top5=right.sum(),
+            crystals=torch.bincount(label, minlength=SPACE_GROUPS),
+        )
+
+    def compute(self) -> dict[str, float]:
+        """Return top-1 and top-5 accuracy, each beside its chance level."""
+        sums = self.totals.compute()
+        crystals = sums["crystals"].sum()
+        common = sums["crystals"].topk(5).values
+        return {
+            "space_group_top1": ratio(sums["top1"], crystals),
+            "space_group_top1_chance": ratio(common[0], crystals),
+            "space_group_top5": ratio(sums["top5"], crystals),
+            "space_group_top5_chance": ratio(common.sum(), crystals),
+        }

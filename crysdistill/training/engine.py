@@ -1,0 +1,190 @@
+"""One Lightning trainer for every kind of run: logs, checkpoints, Ctrl-C, resume."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from crysdistill.training.loader import BatchLoader
+from crysdistill.training.runs import RunDirectory
+from crysdistill.training.settings import OptimizerSettings, TrainerSettings
+
+
+class KeepWork(Callback):
+    """Writes a checkpoint when a run is interrupted, so that `resume` goes on there."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Save unless nothing has been learned yet or memory itself ran out."""
+        if trainer.global_step and isinstance(exception, KeyboardInterrupt):
+            save_checkpoint(trainer, self.run.last_checkpoint)
+
+
+class EpochCheckpoint(Callback):
+    """Writes `last.ckpt` after every epoch, whole or not at all."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what `resume` needs."""
+        save_checkpoint(trainer, self.run.last_checkpoint)
+
+
+def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
+    """Write a checkpoint so that a kill while writing leaves the one before it."""
+    partial = path.with_suffix(".partial")
+    trainer.save_checkpoint(partial)
+    partial.replace(path)
+
+
+class SeededSteps(Callback):
+    """Seeds torch before each step, so that dropout repeats in a resumed run."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw the step's randomness from the run's seed and the step alone."""
+        torch.manual_seed(step_seed(self.seed, trainer.global_step))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of one training step."""
+    return (seed * 1_000_003 + step) % 2**63
+
+
+def fit(
+    module: L.LightningModule,
+    train: BatchLoader,
+    val: BatchLoader,
+    run: RunDirectory,
+    settings: TrainerSettings,
+    *,
+    monitor: str,
+    mode: str,
+    seed: int,
+) -> None:
+    """Train, choose the best epoch on validation, and put its weights into `module`.
+
+    Args:
+        module: what to train.
+        train: training batches.
+        val: validation batches.
+        run: where logs and checkpoints go.
+        settings: how long and on what.
+        monitor: the validation number that chooses the epoch.
+        mode: `min` or `max`.
+        seed: of the steps.
+    """
+    best = ModelCheckpoint(
+        run.checkpoints, filename="best", monitor=monitor, mode=mode,
+        save_weights_only=True, enable_version_counter=False,
+    )  # fmt: skip
+    callbacks: list[Callback] = [best, EpochCheckpoint(run), KeepWork(run)]
+    callbacks.append(SeededSteps(seed))
+    if settings.patience is not None:
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=settings.patience))
+    if settings.progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    with _quiet():
+        trainer = L.Trainer(
+            accelerator=settings.accelerator,
+            devices=1,
+            precision=settings.precision,
+            max_epochs=settings.epochs,
+            gradient_clip_val=settings.clip,
+            callbacks=callbacks,
+            logger=[
+                CSVLogger(run.path, name=None, version=""),
+                TensorBoardLogger(run.path, name=None, version="tensorboard"),
+            ],
+            enable_progress_bar=settings.progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=max(1, len(train)),
+            use_distributed_sampler=False,
+            default_root_dir=run.path,
+        )
+        resume = run.last_checkpoint if run.resumed else None
+        trainer.fit(module, train, val, ckpt_path=resume)
+    if best.best_model_path:
+        state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
+        module.load_state_dict(state)
+
+
+class _quiet:
+    """Keeps Lightning's start-up notices and advice that does not apply off the screen."""
+
+    def __enter__(self) -> None:
+        self._logger = logging.getLogger("lightning.pytorch")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.WARNING)
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        for message in (".*does not have many workers.*", ".*Checkpoint directory.*",
+                        ".*GPU available but not used.*", ".*mid-epoch.*"):  # fmt: skip
+            warnings.filterwarnings("ignore", message)
+
+    def __exit__(self, *exc: object) -> None:
+        self._warnings.__exit__(*exc)
+        self._logger.setLevel(self._level)
+
+
+def make_optimizer(
+    parameters: Iterable[torch.nn.Parameter],
+    settings: OptimizerSettings,
+    steps: int,
+    steps_per_epoch: int,
+) -> dict[str, Any]:
+    """Return the optimizer and schedule in the form that Lightning takes.
+
+    Args:
+        parameters: what to train.
+        settings: which optimizer and schedule.
+        steps: of the whole run.
+        steps_per_epoch: of one epoch.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    decay, lr = settings.weight_decay, settings.lr
+    optimizer: torch.optim.Optimizer
+    if settings.name == "sgd":
+        optimizer = torch.optim.SGD(trained, lr, settings.momentum, weight_decay=decay)
+    elif settings.name == "adam":
+        optimizer = torch.optim.Adam(trained, lr, weight_decay=decay)
+    else:
+        optimizer = torch.optim.AdamW(trained, lr, weight_decay=decay)
+    schedules = torch.optim.lr_scheduler
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    if settings.schedule == "onecycle":
+        schedule = schedules.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    elif settings.schedule == "cosine":
+        schedule = schedules.CosineAnnealingLR(optimizer, steps)
+    elif settings.schedule == "milestones":
+        at = [epoch * steps_per_epoch for epoch in settings.milestones]
+        schedule = schedules.MultiStepLR(optimizer, at)
+    else:
+        schedule = schedules.ConstantLR(optimizer, factor=1.0, total_iters=0)
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+    }

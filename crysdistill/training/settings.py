@@ -1,0 +1,122 @@
+"""What a run can be told: the dataclasses behind `configs/` and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from crysdistill.errors import InputError
+
+
+def _positive(settings: object, *names: str) -> None:
+    """Refuse values that are not positive."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise InputError(f"`{name}` is {value} but must be positive")
+
+
+@dataclass
+class OptimizerSettings:
+    """How weights move.
+
+    Args:
+        name: the optimizer.
+        lr: learning rate; the highest one of the schedule.
+        weight_decay: of all parameters.
+        momentum: of `sgd`.
+        schedule: `constant`; `cosine` to zero; `onecycle` (rise over the first tenth,
+            then cosine; L. N. Smith and N. Topin, 2019, doi:10.1117/12.2520589); or
+            `milestones`.
+        milestones: epochs after which `milestones` divides the rate by ten.
+    """
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = 0.003
+    weight_decay: float = 0.0001
+    momentum: float = 0.9
+    schedule: Literal["constant", "cosine", "onecycle", "milestones"] = "onecycle"
+    milestones: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _positive(self, "lr")
+
+
+@dataclass
+class TrainerSettings:
+    """How long, on what, and when to stop.
+
+    Args:
+        epochs: passes over the training crystals.
+        batch_size: crystals in a batch.
+        patience: stop after so many epochs without a better validation value.
+        clip: largest norm of the gradient; None does not clip.
+        accelerator: `cpu`, `gpu`, or `auto`.
+        precision: as Lightning names it: `32-true`, `bf16-mixed`, ...
+        threads: CPU threads of this process; None leaves torch's choice.
+        progress: whether to show a progress bar.
+    """
+
+    epochs: int = 100
+    batch_size: int = 64
+    patience: int | None = None
+    clip: float | None = 10.0
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    threads: int | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs", "batch_size", "patience", "clip", "threads")
+
+
+@dataclass
+class SplitSettings:
+    """Which labelled crystals train, choose and judge.
+
+    Args:
+        train: a fraction (up to 1) or a number of crystals.
+        val: the same.
+        test: the same; drawn first, so that it does not depend on the others.
+        train_subset: use only so many of the training crystals.
+        seed: of the draw.
+        file: a CSV of `material_id, subset` to use instead.
+    """
+
+    train: float = 0.8
+    val: float = 0.1
+    test: float = 0.1
+    train_subset: int | None = None
+    seed: int = 0
+    file: str | None = None
+
+
+@dataclass
+class HeadSettings:
+    """The head that turns a crystal embedding into a property.
+
+    Args:
+        hidden: width of its hidden layers.
+        layers: how many.
+    """
+
+    hidden: int = 128
+    layers: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(self, "hidden", "layers")
+
+
+@dataclass
+class FreezeSettings:
+    """Which part of a pretrained encoder keeps its weights.
+
+    Args:
+        convolutions: freeze the embedding and this many convolutions (`all` for the
+            whole encoder); None freezes nothing.
+        batch_norm: whether the statistics of frozen batch norms stay (`frozen`) or
+            follow the new data (`adaptive`).
+    """
+
+    convolutions: int | Literal["all"] | None = None
+    batch_norm: Literal["frozen", "adaptive"] = "frozen"

@@ -1,0 +1,98 @@
+"""Crystals that many tests use, and the real data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Tests run beside each other: one thread each, before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pymatgen.core import Lattice, Structure
+
+from crysdistill.elements import atomic_numbers_by_symbol
+from crysdistill.structures import Crystal
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real structures and labels, or a skip that says why."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("CRYSDISTILL_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip("real data absent: put it in ../shared/data or set CRYSDISTILL_DATA")
+    return folder
+
+
+def crystal(name: str, cell: np.ndarray, species: list[str], frac: list) -> Crystal:
+    numbers = atomic_numbers_by_symbol()
+    coords = np.array(frac, float)
+    return Crystal(
+        material_id=name,
+        atomic_numbers=np.array([numbers[s] for s in species], np.uint8),
+        frac_coords=coords - np.floor(coords),
+        cell=np.array(cell, float),
+    )
+
+
+def from_structure(name: str, structure: Structure) -> Crystal:
+    return crystal(
+        name,
+        structure.lattice.matrix,
+        [site.specie.symbol for site in structure],
+        structure.frac_coords,
+    )
+
+
+def structures() -> dict[str, Structure]:
+    """Structure types whose neighbours are textbook knowledge."""
+    make = Structure.from_spacegroup
+    return {
+        "fcc-Cu": make("Fm-3m", Lattice.cubic(3.61), ["Cu"], [[0, 0, 0]]),
+        "bcc-Fe": make("Im-3m", Lattice.cubic(2.87), ["Fe"], [[0, 0, 0]]),
+        "NaCl": make("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3]),
+        "CsCl": make("Pm-3m", Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5] * 3]),
+        "diamond": make("Fd-3m", Lattice.cubic(3.567), ["C"], [[0, 0, 0]]),
+        "SrTiO3": make(
+            "Pm-3m",
+            Lattice.cubic(3.905),
+            ["Sr", "Ti", "O"],
+            [[0, 0, 0], [0.5] * 3, [0.5, 0.5, 0]],
+        ),
+        "TiO2": make(
+            "P4_2/mnm",
+            Lattice.tetragonal(4.594, 2.959),
+            ["Ti", "O"],
+            [[0, 0, 0], [0.305, 0.305, 0]],
+        ),
+        "hcp-Mg": make(
+            "P6_3/mmc", Lattice.hexagonal(3.21, 5.21), ["Mg"], [[1 / 3, 2 / 3, 0.25]]
+        ),
+    }
+
+
+@pytest.fixture(scope="session")
+def crystals() -> list[Crystal]:
+    return [from_structure(name, s) for name, s in structures().items()]
+
+
+def random_crystal(seed: int, atoms: int = 6, elements: tuple[int, ...] = (8, 14, 26)):
+    """A low-symmetry crystal without ties, atoms kept apart by rejection."""
+    rng = np.random.default_rng(seed)
+    cell = np.diag(rng.uniform(4.0, 6.0, 3)) + rng.uniform(-0.8, 0.8, (3, 3))
+    frac: list[np.ndarray] = []
+    while len(frac) < atoms:
+        new = rng.random(3)
+        delta = np.array([new - f for f in frac]).reshape(-1, 3)
+        delta -= np.round(delta)
+        if not len(delta) or np.linalg.norm(delta @ cell, axis=1).min() > 1.0:
+            frac.append(new)
+    return Crystal(
+        material_id=f"random-{seed}",
+        atomic_numbers=rng.choice(np.array(elements, np.uint8), atoms),
+        frac_coords=np.array(frac),
+        cell=cell,
+    )

@@ -1,0 +1,85 @@
+"""The batch: geometry, verbs, padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from crysdistill import graphs
+from crysdistill.errors import BadStructure
+from crysdistill.graphs import GraphSettings, make_batch
+from crysdistill.neighbors import find_neighbors
+from crysdistill.structures import Crystal
+from tests.conftest import random_crystal
+
+
+def test_distances_equal_those_of_the_search(crystals):
+    settings = GraphSettings()
+    batch = make_batch(crystals, settings)
+    found = [find_neighbors(c.frac_coords, c.cell, settings) for c in crystals]
+    expected = np.concatenate([g.distances for g in found])
+    np.testing.assert_allclose(graphs.distances(batch), expected, atol=2e-6)
+    vectors = graphs.edge_vectors(batch)
+    np.testing.assert_allclose(vectors.norm(dim=1), expected, atol=2e-6)
+
+
+def test_layout(crystals):
+    batch = make_batch(crystals)
+    centre = batch.edge_index[1]
+    assert (centre.diff() >= 0).all()
+    counts = torch.bincount(centre, minlength=batch.num_nodes)
+    assert torch.equal(batch.neighbor_ptr.diff(), counts)
+    # No edge leaves its crystal.
+    assert torch.equal(batch.batch[batch.edge_index[0]], batch.batch[centre])
+    assert batch.num_graphs == len(crystals)
+    assert batch.material_ids[0] == "fcc-Cu"
+
+
+def test_verbs_equal_loops(crystals):
+    batch = make_batch([*crystals, random_crystal(1)])
+    x = torch.randn(batch.num_nodes, 5)
+    edges = batch.edge_index.T.tolist()
+    messages = torch.randn(len(edges), 5)
+    total = torch.zeros(batch.num_nodes, 5)
+    for message, (_, i) in zip(messages, edges, strict=True):
+        total[i] += message
+    torch.testing.assert_close(graphs.sum_over_neighbours(messages, batch), total)
+    neighbour = torch.stack([x[j] for j, _ in edges])
+    centre = torch.stack([x[i] for _, i in edges])
+    assert torch.equal(graphs.gather_neighbours(x, batch), neighbour)
+    assert torch.equal(graphs.gather_centres(x, batch), centre)
+    mean = torch.stack(
+        [x[a:b].mean(0) for a, b in zip(batch.ptr, batch.ptr[1:], strict=False)]
+    )
+    torch.testing.assert_close(graphs.mean_over_atoms(x, batch), mean)
+
+
+def test_published_padding_points_at_atom_0_of_the_crystal():
+    sparse = Crystal(
+        "sparse", np.array([11, 17], np.uint8), np.array([[0, 0, 0], [0.4, 0, 0]]),
+        np.diag([7.0, 9.0, 9.0]),
+    )  # fmt: skip
+    batch = make_batch([random_crystal(0), sparse], GraphSettings(mode="cgcnn"))
+    first = int(batch.ptr[1])
+    assert batch.neighbor_ptr.diff().tolist() == [12] * batch.num_nodes
+    fake = batch.padding.nonzero().squeeze(1)
+    assert len(fake) > 0
+    assert (batch.edge_index[0, fake] == first).all()
+    assert (graphs.distances(batch)[fake] == 9.0).all()
+    real = ~batch.padding
+    assert (graphs.distances(batch)[real] <= 8.0).all()
+
+
+def test_replace_leaves_the_original_alone(crystals):
+    batch = make_batch(crystals)
+    other = graphs.replace(batch, atomic_numbers=torch.zeros_like(batch.atomic_numbers))
+    assert other.atomic_numbers.sum() == 0
+    assert batch.atomic_numbers.sum() > 0
+    assert other.edge_index is batch.edge_index
+
+
+def test_make_batch_names_the_material():
+    lonely = Crystal("He-1", np.array([2], np.uint8), np.zeros((1, 3)), np.eye(3) * 30)
+    with pytest.raises(BadStructure, match="He-1: no neighbour within 8.0 Å of atom 0"):
+        make_batch([lonely])
