@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crysdistill.elements import MAX_ATOMIC_NUMBER, atomic_numbers_by_symbol, symbols
+from crysdistill.errors import BadStructure
+
 if TYPE_CHECKING:
     from pymatgen.core import Structure
+
+MIN_DISTANCE = 0.5
+"""Å. Two atoms closer than this are an error: the shortest bond there is, that of H2,
+measures 0.74 Å, and hydrogens left out of a relaxation stand at 0.55 Å and above. It is
+also what pymatgen's `Structure.is_valid` asks for."""
+
+MIN_VOLUME = 1.0
+"""Å³ per atom; the densest crystals of the Materials Project take 4.4."""
+
+MAX_LENGTH = 1000.0
+"""Å; the longest lattice vector of the Materials Project measures 275."""
+
+SYMPREC = (0.01, 0.1)
+"""Å. The tolerances at which stores keep space groups: pymatgen's default for relaxed
+structures, and the looser one with which the Materials Project labels its entries."""
+
+ANGLE_TOLERANCE = 5.0
+"""Degrees. pymatgen's default (spglib's own is -1), so that labels compare with the
+literature."""
+
+CRYSTAL_SYSTEMS = (
+    "triclinic",
+    "monoclinic",
+    "orthorhombic",
+    "tetragonal",
+    "trigonal",
+    "hexagonal",
+    "cubic",
+)
+"""The crystal systems, by the number that `crystal_system` returns."""
+
+_FIRST_GROUPS = np.array([1, 3, 16, 75, 143, 168, 195])  # of each crystal system
+_SPECIES = re.compile(r"([A-Za-z]+)[0-9]*\.?[0-9]*[+-]?[0-9]*\.?[0-9]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +67,286 @@ class Crystal:
     frac_coords: np.ndarray
     cell: np.ndarray
     properties: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def volume(self) -> float:
+        """The volume of the cell in Å³."""
+        return abs(float(np.linalg.det(self.cell)))
+
+    @property
+    def formula(self) -> str:
+        """The reduced formula as pymatgen writes it, such as `LiFePO4`."""
+        numbers, counts = np.unique(self.atomic_numbers, return_counts=True)
+        counts //= np.gcd.reduce(counts)
+        return _formula(tuple(numbers.tolist()), tuple(counts.tolist()))
+
+    def to_pymatgen(self) -> Structure:
+        """Return the same structure for pymatgen."""
+        from pymatgen.core import Lattice, Structure
+
+        species = [symbols()[z] for z in self.atomic_numbers.tolist()]
+        return Structure(Lattice(self.cell), species, self.frac_coords)
+
+    @classmethod
+    def from_pymatgen(
+        cls,
+        structure: Structure,
+        material_id: str,
+        properties: Mapping[str, float] | None = None,
+    ) -> Crystal:
+        """Take the arrays of a pymatgen structure and check them.
+
+        Args:
+            structure: ordered and periodic in three directions; oxidation states are
+                left behind.
+            material_id: its name.
+            properties: its labels.
+
+        Raises:
+            BadStructure: it is disordered, holds a dummy species, or cannot be.
+        """
+        from pymatgen.core import DummySpecies
+
+        numbers = []
+        for number, site in enumerate(structure):
+            if not site.is_ordered:
+                raise BadStructure(disordered(f"{number}", site.species_string))
+            if isinstance(site.specie, DummySpecies):
+                raise BadStructure(unknown_element(f"{number}", str(site.specie)))
+            numbers.append(site.specie.Z)
+        return validate(
+            cls(
+                material_id,
+                np.array(numbers, np.int64),
+                structure.frac_coords,
+                structure.lattice.matrix,
+                properties or {},
+            )
+        )
+
+
+@lru_cache(maxsize=4096)
+def _formula(numbers: tuple[int, ...], counts: tuple[int, ...]) -> str:
+    from pymatgen.core import Composition
+
+    amounts = {symbols()[z]: n for z, n in zip(numbers, counts, strict=True)}
+    return Composition(amounts).reduced_formula
+
+
+# ------------------------------------------------------------------ reasons, elements
+
+
+def disordered(site: str, holds: str) -> str:
+    """Return the reason for refusing a site that one atom does not fill."""
+    return (
+        f"site {site} is disordered ({holds}); use an ordered approximant, with one "
+        "atom on every site"
+    )
+
+
+def unknown_element(site: str, name: str) -> str:
+    """Return the reason for refusing a species that is no element of the tables."""
+    return (
+        f"site {site} holds `{name}`, not an element between H and "
+        f"{symbols()[MAX_ATOMIC_NUMBER]}; name a real element or remove the site"
+    )
+
+
+@lru_cache(maxsize=4096)
+def species_number(species: str) -> int:
+    """Return the atomic number of an element or an ion, or 0 where it is neither.
+
+    `Fe`, `FE`, `Fe3+`, `Fe+3` and `Fe12` are iron; D and T are hydrogen. All letters
+    must belong to the element: `Vac` is not vanadium, `Fe,Mn` not iron.
+    """
+    match = _SPECIES.fullmatch(species)
+    return _symbol_number(match.group(1)) if match else 0
+
+
+@lru_cache(maxsize=4096)
+def label_number(label: str) -> int:
+    """Return the atomic number that the label of a site begins with, or 0.
+
+    `Fe12A` and `Fe(1)` are iron; `OW1` and `Vac1` are no element, since what follows
+    a symbol must not be a letter.
+    """
+    match = _SPECIES.match(label)
+    return _symbol_number(match.group(1)) if match else 0
+
+
+def _symbol_number(symbol: str) -> int:
+    symbol = symbol.capitalize()
+    return 1 if symbol in ("D", "T") else atomic_numbers_by_symbol().get(symbol, 0)
+
+
+# ------------------------------------------------------------------------------ checks
+
+
+def validate(crystal: Crystal) -> Crystal:
+    """Return the crystal with clean arrays, or refuse it.
+
+    Coordinates are wrapped into [0, 1) and the dtypes are those of `Crystal`.
+
+    Raises:
+        BadStructure: no atoms; an element outside 1-100; a coordinate or a cell that is
+            not finite; a missing, flat or absurd cell; two atoms on one point.
+    """
+    numbers = np.asarray(crystal.atomic_numbers)
+    frac = np.asarray(crystal.frac_coords, dtype=np.float64)
+    cell = np.asarray(crystal.cell, dtype=np.float64)
+    if numbers.size == 0:
+        raise BadStructure("no atoms; add the atom sites or remove the entry")
+    if cell.shape != (3, 3):
+        raise BadStructure(
+            f"its cell has shape {cell.shape}; give three lattice vectors, (3, 3) in Å"
+        )
+    if frac.shape != (numbers.size, 3):
+        raise BadStructure(
+            f"{numbers.size} atoms but coordinates of shape {frac.shape}; give three "
+            "fractional coordinates per atom"
+        )
+    if not (numbers.min() >= 1 and numbers.max() <= MAX_ATOMIC_NUMBER):
+        atom = int(np.argmax((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)))
+        raise BadStructure(unknown_element(str(atom), f"Z = {numbers[atom]}"))
+    if not np.isfinite(frac).all():
+        atom = int(np.argmin(np.isfinite(frac).all(axis=1)))
+        raise BadStructure(
+            f"a coordinate of atom {atom} ({symbols()[int(numbers[atom])]}) is not a "
+            "number; complete it or remove the entry"
+        )
+    _check_cell(cell, numbers.size)
+    frac = frac - np.floor(frac)
+    frac[frac >= 1.0] = 0.0  # where -1e-17 became 1 by rounding
+    _check_distances(numbers, frac, cell)
+    return replace(
+        crystal,
+        atomic_numbers=numbers.astype(np.uint8),
+        frac_coords=frac,
+        cell=np.ascontiguousarray(cell),
+    )
+
+
+def _check_cell(cell: np.ndarray, atoms: int) -> None:
+    """Refuse a cell that cannot be the one of a crystal."""
+    if not np.isfinite(cell).all():
+        raise BadStructure("its cell holds a value that is not a number; mend the cell")
+    lengths = np.sqrt(np.einsum("ij,ij->i", cell, cell))
+    for name, length in zip("abc", lengths.tolist(), strict=True):
+        if not MIN_DISTANCE <= length <= MAX_LENGTH:
+            raise BadStructure(
+                f"lattice vector {name} is {length:.4g} Å long, which no crystal has; "
+                "mend the cell (lengths are in Å)"
+            )
+    volume = abs(float(np.linalg.det(cell)))
+    if volume < MIN_VOLUME * atoms:
+        raise BadStructure(
+            f"its cell of {volume:.4g} Å³ is too small for {atoms} atoms (impossible "
+            "cell); mend its lengths and angles"
+        )
+
+
+def _check_distances(numbers: np.ndarray, frac: np.ndarray, cell: np.ndarray) -> None:
+    """Refuse two atoms, or an atom and its image, closer than `MIN_DISTANCE`."""
+    i, j, distance = _close_pair(frac, cell)
+    if i < 0:
+        return
+    if i == j:
+        raise BadStructure(
+            f"atom {i} lies {distance:.2f} Å from its own image (impossible cell); mend "
+            "the lengths and angles of the cell"
+        )
+    first, second = sorted((i, j))
+    pair = f"{symbols()[int(numbers[first])]} and {symbols()[int(numbers[second])]}"
+    raise BadStructure(
+        f"two atoms on one point: atoms {first} and {second} ({pair}) are "
+        f"{distance:.2f} Å apart; remove one of them or mend the coordinates"
+    )
+
+
+def _close_pair(frac: np.ndarray, cell: np.ndarray) -> tuple[int, int, float]:
+    """Return the closest pair below `MIN_DISTANCE`, or (-1, -1, inf).
+
+    Atoms are sorted along the longest direction of the cell and each is compared with
+    the next ones until they are too far along it: hardly more than N distances, where
+    a plain search takes 27 N². Taking the nearest integer for the lattice translation
+    is exact here, because all lattice planes are more than two such distances apart.
+    """
+    inverse = np.linalg.inv(cell)
+    spacing = 1.0 / np.sqrt(np.einsum("ij,ij->j", inverse, inverse))  # of planes, Å
+    if spacing.min() <= 2 * MIN_DISTANCE:
+        return _close_pair_in_thin_cell(frac, cell)
+    axis = int(spacing.argmax())
+    order = np.argsort(frac[:, axis])
+    first = frac[order]
+    twice = np.concatenate((first, first))
+    along = np.concatenate((first[:, axis], first[:, axis] + 1.0))
+    reach = along[: len(frac)] + MIN_DISTANCE / spacing[axis]
+    closest, pair = MIN_DISTANCE**2, (-1, -1)
+    for step in range(1, len(frac)):
+        near = np.flatnonzero(along[step : step + len(frac)] < reach)
+        if not len(near):
+            break
+        delta = twice[near + step] - first[near]
+        delta = (delta - np.rint(delta)) @ cell
+        squared = np.einsum("ij,ij->i", delta, delta)
+        least = int(squared.argmin())
+        if squared[least] < closest:
+            closest = float(squared[least])
+            pair = int(near[least]), int((near[least] + step) % len(frac))
+    if pair[0] < 0:
+        return -1, -1, np.inf
+    return int(order[pair[0]]), int(order[pair[1]]), float(np.sqrt(closest))
+
+
+def _close_pair_in_thin_cell(
+    frac: np.ndarray, cell: np.ndarray
+) -> tuple[int, int, float]:
+    """Return the same for a cell so skewed that many images lie within reach."""
+    from pymatgen.optimization.neighbors import find_points_in_spheres
+
+    coords = np.ascontiguousarray(frac @ cell)
+    periodic = np.ones(3, dtype=np.int64)
+    i, j, shift, distance = find_points_in_spheres(
+        coords, coords, MIN_DISTANCE, periodic, np.ascontiguousarray(cell), 1e-8
+    )
+    pairs = np.flatnonzero((i != j) | shift.any(axis=1))
+    if not len(pairs):
+        return -1, -1, np.inf
+    least = pairs[distance[pairs].argmin()]
+    return int(i[least]), int(j[least]), float(distance[least])
+
+
+# ---------------------------------------------------------------------------- symmetry
+
+
+def space_group(
+    crystal: Crystal, symprec: float, angle_tolerance: float = ANGLE_TOLERANCE
+) -> int:
+    """Return the number of the space group, 1-230, by spglib; 0 where it finds none.
+
+    Args:
+        crystal: checked; spglib crashes on coordinates that are not finite.
+        symprec: Å, how far an atom may lie from its image.
+        angle_tolerance: degrees, the same for the angles of the cell.
+    """
+    import spglib
+
+    cell = (crystal.cell, crystal.frac_coords, crystal.atomic_numbers)
+    try:
+        found = spglib.get_spacegroup(cell, symprec, angle_tolerance)
+    except Exception:  # spglib's errors differ by version; none concerns the user
+        return 0
+    return int(found.rpartition("(")[2].rstrip(")")) if found else 0
+
+
+def crystal_system(space_groups: np.ndarray) -> np.ndarray:
+    """Return the crystal system of each space group as a number into `CRYSTAL_SYSTEMS`.
+
+    Args:
+        space_groups: any shape, 1-230, or 0 for not known.
+
+    Returns:
+        The same shape, int64, 0-6; -1 where not known.
+    """
+    groups = np.asarray(space_groups)
+    return np.searchsorted(_FIRST_GROUPS, groups, side="right").astype(np.int64) - 1

@@ -33,7 +33,7 @@ __all__ = ["Connectivity"]
 PAIRS_AT_ONCE = 1 << 20
 """Pairs whose logits are held at once. Beyond, they are computed again backwards."""
 
-_PARTNERS_AT_ONCE = 8
+_PARTNERS_AT_ONCE = 12
 """Second atoms that are multiplied with their first atom in one go."""
 
 
@@ -109,7 +109,7 @@ class Connectivity(Objective):
             return self.mean(total, weight[chosen.labels].sum())
         products, bias = self._products(h)
         blocks = list(all_pairs(batch, PAIRS_AT_ONCE))
-        counts = sum(_count(block.labels) for block in blocks)
+        counts = torch.stack([_count(block.labels) for block in blocks]).sum(dim=0)
         weight = self._class_weights(counts)
         total = h.new_zeros((), dtype=weight.dtype)
         for block in blocks:
@@ -165,7 +165,7 @@ class Connectivity(Objective):
     def _logits_of(self, pairs: Pairs, h: Tensor) -> Tensor:
         """Return the logits of listed pairs, (P, 6)."""
         products, bias = self._products(h)
-        # The pairs of one first atom are cut into segments of eight, so that a pair
+        # The pairs of one first atom are cut into segments of twelve, so that a pair
         # costs one gathered row of F numbers and a segment one of 6 F: linear in
         # pairs, however unevenly they are spread over atoms.
         width = _PARTNERS_AT_ONCE
@@ -177,9 +177,9 @@ class Connectivity(Objective):
         place = place + (segment_starts * width - starts)[pairs.first]  # (P,)
         partner = pairs.second.new_zeros(len(owner) * width)
         partner[place] = pairs.second
-        seconds = h.index_select(0, partner).unflatten(0, (-1, width))  # (S, 8, F)
+        seconds = h.index_select(0, partner).unflatten(0, (-1, width))  # (S, 12, F)
         firsts = products.index_select(0, owner)  # (S, 6, F)
-        scores = seconds @ firsts.transpose(1, 2)  # (S, 8, 6)
+        scores = seconds @ firsts.transpose(1, 2)  # (S, 12, 6)
         scores = scores.flatten(0, 1).index_select(0, place)  # (P, 6)
         return full_precision(scores + bias)
 

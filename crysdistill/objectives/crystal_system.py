@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,32 +15,15 @@ from torchmetrics.utilities.data import dim_zero_cat
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import CrystalBatch
 from crysdistill.objectives.objective import Embedded, Objective, full_precision
+from crysdistill.structures import crystal_system
 
 __all__ = [
-    "CRYSTAL_SYSTEMS",
+    "LOSSES",
     "CrystalSystem",
-    "crystal_systems",
+    "NearestIsAlike",
     "nt_xent",
     "supervised_contrastive",
 ]
-
-CRYSTAL_SYSTEMS = {
-    "triclinic": 1,
-    "monoclinic": 3,
-    "orthorhombic": 16,
-    "tetragonal": 75,
-    "trigonal": 143,
-    "hexagonal": 168,
-    "cubic": 195,
-}
-"""Crystal systems, numbered 0-6 in this order, by their first space group."""
-
-
-def crystal_systems(space_groups: Tensor) -> Tensor:
-    """Return the crystal system, 0-6, of space groups 1-230; -1 for 0."""
-    first = torch.tensor(list(CRYSTAL_SYSTEMS.values()), device=space_groups.device)
-    return torch.bucketize(space_groups, first, right=True) - 1
-
 
 # ------------------------------------------------------------------ the losses
 #
@@ -168,6 +152,8 @@ class CrystalSystem(Objective):
     name: ClassVar[str] = "crystal_system"
     PUBLISHED: ClassVar[Mapping[str, Any]] = {"loss": "nt-xent", "projection": False}
 
+    systems: Tensor
+
     def __init__(
         self,
         encoder_width: int,
@@ -186,6 +172,8 @@ class CrystalSystem(Objective):
             raise InputError(f"`temperature` is {temperature} but must be positive")
         self.loss = LOSSES[loss]
         self.temperature = temperature
+        systems = torch.from_numpy(crystal_system(np.arange(231)))
+        self.register_buffer("systems", systems, persistent=False)  # (231,), -1 to 6
         self.projection: nn.Module = nn.Identity()
         if projection:
             self.projection = nn.Sequential(
@@ -198,7 +186,7 @@ class CrystalSystem(Objective):
     def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
         """Return the contrastive loss, in nats."""
         anchors = self.projection(embedded.crystals)  # (B, F)
-        labels = crystal_systems(batch.space_groups)  # (B,)
+        labels = self.systems[batch.space_groups]  # (B,)
         others, other_labels, first = self.gather_embeddings(anchors, labels)
         total, terms = self.loss(
             anchors, labels, others, other_labels, first, self.temperature
@@ -207,7 +195,7 @@ class CrystalSystem(Objective):
 
     def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
         """Add a validation batch to the numbers."""
-        self.retrieval.update(embedded.crystals, crystal_systems(batch.space_groups))
+        self.retrieval.update(embedded.crystals, self.systems[batch.space_groups])
 
     def compute(self) -> dict[str, float]:
         """Return the retrieval precision beside its chance level."""

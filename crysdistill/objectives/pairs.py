@@ -69,8 +69,9 @@ def sampled_pairs(batch: CrystalBatch, seed: int) -> Pairs:
     size = (batch.ptr[1:] - batch.ptr[:-1])[batch.batch]  # (N,)
     origin = batch.ptr[batch.batch]  # (N,), the first atom of the own crystal
     second, first = batch.edge_index
-    if batch.padding is not None:
-        first, second = first[~batch.padding], second[~batch.padding]
+    padding = getattr(batch, "padding", None)  # PyG keeps no attribute that is None
+    if padding is not None:
+        first, second = first[~padding], second[~padding]
     keys, times = torch.unique(first * n_atoms + second, return_counts=True)
     first, second = keys // n_atoms, keys % n_atoms  # sorted by first, then second
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,8 @@ def fit(
     if settings.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=settings.patience))
     if settings.progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
-    with _quiet():
+        callbacks.append(ProgressBar(refresh_rate=10))
+    with _Quiet():
         trainer = L.Trainer(
             accelerator=settings.accelerator,
             devices=1,
@@ -132,7 +132,30 @@ def fit(
         module.load_state_dict(state)
 
 
-class _quiet:
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar without the logger's version number."""
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Return what stands at the end of the bar."""
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        return shown
+
+
+_NOT_FOR_US = (
+    ".*does not have many workers.*",  # a batch is one gather: workers would slow it
+    ".*Checkpoint directory.*",
+    ".*Experiment logs directory.*",  # the run directory holds other files
+    ".*GPU available but not used.*",
+    ".*in eval mode at the start of training.*",  # frozen stages are meant to be
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*mid-epoch.*",  # the loader's position is part of the checkpoint
+)
+
+
+class _Quiet:
     """Keeps Lightning's start-up notices and advice that does not apply off the screen."""
 
     def __enter__(self) -> None:
@@ -141,8 +164,7 @@ class _quiet:
         self._logger.setLevel(logging.WARNING)
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
-        for message in (".*does not have many workers.*", ".*Checkpoint directory.*",
-                        ".*GPU available but not used.*", ".*mid-epoch.*"):  # fmt: skip
+        for message in _NOT_FOR_US:
             warnings.filterwarnings("ignore", message)
 
     def __exit__(self, *exc: object) -> None:
@@ -151,7 +173,7 @@ class _quiet:
 
 
 def make_optimizer(
-    parameters: Iterable[torch.nn.Parameter],
+    groups: Sequence[tuple[Sequence[torch.nn.Parameter], float]],
     settings: OptimizerSettings,
     steps: int,
     steps_per_epoch: int,
@@ -159,12 +181,17 @@ def make_optimizer(
     """Return the optimizer and schedule in the form that Lightning takes.
 
     Args:
-        parameters: what to train.
+        groups: parameters with their learning rates; frozen ones are left out.
         settings: which optimizer and schedule.
         steps: of the whole run.
         steps_per_epoch: of one epoch.
     """
-    trained = [p for p in parameters if p.requires_grad]
+    trained = [
+        {"params": [p for p in parameters if p.requires_grad], "lr": lr}
+        for parameters, lr in groups
+    ]
+    trained = [group for group in trained if group["params"]]
+    rates = [group["lr"] for group in trained]
     decay, lr = settings.weight_decay, settings.lr
     optimizer: torch.optim.Optimizer
     if settings.name == "sgd":
@@ -176,7 +203,7 @@ def make_optimizer(
     schedules = torch.optim.lr_scheduler
     schedule: torch.optim.lr_scheduler.LRScheduler
     if settings.schedule == "onecycle":
-        schedule = schedules.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+        schedule = schedules.OneCycleLR(optimizer, rates, steps, pct_start=0.1)
     elif settings.schedule == "cosine":
         schedule = schedules.CosineAnnealingLR(optimizer, steps)
     elif settings.schedule == "milestones":

@@ -23,7 +23,7 @@ CONTENTS = {
     "metrics.csv": "every logged number, by epoch",
     "tensorboard": "the same for `tensorboard --logdir`",
     "checkpoints": "to resume: `resume=true`",
-    "teacher.npy": "the teacher's atom embeddings",
+    "teacher.safetensors": "the teacher's atom embeddings",
     "weights.safetensors": "the result: for predict, embed, distill and finetune",
     "predictions.csv": "test crystals: truth and prediction",
     "results.json": "the numbers",

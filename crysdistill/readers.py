@@ -1,0 +1,501 @@
+"""Structure files and JSON layouts, read strictly: a crystal, or one line of reason."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import gemmi
+import numpy as np
+
+from crysdistill.elements import MAX_ATOMIC_NUMBER, symbols
+from crysdistill.errors import BadStructure
+from crysdistill.structures import (
+    Crystal,
+    disordered,
+    label_number,
+    species_number,
+    unknown_element,
+    validate,
+)
+
+FULL_OCCUPANCY = 1e-3  # how far from 1 a full site may be written
+SAME_SITE = 0.1
+"""Å. Images of one site closer than this are one atom on a special position, written
+with too few digits; no two atoms come as close."""
+
+_OPERATIONS = ("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz")
+_HALL = ("_space_group_name_Hall", "_symmetry_space_group_name_Hall")
+_HERMANN_MAUGUIN = ("_space_group_name_H-M_alt", "_symmetry_space_group_name_H-M")
+_GROUP_NUMBER = ("_space_group_IT_number", "_symmetry_Int_Tables_number")
+_CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+_FORMULA_PART = re.compile(r"([A-Z][a-z]?)([0-9]*\.?[0-9]*)")
+_METRIC_TOLERANCE = 0.05  # of the cell, under the operations of its own symmetry
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Return the content of a file, unpacked if it is gzip-compressed.
+
+    Raises:
+        BadStructure: it cannot be read, or ends early.
+    """
+    try:
+        data = Path(path).read_bytes()
+        return gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise BadStructure(
+            "its compressed data end early; get the file again"
+        ) from None
+    except OSError as error:
+        raise BadStructure(f"cannot be read ({error.strerror})") from None
+
+
+# --------------------------------------------------------------------------------- CIF
+
+
+def read_cif(data: bytes, material_id: str) -> Crystal:
+    """Read the first block with atoms of a CIF.
+
+    Symmetry is expanded to the full cell; atoms come in pymatgen's order, by
+    electronegativity and then as written, because the published graphs treat atom 0
+    specially. Coordinates within 1e-4 of 1/3 and 2/3 are taken for these, as pymatgen
+    does.
+
+    Args:
+        data: the content of the file.
+        material_id: the name of the crystal.
+
+    Raises:
+        BadStructure: the file is damaged, disordered, names an unknown element, lacks a
+            value or cannot be a crystal.
+    """
+    block = _block_with_atoms(data)
+    cell = _cell(block)
+    names, numbers, frac = _sites(block)
+    frac = _exact_thirds(frac)
+    rotations, translations = _symmetry(block, cell)
+    if len(rotations) > 1:
+        frac, site = _expand(frac, rotations, translations, cell)
+        numbers = numbers[site]
+    order = np.argsort(_electronegativity_rank()[numbers], kind="stable")
+    crystal = validate(Crystal(material_id, numbers[order], frac[order], cell))
+    _check_formula(block, crystal.atomic_numbers)
+    return crystal
+
+
+def _block_with_atoms(data: bytes) -> gemmi.cif.Block:
+    """Return the first block that lists atoms."""
+    text = data.removeprefix(b"\xef\xbb\xbf").strip()
+    if not text:
+        raise BadStructure("empty file; get it again or remove it")
+    if text.startswith(b"<"):
+        raise BadStructure("a web page or XML, not a CIF; get the file again")
+    if not text.isascii():  # accents in names of authors; nothing that is read here
+        text = text.decode("utf-8", "replace").encode("ascii", "replace")
+    try:
+        document = gemmi.cif.read_string(text + b"\n", check_level=0)
+    except (ValueError, RuntimeError) as error:
+        place = re.match(r"[^:]*:(\d+)(?::\d+\(\d+\))?:? *(.*)", str(error))
+        where, what = place.groups() if place else ("?", str(error))
+        raise BadStructure(
+            f"not a valid CIF at line {where} ({what}): damaged or cut short; get the "
+            "file again"
+        ) from None
+    for block in document:
+        if len(block.find_values("_atom_site_fract_x")):
+            return block
+    for block in document:
+        if len(block.find_values("_atom_site_Cartn_x")):
+            raise BadStructure("Cartesian coordinates only; write `_atom_site_fract_x`")
+    raise BadStructure(
+        "no atoms (`_atom_site_fract_x`): cut short, or not a crystal structure; get "
+        "the file again"
+    )
+
+
+def _plain(value: str) -> str:
+    """Take off the quotes of a CIF value."""
+    return gemmi.cif.as_string(value) if value[:1] in "'\";" else value
+
+
+def _known(value: str | None) -> bool:
+    return value not in (None, "", "?", ".")
+
+
+def _number(value: str) -> float:
+    """Read a CIF number, with or without its uncertainty; NaN where it is none."""
+    try:
+        return float(value)
+    except ValueError:
+        return gemmi.cif.as_number(_plain(value))
+
+
+def _numbers(values: Sequence[str]) -> np.ndarray:
+    try:
+        return np.array([float(value) for value in values])
+    except ValueError:
+        return np.array([_number(value) for value in values])
+
+
+def _cell(block: gemmi.cif.Block) -> np.ndarray:
+    """Return the cell (3, 3), in pymatgen's orientation: c along z, a in the xz plane."""
+    values = []
+    for name in _CELL:
+        tag = f"_cell_{name}"
+        text = block.find_value(tag)
+        if text is None:
+            raise BadStructure(f"no `{tag}`: cut short, or no cell; complete the cell")
+        value = _number(text)
+        if not math.isfinite(value):
+            raise BadStructure(f"`{tag}` is `{text}`, not a number; complete the cell")
+        if value <= 0 or (name.startswith("angle") and value >= 180):
+            raise BadStructure(f"`{tag}` is {text}, which is impossible; mend the cell")
+        values.append(value)
+    a, b, c = values[:3]
+    cos_alpha, cos_beta, cos_gamma = np.cos(np.radians(values[3:]))
+    sin_alpha, sin_beta, _ = np.sin(np.radians(values[3:]))
+    cos_gamma_star = (cos_alpha * cos_beta - cos_gamma) / (sin_alpha * sin_beta)
+    if abs(cos_gamma_star) >= 1:
+        angles = ", ".join(f"{angle:g}" for angle in values[3:])
+        raise BadStructure(f"the angles {angles} close no cell (impossible); mend them")
+    gamma_star = np.arccos(cos_gamma_star)
+    return np.array(
+        [
+            [a * sin_beta, 0.0, a * cos_beta],
+            [
+                -b * sin_alpha * np.cos(gamma_star),
+                b * sin_alpha * np.sin(gamma_star),
+                b * cos_alpha,
+            ],
+            [0.0, 0.0, c],
+        ]
+    )
+
+
+def _sites(block: gemmi.cif.Block) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Return names, atomic numbers (S,) and coordinates (S, 3) of the sites as listed."""
+    columns: dict[str, list[str]] = {}
+    for name in ("label", "type_symbol", "fract_x", "fract_y", "fract_z", "occupancy"):
+        columns[name] = list(block.find_values(f"_atom_site_{name}"))
+    count = len(columns["fract_x"])
+    types, labels = columns["type_symbol"], columns["label"]
+    names = labels or [f"{symbol} {n}" for n, symbol in enumerate(types, start=1)]
+    if not names:
+        raise BadStructure(
+            "no `_atom_site_type_symbol`; name the elements of the sites"
+        )
+    for name in ("fract_y", "fract_z"):
+        if len(columns[name]) != count:
+            raise BadStructure(f"no `_atom_site_{name}`; complete the coordinates")
+    if len(names) != count:
+        raise BadStructure(f"{count} coordinates for {len(names)} sites; mend the file")
+    _check_occupancies(names, columns["occupancy"])
+    attached = _numbers(list(block.find_values("_atom_site_attached_hydrogens")))
+    if np.nansum(attached) > 0:
+        site = names[int(np.nanargmax(attached))]
+        raise BadStructure(f"site {site} has hydrogens without coordinates; add them")
+    numbers = np.empty(count, np.int64)
+    for row, name in enumerate(names):
+        symbol = types[row] if types else "?"
+        if _known(symbol):
+            numbers[row] = species_number(_plain(symbol))
+        else:
+            symbol = name
+            numbers[row] = label_number(_plain(name))
+        if not numbers[row]:
+            raise BadStructure(unknown_element(_plain(name), _plain(symbol)))
+    frac = np.stack([_numbers(columns[f"fract_{axis}"]) for axis in "xyz"], axis=1)
+    if not np.isfinite(frac).all():
+        row, axis = np.argwhere(~np.isfinite(frac))[0].tolist()
+        value = columns[f"fract_{'xyz'[axis]}"][row]
+        raise BadStructure(
+            f"a coordinate of site {_plain(names[row])} is `{value}`, not a number; "
+            "complete it or remove the entry"
+        )
+    return names, numbers, frac
+
+
+def _check_occupancies(names: list[str], values: list[str]) -> None:
+    """Refuse every site that is not full."""
+    occupancies = _numbers(values)
+    full = np.abs(occupancies - 1) <= FULL_OCCUPANCY
+    if full.all():
+        return
+    row = int(np.argmin(full))
+    name, value = _plain(names[row]), occupancies[row]
+    if math.isnan(value):
+        raise BadStructure(
+            f"the occupancy of site {name} is `{values[row]}`; write 1 if it is full"
+        )
+    if value > 1:
+        raise BadStructure(
+            f"site {name} has occupancy {value:g}, more than one atom; mend the file"
+        )
+    raise BadStructure(disordered(name, f"occupancy {value:g}"))
+
+
+def _exact_thirds(frac: np.ndarray) -> np.ndarray:
+    """Replace 0.3333 and 0.6667 by the fractions that they stand for."""
+    for third in (1 / 3, 2 / 3):
+        frac = np.where(np.abs(frac / third - 1) <= 1e-4, third, frac)
+    return frac
+
+
+@cache
+def _electronegativity_rank() -> np.ndarray:
+    """Return where pymatgen's order puts each atomic number, (101,)."""
+    from pymatgen.core import Element
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # noble gases have no electronegativity
+        keys = [(Element.from_Z(z).X, symbols()[z]) for z in range(1, len(symbols()))]
+    # Python cannot order NaN; noble gases go last, as the least willing to bind.
+    ordered = sorted(
+        range(1, len(symbols())),
+        key=lambda z: (keys[z - 1][0] != keys[z - 1][0], keys[z - 1]),
+    )
+    rank = np.zeros(MAX_ATOMIC_NUMBER + 1, np.int64)
+    rank[ordered] = np.arange(MAX_ATOMIC_NUMBER)
+    return rank
+
+
+# ---------------------------------------------------------------------------- symmetry
+
+
+def _symmetry(
+    block: gemmi.cif.Block, cell: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rotations (M, 3, 3) and translations (M, 3) of a CIF block."""
+    for tag in _OPERATIONS:
+        listed = tuple(_plain(value) for value in block.find_values(tag))
+        if any(_known(value) for value in listed):
+            rotations, translations = _operations(listed)
+            break
+    else:
+        rotations, translations = _operations(_named_group(block))
+    if len(rotations) > 1:
+        metric = cell @ cell.T
+        moved = rotations.transpose(0, 2, 1) @ metric @ rotations
+        scale = np.sqrt(np.outer(metric.diagonal(), metric.diagonal()))
+        if (np.abs(moved - metric) > _METRIC_TOLERANCE * scale).any():
+            raise BadStructure(
+                "its symmetry does not fit its cell (another setting?); mend either"
+            )
+    return rotations, translations
+
+
+@lru_cache(maxsize=512)
+def _operations(triplets: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Turn `x, y, z+1/2` and the like into arrays."""
+    operations = []
+    for triplet in triplets:
+        try:
+            operations.append(gemmi.Op(triplet))
+        except RuntimeError:
+            raise BadStructure(
+                f"the symmetry operation `{triplet}` cannot be read; mend the file"
+            ) from None
+    rotations = np.array([op.rot for op in operations], np.float64) / gemmi.Op.DEN
+    translations = np.array([op.tran for op in operations], np.float64) / gemmi.Op.DEN
+    return rotations, translations
+
+
+def _named_group(block: gemmi.cif.Block) -> tuple[str, ...]:
+    """Return the operations of the group that a block names; P1 if it names none."""
+
+    def named(tags: tuple[str, ...]) -> str | None:
+        values = (_plain(block.find_value(tag) or "?") for tag in tags)
+        return next((value for value in values if _known(value)), None)
+
+    if hall := named(_HALL):
+        try:
+            return tuple(op.triplet() for op in gemmi.symops_from_hall(hall))
+        except RuntimeError:
+            pass  # the Hermann-Mauguin symbol may still be right
+    alpha, _, gamma = (_number(block.find_value(f"_cell_{name}")) for name in _CELL[3:])
+    symbol, number = named(_HERMANN_MAUGUIN), named(_GROUP_NUMBER)
+    if symbol is None and number is not None:
+        try:
+            symbol = gemmi.find_spacegroup_by_number(int(number)).hm
+        except (ValueError, AttributeError):
+            raise BadStructure(
+                f"no space group has number `{number}`; mend it"
+            ) from None
+    if symbol is None:
+        return ("x,y,z",)
+    group = gemmi.find_spacegroup_by_name(symbol, alpha, gamma)
+    if group is None:
+        raise BadStructure(
+            f"the space group `{symbol}` is not known and no symmetry operations are "
+            "listed; add `_space_group_symop_operation_xyz`"
+        )
+    return tuple(op.triplet() for op in group.operations())
+
+
+def _expand(
+    frac: np.ndarray, rotations: np.ndarray, translations: np.ndarray, cell: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return all atoms of the cell (N, 3), and the site (N,) that each comes from.
+
+    Images of a site that coincide, because it lies on a symmetry element, become one
+    atom: the first of them, as in pymatgen.
+    """
+    images = np.einsum("mij,sj->smi", rotations, frac) + translations  # (S, M, 3)
+    operations = len(rotations)
+    keep = np.ones(images.shape[:2], bool)
+    earlier = np.tri(operations, k=-1, dtype=bool)
+    step = max(1, 50_000 // operations**2)  # sites at a time: some MB
+    for start in range(0, len(frac), step):
+        part = images[start : start + step]
+        delta = part[:, :, None] - part[:, None]  # (S, M, M, 3)
+        delta = (delta - np.rint(delta)) @ cell
+        near = np.einsum("smki,smki->smk", delta, delta) < SAME_SITE**2
+        keep[start : start + step] = ~(near & earlier).any(axis=2)
+    return images[keep], np.nonzero(keep)[0]
+
+
+def _check_formula(block: gemmi.cif.Block, numbers: np.ndarray) -> None:
+    """Refuse a file whose atoms are fewer than its formula says.
+
+    It is how a file shows that it was cut between two atoms, or that hydrogens were
+    never located. A formula with other elements says nothing: it was left behind by
+    whoever substituted an element.
+    """
+    text = _plain(block.find_value("_chemical_formula_sum") or "?").replace("'", "")
+    stated: dict[int, float] = {}
+    for part in text.split():
+        match = _FORMULA_PART.fullmatch(part)
+        z = species_number(match.group(1)) if match else 0
+        if match is None or z == 0 or match.group(2) == ".":
+            return
+        stated[z] = stated.get(z, 0.0) + float(match.group(2) or 1)
+    found = dict(
+        zip(*(a.tolist() for a in np.unique(numbers, return_counts=True)), strict=True)
+    )
+    if not stated or not found.keys() <= stated.keys():
+        return
+    ratio = len(numbers) / sum(stated.values())
+    if any(
+        abs(found.get(z, 0) - n * ratio) > 0.01 * n * ratio for z, n in stated.items()
+    ):
+        pass
+    elif min(abs(ratio - round(ratio)), abs(1 / ratio - round(1 / ratio))) < 0.01:
+        return
+    atoms = " ".join(f"{symbols()[z]}{n}" for z, n in found.items())
+    raise BadStructure(
+        f"its atoms ({atoms}) do not make up its formula ({text}): cut short, or atoms "
+        "without coordinates; complete the file or mend `_chemical_formula_sum`"
+    )
+
+
+# ------------------------------------------------------------------------------ POSCAR
+
+
+def read_poscar(data: bytes, material_id: str) -> Crystal:
+    """Read a POSCAR or CONTCAR that names its elements.
+
+    Raises:
+        BadStructure: it is damaged, does not name its elements, or cannot be a crystal.
+    """
+    from pymatgen.io.vasp import Poscar
+
+    text = data.decode("utf-8", "replace").removeprefix("\ufeff")
+    if not text.strip():
+        raise BadStructure("empty file; get it again or remove it")
+    lines = [line.split() for line in text.splitlines()]
+    if len(lines) > 6 and all(word.isdigit() for word in lines[6]):
+        if len(lines[5]) != len(lines[6]) and not lines[5][0].isdigit():
+            raise BadStructure(
+                f"{len(lines[5])} elements but {len(lines[6])} numbers of atoms; mend "
+                "lines 6 and 7"
+            )
+        for symbol in lines[5]:
+            if not symbol.isdigit() and not species_number(re.split("[_/]", symbol)[0]):
+                raise BadStructure(unknown_element("list", symbol))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            structure = Poscar.from_str(text, read_velocities=False).structure
+        except IndexError:
+            raise BadStructure(
+                "not a whole POSCAR: a line or a number is missing; get the file again"
+            ) from None
+    if any("cannot be determined" in str(w.message) for w in caught):
+        raise BadStructure("no element symbols (VASP 4); add them as line 6")
+    return Crystal.from_pymatgen(structure, material_id)
+
+
+# -------------------------------------------------------------------------------- JSON
+
+
+def read_flat(entry: Mapping[str, Any], material_id: str) -> Crystal:
+    """Read `{"lattice": (3, 3), "species": [symbols], "frac": (N, 3)}`.
+
+    Raises:
+        BadStructure: a key is missing, the arrays do not fit, or it cannot be a crystal.
+    """
+    for key in ("lattice", "species", "frac"):
+        if entry.get(key) is None:
+            raise BadStructure(f"no `{key}`; give `lattice`, `species` and `frac`")
+    species = entry["species"]
+    numbers = [species_number(str(name)) for name in species]
+    if 0 in numbers:
+        site = numbers.index(0)
+        raise BadStructure(unknown_element(str(site), str(species[site])))
+    return validate(
+        Crystal(
+            material_id,
+            np.array(numbers, np.int64),
+            _array(entry["frac"], "frac"),
+            _array(entry["lattice"], "lattice"),
+        )
+    )
+
+
+def read_pymatgen(entry: Mapping[str, Any], material_id: str) -> Crystal:
+    """Read what pymatgen's `Structure.as_dict` writes.
+
+    Raises:
+        BadStructure: it is disordered, damaged, or cannot be a crystal.
+    """
+    lattice, sites = entry.get("lattice"), entry.get("sites")
+    if not isinstance(lattice, Mapping) or "matrix" not in lattice:
+        raise BadStructure("no `lattice` with a `matrix`; write it with pymatgen")
+    if not isinstance(sites, Sequence):
+        raise BadStructure("no `sites`; write it with pymatgen")
+    numbers, frac = [], []
+    for row, site in enumerate(sites):
+        species = site["species"]
+        if len(species) != 1 or abs(species[0].get("occu", 1) - 1) > FULL_OCCUPANCY:
+            parts = " + ".join(f"{s['element']} {s.get('occu', 1):g}" for s in species)
+            raise BadStructure(disordered(str(row), parts or "nothing"))
+        number = species_number(species[0]["element"])
+        if number == 0:
+            raise BadStructure(unknown_element(str(row), species[0]["element"]))
+        numbers.append(number)
+        frac.append(site["abc"])
+    return validate(
+        Crystal(
+            material_id,
+            np.array(numbers, np.int64),
+            _array(frac, "abc"),
+            _array(lattice["matrix"], "matrix"),
+        )
+    )
+
+
+def _array(values: Any, name: str) -> np.ndarray:
+    """Return an array of numbers; null becomes NaN, which `validate` reports."""
+    try:
+        return np.array(values, dtype=np.float64)
+    except (ValueError, TypeError):
+        raise BadStructure(
+            f"`{name}` is not a table of numbers with three columns; mend the entry"
+        ) from None

@@ -1,0 +1,314 @@
+"""What a configuration may hold, said once: by the signatures of what it configures.
+
+The configuration of a run is a dataclass. Its fields hold plain values, further
+dataclasses, or things chosen by name, whose settings are the parameters of what was
+named; `Choice` and `Choices` mark those. Nothing here reads a file: see
+`crysdistill.configs`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import yaml
+
+ABSENT: Any = inspect.Parameter.empty
+"""Stands for a value that was not given."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Marks a field that names one thing and holds its settings.
+
+    `encoder: Annotated[dict[str, Any], Choice("crysdistill.encoders", "ENCODERS")]`
+    takes `{name: cgcnn, width: 128}`: what may stand beside `name` are the parameters
+    of the encoder. Where the field has a default of the same name, its settings stand
+    unless others are given. Parameters that nobody gives are left out, so that what
+    was named keeps its own defaults.
+
+    Args:
+        module: where the table of names is; imported when it is needed.
+        table: the dictionary there, from names to classes or functions.
+        supplied: parameters that do not come from a configuration.
+    """
+
+    module: str
+    table: str
+    supplied: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> Mapping[str, Callable[..., Any]]:
+        """What can be named."""
+        options: Mapping[str, Callable[..., Any]]
+        options = getattr(importlib.import_module(self.module), self.table)
+        return options
+
+
+@dataclass(frozen=True)
+class Choices(Choice):
+    """Marks a field that holds any number of named things, each with its settings.
+
+    `objectives: Annotated[dict[str, Any], Choices("crysdistill.objectives",
+    "OBJECTIVES")]` takes `{space_group: {balance: 0.5}, connectivity: true}`. `true`
+    stands for no settings; `false` leaves one out that would otherwise be there.
+
+    Args:
+        module: where the table of names is; imported when it is needed.
+        table: the dictionary there, from names to classes or functions.
+        supplied: parameters that do not come from a configuration.
+        shared: a dataclass of further keys that each of them takes; these are
+            always filled in.
+    """
+
+    shared: type | None = None
+
+
+class Unwrapped(NamedTuple):
+    """A type without its marks.
+
+    Args:
+        kind: the type, without None.
+        mark: the `Choice` (or `Choices`) on it, if any.
+        optional: whether None is allowed.
+    """
+
+    kind: Any
+    mark: Choice | None
+    optional: bool
+
+
+def unwrap(annotation: Any) -> Unwrapped:
+    """Take the mark and the None off a type."""
+    mark: Choice | None = None
+    optional = False
+    while True:
+        if get_origin(annotation) is Annotated:
+            annotation, *extras = get_args(annotation)
+            marks = [extra for extra in extras if isinstance(extra, Choice)]
+            mark = marks[0] if marks else mark
+        elif _is_union(annotation) and type(None) in get_args(annotation):
+            optional = True
+            members = [a for a in get_args(annotation) if a is not type(None)]
+            annotation = Union[tuple(members)]  # noqa: UP007 - made at run time
+        else:
+            return Unwrapped(annotation, mark, optional or annotation is Any)
+
+
+def is_section(kind: Any) -> bool:
+    """Return whether a type is a dataclass, that is, a section of a configuration."""
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def is_collection(kind: Any) -> bool:
+    """Return whether a type holds several values: a list, a tuple, a mapping."""
+    if _is_union(kind):
+        return any(map(is_collection, get_args(kind)))
+    origin = get_origin(kind) or kind
+    return (
+        isinstance(origin, type)
+        and issubclass(origin, Collection)
+        and not issubclass(origin, str)
+    )
+
+
+class Parameter(NamedTuple):
+    """One key of a configuration.
+
+    Args:
+        annotation: its type, with marks.
+        default: its value where none is given, or `ABSENT`.
+    """
+
+    annotation: Any
+    default: Any = ABSENT
+
+
+def parameters(
+    target: Callable[..., Any], supplied: tuple[str, ...] = ()
+) -> dict[str, Parameter]:
+    """Return the keys that a dataclass, a class or a function takes, in order.
+
+    Args:
+        target: what the configuration is for.
+        supplied: parameters to leave out.
+    """
+    found: dict[str, Parameter] = {}
+    if is_section(target):
+        hints = get_type_hints(target, include_extras=True)
+        for field in dataclasses.fields(target):  # type: ignore[arg-type]
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            if default is dataclasses.MISSING:
+                default = ABSENT
+            if field.init:
+                found[field.name] = Parameter(hints[field.name], default)
+    else:
+        function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+        hints = get_type_hints(function, include_extras=True)
+        for name, parameter in inspect.signature(target).parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            found[name] = Parameter(hints.get(name, Any), parameter.default)
+    return {name: p for name, p in found.items() if name not in supplied}
+
+
+def describe(annotation: Any) -> str:
+    """Say in words what a value of a type is."""
+    kind, _, optional = unwrap(annotation)
+    null = " or null" if optional and kind is not Any else ""
+    return _words(kind, plural=False) + null
+
+
+_WORDS = {
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "true or false"),
+    str: ("text", "text"),
+    Path: ("a path", "paths"),
+    Any: ("a value", "values"),
+    type(None): ("null", "null"),
+}
+
+
+def _words(kind: Any, plural: bool) -> str:
+    if kind in _WORDS:
+        return _WORDS[kind][plural]
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        if len(inner) == 1:
+            return f"`{inner[0]}`"
+        return f"one of {', '.join(map(str, inner))}"
+    if _is_union(kind):
+        return " or ".join(dict.fromkeys(_words(member, plural) for member in inner))
+    if origin is tuple and inner and inner[-1] is not Ellipsis:
+        return f"a list of {len(inner)} {_words(inner[0], plural=True)}"
+    if origin is not None and issubclass(origin, Mapping):
+        return f"a mapping from names to {_words(inner[1], plural=True)}"
+    if origin is not None and inner:
+        return f"a list of {_words(inner[0], plural=True)}"
+    return f"a {getattr(kind, '__name__', kind)}"
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, types.UnionType)
+
+
+class Key(NamedTuple):
+    """One line in the list of what a configuration may hold.
+
+    Args:
+        name: dotted.
+        meaning: what a value is, in words.
+        default: as it would be written, or None where a value must be given.
+        text: from the docstring.
+    """
+
+    name: str
+    meaning: str
+    default: str | None
+    text: str
+
+
+def list_keys(schema: type) -> Iterator[Key]:
+    """Yield every key that a configuration may hold, with type, default and text."""
+    yield from _keys(parameters(schema), documentation(schema), "")
+
+
+def _keys(
+    known: Mapping[str, Parameter], texts: Mapping[str, str], prefix: str
+) -> Iterator[Key]:
+    for name, (annotation, default) in known.items():
+        kind, mark, _ = unwrap(annotation)
+        path = prefix + name
+        if mark is None and not is_section(kind):
+            text = None if default is ABSENT else write_value(default)
+            yield Key(path, describe(annotation), text, texts.get(name, ""))
+        elif mark is None:
+            inner = parameters(kind)
+            if is_section(type(default)):
+                inner = {
+                    key: Parameter(p.annotation, getattr(default, key))
+                    for key, p in inner.items()
+                }
+            yield from _keys(inner, documentation(kind), path + ".")
+        elif isinstance(mark, Choices):
+            for option, target in mark.options.items():
+                for part in (mark.shared, target):
+                    if part is not None:
+                        inner = parameters(part, mark.supplied)
+                        texts_there = documentation(part)
+                        yield from _keys(inner, texts_there, f"{path}.{option}.")
+        else:
+            chosen = default if isinstance(default, Mapping) else {}
+            meaning = f"one of {', '.join(mark.options)}"
+            yield Key(f"{path}.name", meaning, chosen.get("name"), texts.get(name, ""))
+            for option, target in mark.options.items():
+                inner = parameters(target, mark.supplied)
+                if option == chosen.get("name"):
+                    inner = {
+                        key: Parameter(p.annotation, chosen.get(key, p.default))
+                        for key, p in inner.items()
+                    }
+                yield from _keys(inner, documentation(target), path + ".")
+
+
+def documentation(target: Callable[..., Any]) -> dict[str, str]:
+    """Return what a docstring says of each argument, on one line each."""
+    from docstring_parser import parse
+
+    bases = inspect.getmro(target) if isinstance(target, type) else (target,)
+    found = {}
+    for base in reversed(bases):  # a dataclass need not repeat what it inherits
+        for p in parse(inspect.cleandoc(base.__doc__ or "")).params:
+            found[p.arg_name] = " ".join((p.description or "").split())
+    return found
+
+
+def write_value(value: Any) -> str:
+    """Return a value as it would be written on one line of a configuration."""
+    text = yaml.safe_dump(
+        _plain(value), default_flow_style=True, allow_unicode=True, width=10_000
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def dump_config(config: Any) -> str:
+    """Return a configuration as YAML that `load_config` reads back to an equal one.
+
+    Args:
+        config: an instance of the dataclass that describes the run.
+    """
+    return yaml.safe_dump(
+        _plain(config), sort_keys=False, allow_unicode=True, width=10_000
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Turn dataclasses, tuples and paths into what YAML knows."""
+    if is_section(type(value)):
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        return {name: _plain(getattr(value, name)) for name in fields}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,167 @@
+"""A comparison: arms x numbers of labels x seeds, resumable cell by cell."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+from sklearn.metrics import roc_auc_score
+
+from crysdistill.corpus.splits import read_split
+from crysdistill.corpus.store import Store
+from crysdistill.errors import InputError
+from crysdistill.studies.arms import Arm, make_arm
+from crysdistill.studies.baselines import BASELINES
+from crysdistill.training.supervised import TrainConfig
+
+
+@dataclass
+class CompareConfig:
+    """A comparison of ways to use pretrained weights.
+
+    Args:
+        weights: of the pretrained encoder.
+        base: what all arms share: dataset, target, split, optimizer, trainer.
+        out: the study's folder; every run lies in `OUT/runs/`.
+        arms: what to compare; see `crysdistill.studies.arms`.
+        baselines: predictors without a graph to show beside them.
+        labels: numbers of training crystals; empty for all that the split gives.
+        seeds: of split, weights and order. All arms see the same ones.
+    """
+
+    weights: Path
+    base: TrainConfig
+    out: Path = Path("runs/study")
+    arms: list[str] = field(
+        default_factory=lambda: ["scratch", "distilled", "random-teacher", "finetuned"]
+    )
+    baselines: list[str] = field(default_factory=lambda: ["mean", "forest"])
+    labels: list[int] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+
+    def __post_init__(self) -> None:
+        for name in self.baselines:
+            if name not in BASELINES:
+                raise InputError(
+                    f"unknown baseline {name!r}; choose of {', '.join(BASELINES)}"
+                )
+        if not self.seeds or not self.arms:
+            raise InputError("a study needs at least one of `arms` and one of `seeds`")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison."""
+
+    arm: Arm
+    labels: int | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its run directory."""
+        labels = "all" if self.labels is None else str(self.labels)
+        return f"{self.arm.name}-{labels}-{self.seed}"
+
+
+def compare(config: CompareConfig, progress: bool = True) -> pd.DataFrame:
+    """Run every cell that has not run yet; return one row for each.
+
+    Every arm of a seed has the same training, validation and test crystals, the same
+    optimizer and as many epochs; the epoch is chosen on validation.
+
+    Args:
+        config: what to compare.
+        progress: whether to show a progress bar.
+
+    Returns:
+        Columns `arm, target, unit, metric, labels, seed, value, validation`.
+    """
+    cells = list(_cells(config))
+    results = []
+    with Progress(
+        SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn(),
+        disable=not progress,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("study", total=len(cells))
+        for cell in cells:
+            bar.update(task, description=f"{cell.arm.name}, seed {cell.seed}")
+            results.append(_result(config, cell))
+            bar.advance(task)
+    results += _baselines(config, cells)
+    table = pd.DataFrame(results)
+    table.to_csv(config.out / "results.csv", index=False)
+    return table
+
+
+def about(arms: Sequence[str]) -> dict[str, str]:
+    """Return what each arm or baseline is, in one line."""
+    lines = {name: text for name, (text, _) in BASELINES.items()}
+    return {n: lines[n] if n in lines else make_arm(n).about for n in arms}
+
+
+def _cells(config: CompareConfig) -> Iterator[Cell]:
+    arms = [make_arm(name) for name in config.arms]
+    for labels in config.labels or [None]:
+        for seed in config.seeds:
+            for arm in arms:
+                yield Cell(arm, labels, seed)
+
+
+def _result(config: CompareConfig, cell: Cell) -> dict[str, Any]:
+    """Run a cell, unless its folder already holds a result."""
+    folder = config.out / "runs" / cell.name
+    path = folder / "results.json"
+    if not path.exists():
+        trainer = replace(config.base.trainer, progress=False)
+        split = replace(config.base.split, seed=cell.seed, train_subset=cell.labels)
+        run = replace(
+            config.base, out=folder, seed=cell.seed, split=split, trainer=trainer,
+            overwrite=True,
+        )  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()):
+            cell.arm.run(run, config.weights)
+    result = json.loads(path.read_text())
+    return {
+        "arm": cell.arm.name,
+        **{name: result[name] for name in ("target", "unit", "metric", "labels", "seed")},
+        "value": result["test"],
+        "validation": result["val"],
+    }
+
+
+def _baselines(config: CompareConfig, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """Yield results of the baselines on the splits of the first arm."""
+    store = Store.open(config.base.dataset)
+    target = config.base.target
+    labels = store.property(target.name)
+    for cell in cells:
+        if cell.arm.name != config.arms[0]:
+            continue
+        folder = config.out / "runs" / cell.name
+        result = json.loads((folder / "results.json").read_text())
+        split = read_split(
+            folder / "split.csv", store.material_ids, np.flatnonzero(~np.isnan(labels))
+        )
+        for name in config.baselines:
+            predicted = BASELINES[name][1](store, split, target, cell.seed)
+            truth = labels[split.test]
+            value = (
+                roc_auc_score(truth, predicted)
+                if result["metric"] == "auc"
+                else np.abs(predicted - truth).mean()
+            )
+            yield {
+                "arm": name,
+                **{key: result[key] for key in ("target", "unit", "metric", "labels", "seed")},
+                "value": float(value),
+                "validation": float("nan"),
+            }

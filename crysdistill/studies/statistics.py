@@ -1,0 +1,385 @@
+"""What several seeds show: means, intervals and paired comparisons of arms.
+
+Results are a tidy table with one row for each run: the columns `arm`, `target`,
+`metric`, `labels` (number of training labels), `seed` and `value` (on test); besides
+them `unit`, `validation` and `fold` if there are any. Other columns are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from crysdistill.errors import InputError, did_you_mean
+
+REQUIRED = ("arm", "target", "metric", "labels", "seed", "value")
+"""The columns without which results cannot be judged."""
+
+HIGHER_IS_BETTER = {
+    **dict.fromkeys(
+        ("mae", "mse", "rmse", "medae", "loss", "log_loss", "brier"), False
+    ),
+    **dict.fromkeys(("auc", "average_precision", "accuracy", "f1", "mcc", "r2"), True),
+    **dict.fromkeys(("balanced_accuracy", "precision", "recall"), True),
+    **dict.fromkeys(("pearson", "spearman", "kendall"), True),
+}
+"""The metrics that can be judged, and whether more of one is better."""
+
+BETTER = "better"
+WORSE = "worse"
+NO_DIFFERENCE = "no difference shown"
+ONE_SEED = "one seed: no verdict"
+NO_PAIR = "no common seed: no verdict"
+
+_GROUP = ["target", "unit", "metric", "labels"]
+
+
+class Interval(NamedTuple):
+    """Lower and upper end of a confidence interval; NaN where there is none."""
+
+    low: float
+    high: float
+
+
+def check_results(results: pd.DataFrame) -> pd.DataFrame:
+    """Return results with all columns that the statistics need, in plain types.
+
+    Args:
+        results: one row for each run; see the top of this module.
+
+    Returns:
+        A copy with `unit` ("" where absent), `validation` (NaN where absent) and `fold`
+        (0 where absent).
+
+    Raises:
+        InputError: a column is missing, there is no row, a metric is unknown, a target
+            has two units, a value is no number, or two rows are the same run.
+    """
+    columns = [str(name) for name in results.columns]
+    missing = [name for name in REQUIRED if name not in columns]
+    if missing:
+        hint = did_you_mean(missing[0], [c for c in columns if c not in REQUIRED])
+        hint = hint.replace("did you mean", "is it the column")
+        names = " and ".join(f"`{name}`" for name in missing)
+        raise InputError(
+            f"the results lack {names}; they need the columns "
+            f"{', '.join(REQUIRED)}{hint}"
+        )
+    if results.empty:
+        raise InputError("the results have no row; run at least one arm")
+    table = results.copy().reset_index(drop=True)
+    for name, default in (("unit", ""), ("validation", np.nan), ("fold", 0)):
+        if name not in columns:
+            table[name] = default
+    table["unit"] = table["unit"].fillna("").astype(str)
+    for name in ("arm", "target", "metric"):
+        table[name] = table[name].astype(str)
+    for name in ("value", "validation", "labels"):
+        try:
+            table[name] = pd.to_numeric(table[name])
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the column `{name}` must hold numbers: {error}"
+            ) from None
+    if table["labels"].isna().any():
+        raise InputError(
+            "the column `labels` has gaps; give the number of training labels"
+        )
+    for metric in table["metric"].unique():
+        higher_is_better(metric)
+    units = table.groupby(["target", "metric"])["unit"].unique()
+    for key, found in units.items():
+        if len(found) > 1:
+            raise InputError(
+                f"the target `{key[0]}` has the units {', '.join(map(repr, found))}; "
+                "convert its values to one of them"
+            )
+    run = [*_GROUP, "arm", "fold", "seed"]
+    twice = table[table.duplicated(run)]
+    if not twice.empty:
+        row = twice.iloc[0]
+        raise InputError(
+            f"the arm `{row.arm}` has seed {row.seed} twice for `{row.target}` with "
+            f"{row.labels} labels; keep one row for each run"
+        )
+    return table
+
+
+def higher_is_better(metric: str) -> bool:
+    """Return whether more of a metric is better.
+
+    Raises:
+        InputError: the metric is not known.
+    """
+    if metric not in HIGHER_IS_BETTER:
+        raise InputError(
+            f"unknown metric `{metric}`; choose one of {', '.join(HIGHER_IS_BETTER)}"
+            f"{did_you_mean(metric, HIGHER_IS_BETTER)}"
+        )
+    return HIGHER_IS_BETTER[metric]
+
+
+def corrected_variance(
+    values: Sequence[float] | np.ndarray, test_train_ratio: float = 0.0
+) -> float:
+    """Return the variance of the mean of values from splits that overlap.
+
+    Splits of one dataset share training crystals, so that their results vary less than
+    those of independent samples would; s²/n is then too small. The correction is made
+    for training and test parts that are all the data together, as in k-fold or repeated
+    hold-out. For small training subsets of a large pool it is far too cautious.
+
+    Source: C. Nadeau, Y. Bengio, Machine Learning 52, 239-281 (2003),
+    doi:10.1023/A:1024068626366, corrected resampled t test.
+
+    Args:
+        values: one for each split, (n,).
+        test_train_ratio: size of the test part over size of the training part; 0 gives
+            the plain s²/n of independent values.
+
+    Returns:
+        The variance of the mean, in the unit of the values squared; NaN for n < 2.
+
+    Raises:
+        InputError: the ratio is negative.
+    """
+    if test_train_ratio < 0:
+        raise InputError(
+            f"`test_train_ratio` is {test_train_ratio} but must not be negative"
+        )
+    x = np.asarray(values, float)
+    if len(x) < 2:
+        return float("nan")
+    return float((1 / len(x) + test_train_ratio) * x.var(ddof=1))  # (1/J + n₂/n₁) S²
+
+
+def t_interval(
+    values: Sequence[float] | np.ndarray,
+    confidence: float = 0.95,
+    test_train_ratio: float = 0.0,
+) -> Interval:
+    """Return Student's confidence interval of a mean.
+
+    Args:
+        values: a sample, (n,).
+        confidence: probability with which such intervals hold the true mean.
+        test_train_ratio: see `corrected_variance`.
+
+    Returns:
+        The interval in the unit of the values; NaN for n < 2.
+
+    Raises:
+        InputError: the confidence is not between 0 and 1, or the ratio is negative.
+    """
+    if not 0 < confidence < 1:
+        raise InputError(f"`confidence` is {confidence} but must be between 0 and 1")
+    variance = corrected_variance(values, test_train_ratio)
+    if np.isnan(variance):
+        return Interval(float("nan"), float("nan"))
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * np.sqrt(variance)
+    mean = float(np.mean(values))
+    return Interval(mean - float(half), mean + float(half))
+
+
+def holm(p_values: Sequence[float] | np.ndarray | np.ndarray) -> np.ndarray:
+    """Return p values corrected for the number of tests, (n,).
+
+    Source: S. Holm, Scandinavian Journal of Statistics 6, 65-70 (1979),
+    https://www.jstor.org/stable/4615733.
+
+    Args:
+        p_values: one for each test; NaN marks a test that could not be made, which
+            stays NaN and does not count.
+    """
+    p = np.asarray(p_values, float)
+    corrected = np.full(len(p), np.nan)
+    order = [i for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def summarise(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Return what each arm reached, for each target, metric and number of labels.
+
+    Args:
+        results: one row for each run; see the top of this module.
+        confidence: of the interval.
+
+    Returns:
+        Columns `target, unit, metric, labels, arm`, `n` (runs), `failed` (runs without
+        a finite value, left out of the rest), `mean`, `sd` (between seeds, n - 1),
+        `ci_low`, `ci_high` (t interval of the mean), `best`, `worst` and `validation`
+        (mean selected value). Targets and arms keep their order, labels ascend. With
+        one run, `sd` and the interval are NaN.
+
+    Raises:
+        InputError: see `check_results` and `t_interval`.
+    """
+    rows = []
+    for key, group in _groups(check_results(results)):
+        for arm, runs in group.groupby("arm", sort=False):
+            finite = runs[np.isfinite(runs["value"])]
+            values = finite["value"].to_numpy(float)
+            ends = values.min(initial=np.inf), values.max(initial=-np.inf)
+            best, worst = ends[::-1] if higher_is_better(key["metric"]) else ends
+            interval = t_interval(values, confidence)
+            rows.append(
+                {
+                    **key,
+                    "arm": arm,
+                    "n": len(values),
+                    "failed": len(runs) - len(values),
+                    "mean": values.mean() if len(values) else np.nan,
+                    "sd": values.std(ddof=1) if len(values) > 1 else np.nan,
+                    "ci_low": interval.low,
+                    "ci_high": interval.high,
+                    "best": best if len(values) else np.nan,
+                    "worst": worst if len(values) else np.nan,
+                    "validation": finite["validation"].mean(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def compare_paired(
+    results: pd.DataFrame,
+    reference: str = "scratch",
+    confidence: float = 0.95,
+    test_train_ratio: float = 0.0,
+) -> pd.DataFrame:
+    """Compare every arm with one of them, over the seeds that both have.
+
+    Runs of one seed (and fold) share the split, so their differences are judged, by a
+    paired t test. Holm's correction counts all arms of the same target, metric and
+    number of labels.
+
+    Args:
+        results: one row for each run; see the top of this module.
+        reference: the arm that the others are compared with.
+        confidence: of the intervals; p values are held against 1 - confidence.
+        test_train_ratio: see `corrected_variance`.
+
+    Returns:
+        One row for each other arm, with the columns `target, unit, metric, labels, arm,
+        reference`; `n` (pairs), `unpaired` (runs of the arm that have no partner or no
+        finite value), `mean` and `reference_mean` (over the pairs); `difference` (arm
+        minus reference), `sd_difference`, `ci_low`, `ci_high`; the same in percent of
+        the reference's mean, which counts as exact: `change`, `change_low`,
+        `change_high`; `wins` (pairs in which the arm is better), `p`, `p_holm`;
+        `verdict` ("better" or "worse" if the interval excludes 0, else "no difference
+        shown", or that one seed gives none) and `holds` (whether the verdict better or
+        worse stands after Holm's correction).
+
+    Raises:
+        InputError: no run is of the reference; see also `check_results`, `t_interval`.
+    """
+    table = check_results(results)
+    arms = list(table["arm"].unique())
+    if reference not in arms:
+        raise InputError(
+            f"no run is of the reference arm `{reference}`; the arms are "
+            f"{', '.join(arms)}{did_you_mean(reference, arms)}"
+        )
+    rows: list[dict[str, Any]] = []
+    for key, group in _groups(table):
+        runs = group[np.isfinite(group["value"])].set_index(["fold", "seed"])
+        values = {arm: part["value"] for arm, part in runs.groupby("arm", sort=False)}
+        empty = pd.Series(dtype=float)
+        other = values.get(reference, empty)
+        compared = []
+        for arm, part in group.groupby("arm", sort=False):
+            if arm == reference:
+                continue
+            mine = values.get(arm, empty)
+            common = mine.index.intersection(other.index)
+            row = _pairs(
+                mine.loc[common].to_numpy(float),
+                other.loc[common].to_numpy(float),
+                higher_is_better(key["metric"]),
+                confidence,
+                test_train_ratio,
+            )
+            unpaired = len(part) - len(common)
+            head = {"arm": arm, "reference": reference, "unpaired": unpaired}
+            compared.append({**key, **head, **row})
+        corrected = holm([row["p"] for row in compared])
+        for row, p in zip(compared, corrected, strict=True):
+            decided = row["verdict"] in (BETTER, WORSE)
+            rows.append(
+                {**row, "p_holm": p, "holds": bool(decided and p < 1 - confidence)}
+            )
+    columns = (
+        "target unit metric labels arm reference n unpaired mean reference_mean "
+        "difference sd_difference ci_low ci_high change change_low change_high wins p "
+        "p_holm verdict holds"
+    )
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+def _groups(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Yield runs that may be compared: targets in order, labels ascending."""
+    found = table[_GROUP].drop_duplicates()
+    rank = {target: i for i, target in enumerate(found["target"].unique())}
+    found = found.assign(rank=found["target"].map(rank))
+    for key in found.sort_values(["rank", "metric", "labels"])[_GROUP].to_dict(
+        "records"
+    ):
+        mask = np.logical_and.reduce([table[name] == key[name] for name in _GROUP])
+        yield {str(name): value for name, value in key.items()}, table[mask]
+
+
+def _pairs(
+    values: np.ndarray,
+    reference: np.ndarray,
+    higher: bool,
+    confidence: float,
+    test_train_ratio: float,
+) -> dict[str, Any]:
+    """Return the comparison of values, (n,), with those of the reference, (n,)."""
+    n = len(values)
+    if n == 0:
+        return {"n": 0, "wins": 0, "p": np.nan, "verdict": NO_PAIR}
+    differences = values - reference
+    difference = float(differences.mean())
+    low, high = t_interval(differences, confidence, test_train_ratio)
+    scale = abs(float(reference.mean()))
+    percent = 100 / scale if scale > 0 else np.nan
+    if n == 1:
+        verdict = ONE_SEED
+    elif low <= 0 <= high:
+        verdict = NO_DIFFERENCE
+    else:
+        verdict = BETTER if (difference > 0) == higher else WORSE
+    return {
+        "n": n,
+        "mean": float(values.mean()),
+        "reference_mean": float(reference.mean()),
+        "difference": difference,
+        "sd_difference": float(differences.std(ddof=1)) if n > 1 else np.nan,
+        "ci_low": low,
+        "ci_high": high,
+        "change": difference * percent,
+        "change_low": low * percent,
+        "change_high": high * percent,
+        "wins": int(((differences > 0) if higher else (differences < 0)).sum()),
+        "p": _p_value(differences, test_train_ratio),
+        "verdict": verdict,
+    }
+
+
+def _p_value(differences: np.ndarray, test_train_ratio: float) -> float:
+    """Return the two-sided p value of a mean difference of zero; NaN for n < 2."""
+    error = np.sqrt(corrected_variance(differences, test_train_ratio))
+    if np.isnan(error):
+        return float("nan")
+    if error == 0:  # the same difference in every pair
+        return float(differences.mean() == 0)
+    t = differences.mean() / error
+    return float(2 * stats.t.sf(abs(t), len(differences) - 1))

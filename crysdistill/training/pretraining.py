@@ -1,0 +1,321 @@
+"""Pretraining: an encoder learns from crystals without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import lightning as L
+import numpy as np
+import rich
+import torch
+from rich.table import Table
+from torch import nn
+
+from crysdistill.corpus.overlap import find_overlap
+from crysdistill.corpus.store import Store
+from crysdistill.encoders import ENCODERS, Encoder, make_encoder
+from crysdistill.errors import InputError
+from crysdistill.graphs import CrystalBatch
+from crysdistill.objectives import OBJECTIVES, Clean, Embedded, Objective, View
+from crysdistill.schema import Choice, Choices, dump_config
+from crysdistill.training.engine import fit, make_optimizer, step_seed
+from crysdistill.training.loader import BatchLoader
+from crysdistill.training.runs import RunDirectory
+from crysdistill.training.settings import OptimizerSettings, TrainerSettings
+from crysdistill.transfer.weights import Provenance, save_weights
+
+
+@dataclass
+class ObjectiveSettings:
+    """What every objective can be told besides its own settings.
+
+    Args:
+        weight: of its loss in the sum.
+        published: start from CrysGNN's settings and not from ours.
+    """
+
+    weight: float = 1.0
+    published: bool = False
+
+
+def _published_defaults(name: str, shared: Any) -> Mapping[str, Any]:
+    """Return CrysGNN's settings of an objective where they are asked for."""
+    return OBJECTIVES[name].PUBLISHED if shared.published else {}
+
+
+@dataclass
+class PretrainConfig:
+    """A pretraining run.
+
+    Args:
+        corpus: a store of crystals; labels in it are not read.
+        out: the run directory.
+        encoder: `name` and the settings of that encoder.
+        objectives: by name, each with a `weight` and its settings;
+            `published: true` starts from CrysGNN's settings.
+        shared_view: show every objective the masked crystals, for one pass of the
+            encoder instead of two.
+        exclude: datasets (stores); corpus crystals that also stand in them are
+            left out.
+        held_out: the share of the corpus on which the encoder is judged.
+        subset: learn from so many crystals of the corpus only.
+        optimizer: how weights move.
+        trainer: how long and on what.
+        seed: of weights, order, masks and the held-out slice.
+        resume: go on with an interrupted run.
+        overwrite: delete what an earlier run left.
+    """
+
+    corpus: Path
+    out: Path = Path("runs/pretrain")
+    encoder: Annotated[dict[str, Any], Choice(ENCODERS)] = field(
+        default_factory=lambda: {
+            "name": "cgcnn",
+            "convolutions": 5,
+            "bias": False,
+            "normalize": True,
+        }
+    )
+    objectives: Annotated[
+        dict[str, dict[str, Any]],
+        Choices(OBJECTIVES, ("encoder_width",), ObjectiveSettings, _published_defaults),
+    ] = field(
+        default_factory=lambda: {name: {"weight": 0.25} for name in OBJECTIVES}
+    )
+    shared_view: bool = True
+    exclude: list[Path] = field(default_factory=list)
+    held_out: float = 0.05
+    subset: int | None = None
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    trainer: TrainerSettings = field(
+        default_factory=lambda: TrainerSettings(epochs=20, batch_size=128)
+    )
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.objectives:
+            raise InputError("`objectives` is empty; name at least one")
+        if not 0 < self.held_out < 1:
+            raise InputError(f"`held_out` is {self.held_out} but must be between 0 and 1")
+
+
+class PretrainModule(L.LightningModule):
+    """An encoder and the weighted objectives that teach it.
+
+    Args:
+        encoder: what learns.
+        objectives: by name.
+        weights: of each objective's loss.
+        optimizer: how weights move.
+        seed: of the views.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        objectives: dict[str, Objective],
+        weights: dict[str, float],
+        optimizer: OptimizerSettings,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.objectives = nn.ModuleDict(objectives)
+        self.weights = weights
+        self.optimizer_settings = optimizer
+        self.seed = seed
+
+    def embed(self, batch: CrystalBatch, seed: int) -> dict[View, Embedded]:
+        """Encode each distinct view of the objectives once."""
+        embedded: dict[View, Embedded] = {}
+        for objective in self._named().values():
+            view = objective.view
+            if view not in embedded:
+                shown = view(batch, seed)
+                atoms = self.encoder(shown)
+                embedded[view] = Embedded(shown, atoms, self.encoder.pool(atoms, shown))
+        return embedded
+
+    def _named(self) -> dict[str, Objective]:
+        return dict(self.objectives.items())  # type: ignore[arg-type]
+
+    def losses(self, batch: CrystalBatch, seed: int) -> dict[str, torch.Tensor]:
+        """Return the loss of each objective and, as `loss`, their weighted sum."""
+        embedded = self.embed(batch, seed)
+        losses = {
+            name: objective(embedded[objective.view], batch, seed)
+            for name, objective in self._named().items()
+        }
+        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()])
+        return {**losses, "loss": total.sum()}
+
+    def training_step(self, batch: CrystalBatch, batch_idx: int) -> torch.Tensor:
+        """Return the weighted loss of a batch."""
+        losses = self.losses(batch, step_seed(self.seed, self.global_step))
+        self.log_dict(
+            {f"train_{name}": loss.detach() for name, loss in losses.items()},
+            on_step=False, on_epoch=True, batch_size=batch.num_graphs,
+        )  # fmt: skip
+        self.log("loss", losses["loss"].detach(), prog_bar=True, logger=False)
+        return losses["loss"]
+
+    def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
+        """Add a held-out batch to the numbers; its masks are the same every epoch."""
+        embedded = self.embed(batch, self.seed)
+        losses = {}
+        for name, objective in self._named().items():
+            seen = embedded[objective.view]
+            losses[f"val_{name}"] = objective(seen, batch, self.seed)
+            objective.update(seen, batch, self.seed)
+        losses["val_loss"] = torch.stack(
+            [self.weights[name] * losses[f"val_{name}"] for name in self._named()]
+        ).sum()
+        self.log_dict(losses, batch_size=batch.num_graphs)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the numbers of all held-out batches."""
+        for objective in self._named().values():
+            self.log_dict(objective.compute())
+            objective.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return optimizer and schedule."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        per_epoch = max(1, steps // (self.trainer.max_epochs or 1))
+        groups = [(list(self.parameters()), self.optimizer_settings.lr)]
+        return make_optimizer(groups, self.optimizer_settings, steps, per_epoch)
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Pretrain an encoder and return the path of its weights file.
+
+    Raises:
+        InputError: the corpus or a setting cannot be used.
+    """
+    store = Store.open(config.corpus)
+    store.verify()
+    rows, statement = _clean_rows(store, config)
+    train, held_out = _hold_out(rows, config)
+    run = RunDirectory(config.out, dump_config(config), config.resume, config.overwrite)
+    L.seed_everything(config.seed, verbose=False)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    encoder = make_encoder(**_with_cutoff(config.encoder, store))
+    objectives, weights = _objectives(config, encoder)
+    for objective in objectives.values():
+        counts = np.bincount(store.space_groups[train, 0], minlength=231)
+        objective.prepare(torch.from_numpy(counts))
+    module = PretrainModule(encoder, objectives, weights, config.optimizer, config.seed)
+    size = config.trainer.batch_size
+    rich.print(
+        f"pretraining {_count(encoder):,} weights ({_count(module):,} with decoders) on "
+        f"{len(train):,} crystals, judged on {len(held_out):,}; overlap: {statement}"
+    )
+    fit(
+        module,
+        BatchLoader(store, train, size, shuffle=True, seed=config.seed),
+        BatchLoader(store, held_out, size),
+        run,
+        config.trainer,
+        monitor="val_loss",
+        mode="min",
+        seed=config.seed,
+    )
+    numbers = evaluate(module, BatchLoader(store, held_out, size))
+    run.write_json(
+        "results.json", {"numbers": numbers, "corpus": store.hash, "overlap": statement}
+    )
+    overlap = "clean" if config.exclude else "unknown"
+    provenance = Provenance(store.hash, overlap, origin=f"{config.out}: {statement}")
+    save_weights(run.weights, encoder, store.graph, provenance)
+    rich.print(numbers_table(numbers))
+    run.print_tree()
+    return run.weights
+
+
+def _with_cutoff(encoder: dict[str, Any], store: Store) -> dict[str, Any]:
+    """Let the Gaussians end where the store's edges end, unless told otherwise."""
+    return {"cutoff": store.graph.cutoff, **encoder}
+
+
+def _clean_rows(store: Store, config: PretrainConfig) -> tuple[np.ndarray, str]:
+    """Return the corpus rows that stand in no excluded dataset, and say so."""
+    rows = np.arange(len(store))
+    if not config.exclude:
+        return rows, "not checked"
+    names = []
+    for path in config.exclude:
+        overlap = find_overlap(store, Store.open(path))
+        rows = np.setdiff1d(rows, overlap.corpus_rows())
+        names.append(path.name)
+    left_out = len(store) - len(rows)
+    return rows, f"clean of {', '.join(names)} ({left_out:,} corpus crystals left out)"
+
+
+def _hold_out(rows: np.ndarray, config: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows to learn from and rows to judge on."""
+    order = np.random.default_rng(config.seed).permutation(rows)
+    count = max(2, round(config.held_out * len(rows)))
+    train = order[count:]
+    if config.subset is not None:
+        train = train[: config.subset]
+    if len(train) < 2:
+        raise InputError(
+            f"{config.corpus} leaves {len(train)} crystals to learn from; use a larger "
+            "corpus or a smaller `held_out`"
+        )
+    return np.sort(train), np.sort(order[:count])
+
+
+def _objectives(
+    config: PretrainConfig, encoder: Encoder
+) -> tuple[dict[str, Objective], dict[str, float]]:
+    """Make the objectives and read off their weights."""
+    objectives, weights = {}, {}
+    for name, given in config.objectives.items():
+        settings = dict(given)
+        weights[name] = float(settings.pop("weight", 1.0))
+        if settings.pop("published", False):
+            settings = {**OBJECTIVES[name].PUBLISHED, **settings}
+        objectives[name] = OBJECTIVES[name](encoder.width, **settings)
+    views = {o.view for o in objectives.values() if o.view != Clean()}
+    if config.shared_view and len(views) == 1:
+        for objective in objectives.values():
+            objective.view = next(iter(views))
+    return objectives, weights
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@torch.no_grad()
+def evaluate(module: PretrainModule, loader: BatchLoader) -> dict[str, float]:
+    """Return the numbers of all objectives on a loader's crystals."""
+    module.eval()
+    for batch in loader:
+        shown = batch.to(module.device)
+        embedded = module.embed(shown, module.seed)
+        for objective in module._named().values():
+            objective.update(embedded[objective.view], shown, module.seed)
+    numbers: dict[str, float] = {}
+    for objective in module._named().values():
+        numbers |= objective.compute()
+        objective.reset()
+    return numbers
+
+
+def numbers_table(numbers: dict[str, float]) -> Table:
+    """Return the numbers as a table, each beside its chance level."""
+    table = Table("held-out number", "value", "by chance", title="Pretraining")
+    for name, value in numbers.items():
+        if not name.endswith("_chance"):
+            chance = numbers.get(f"{name}_chance")
+            shown = "" if chance is None else f"{chance:.3f}"
+            table.add_row(name.replace("_", " "), f"{value:.3f}", shown)
+    return table

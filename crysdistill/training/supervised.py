@@ -1,0 +1,400 @@
+"""Training on labels: from scratch, distilled from a teacher, or fine-tuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import lightning as L
+import numpy as np
+import rich
+import torch
+from torch import Tensor
+from torchmetrics import MeanAbsoluteError, MeanMetric
+from torchmetrics.classification import BinaryAUROC
+
+from crysdistill.corpus.splits import Split, random_split, read_split
+from crysdistill.corpus.store import Store
+from crysdistill.encoders import ENCODERS, Encoder, make_encoder
+from crysdistill.errors import InputError
+from crysdistill.graphs import CrystalBatch
+from crysdistill.schema import Choice, dump_config
+from crysdistill.training.engine import fit, make_optimizer
+from crysdistill.training.loader import BatchLoader
+from crysdistill.training.runs import RunDirectory
+from crysdistill.training.settings import (
+    FreezeSettings,
+    HeadSettings,
+    OptimizerSettings,
+    SplitSettings,
+    TrainerSettings,
+)
+from crysdistill.transfer.distillation import Distillation, Teacher, random_teacher
+from crysdistill.transfer.heads import PropertyHead
+from crysdistill.transfer.predictor import Predictor
+from crysdistill.transfer.targets import Normalizer, Target
+from crysdistill.transfer.teacher_cache import TeacherCache, load_or_cache
+from crysdistill.transfer.weights import (
+    Provenance,
+    load_encoder,
+    read_header,
+    save_weights,
+)
+
+
+@dataclass
+class TrainConfig:
+    """A predictor trained on labels alone.
+
+    Args:
+        dataset: a store with the property.
+        target: the property: `name`, `unit`, `task`, `transform`.
+        out: the run directory.
+        encoder: `name` and the settings of that encoder.
+        head: hidden layers on top of the encoder.
+        split: which crystals train, choose and judge.
+        optimizer: how weights move.
+        trainer: how long and on what.
+        seed: of weights, order and dropout.
+        resume: go on with an interrupted run.
+        overwrite: delete what an earlier run left.
+    """
+
+    dataset: Path
+    target: Target
+    out: Path = Path("runs/train")
+    encoder: Annotated[dict[str, Any], Choice(ENCODERS)] = field(
+        default_factory=lambda: {"name": "cgcnn"}
+    )
+    head: HeadSettings = field(default_factory=HeadSettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass(kw_only=True)
+class DistillConfig(TrainConfig):
+    """A predictor that also learns the atom embeddings of a teacher.
+
+    Args:
+        teacher: a weights file, or `random` for a teacher that knows nothing (the
+            control that tells knowledge from regularisation).
+        teacher_encoder: the architecture of a `random` teacher.
+        alpha: share of the embedding loss in the total.
+        projector: map student embeddings through a Linear before comparing; needed
+            where the widths differ.
+    """
+
+    teacher: str
+    teacher_encoder: Annotated[
+        dict[str, Any], Choice(ENCODERS)
+    ] = field(
+        default_factory=lambda: {
+            "name": "cgcnn",
+            "convolutions": 5,
+            "bias": False,
+            "normalize": True,
+        }
+    )
+    alpha: float = 0.5
+    projector: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"`alpha` is {self.alpha} but must be between 0 and 1")
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """A predictor whose encoder starts from pretrained weights.
+
+    `encoder` is not read: the weights file tells the architecture.
+
+    Args:
+        weights: of the pretrained encoder or predictor.
+        freeze: which part of it keeps its weights.
+        normalize: average unit vectors, as CrysGNN's decoders are given; otherwise
+            atom embeddings are averaged as they are, as CGCNN's head expects.
+        encoder_lr: learning rate of the pretrained part, as a share of `optimizer.lr`.
+    """
+
+    weights: Path
+    freeze: FreezeSettings = field(default_factory=FreezeSettings)
+    normalize: bool = False
+    encoder_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.encoder_lr > 0:
+            raise InputError(f"`encoder_lr` is {self.encoder_lr} but must be positive")
+
+
+class SupervisedModule(L.LightningModule):
+    """A predictor, and where there is one, the teacher's part of the loss.
+
+    Args:
+        predictor: what learns.
+        optimizer: how weights move.
+        distillation: compares atom embeddings with the teacher's.
+        teacher: those embeddings, of all training crystals.
+        encoder_lr: learning rate of the encoder, as a share of the head's.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        optimizer: OptimizerSettings,
+        distillation: Distillation | None = None,
+        teacher: TeacherCache | None = None,
+        encoder_lr: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self.distillation = distillation
+        self.teacher = teacher
+        self.encoder_lr = encoder_lr
+        self.optimizer_settings = optimizer
+        classifies = predictor.target.task == "classification"
+        self.metric_name, self.mode = ("auc", "max") if classifies else ("mae", "min")
+        self.val_metric = BinaryAUROC() if classifies else MeanAbsoluteError()
+        self.val_loss = MeanMetric()
+
+    def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
+        """Return (1 - alpha) * property loss + alpha * embedding loss."""
+        atoms, crystals = self.predictor.embed(batch)
+        output = self.predictor.head(crystals)
+        loss = self.predictor.loss(output, batch.targets)
+        logged = {"train_property": loss.detach()}
+        if self.distillation is not None and self.teacher is not None:
+            known = self.teacher.gather(batch.rows).to(atoms.device)  # (N, F)
+            embedding_loss = self.distillation(atoms, known, batch)
+            logged["train_embedding"] = embedding_loss.detach()
+            loss = self.distillation.total(loss, embedding_loss)
+        logged["train_loss"] = loss.detach()
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch.num_graphs)
+        return loss
+
+    def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
+        """Add a validation batch to the number that chooses the epoch."""
+        output = self.predictor(batch)
+        self.val_loss.update(self.predictor.loss(output, batch.targets), batch.num_graphs)
+        value = self.predictor.interpret(output)
+        truth = batch.targets[:, 0]
+        if self.metric_name == "auc":
+            truth = truth.long()
+        self.val_metric.update(value, truth)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation numbers."""
+        name = f"val_{self.metric_name}"
+        self.log(name, self.val_metric.compute(), prog_bar=True)
+        self.log("val_loss", self.val_loss.compute())
+        self.val_metric.reset()
+        self.val_loss.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return optimizer and schedule."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        per_epoch = max(1, steps // (self.trainer.max_epochs or 1))
+        settings = self.optimizer_settings
+        encoder = list(self.predictor.encoder.parameters())
+        inside = {id(p) for p in encoder}
+        rest = [p for p in self.parameters() if id(p) not in inside]
+        groups = [(rest, settings.lr), (encoder, settings.lr * self.encoder_lr)]
+        return make_optimizer(groups, settings, steps, per_epoch)
+
+
+def train(config: TrainConfig) -> Path:
+    """Train a predictor from scratch; return the path of its weights file."""
+    return _run(config, "train")
+
+
+def distill(config: DistillConfig) -> Path:
+    """Train a predictor that a teacher helps; return the path of its weights file."""
+    return _run(config, "distill")
+
+
+def finetune(config: FinetuneConfig) -> Path:
+    """Train a predictor from pretrained weights; return the path of its weights file."""
+    return _run(config, "finetune")
+
+
+def _run(config: TrainConfig, verb: str) -> Path:
+    """Train, choose the epoch on validation, look at the test set once."""
+    store = Store.open(config.dataset)
+    store.verify()
+    labels = store.property(config.target.name)
+    split = _split(store, labels, config.split)
+    run = RunDirectory(config.out, dump_config(config), config.resume, config.overwrite)
+    split.write(run.path / "split.csv", store.material_ids)
+    L.seed_everything(config.seed, verbose=False)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    ids = np.array(store.material_ids)
+    config.target.check(labels, store.material_ids)
+    normalizer = Normalizer.fit(config.target, labels[split.train], ids[split.train])
+    module = _module(config, store, normalizer, run, split)
+    size, name = config.trainer.batch_size, config.target.name
+    unlabelled = int(np.isnan(labels).sum())
+    rich.print(
+        f"{verb}: {name} from {len(split.train):,} crystals, {len(split.val):,} to choose "
+        f"the epoch, {len(split.test):,} to judge"
+        + (f"; {unlabelled:,} have no `{name}`" if unlabelled else "")
+    )
+    rich.print(f"weights: {module.predictor.frozen_report()}")
+    fit(
+        module,
+        BatchLoader(store, split.train, size, [name], shuffle=True, seed=config.seed),
+        BatchLoader(store, split.val, size, [name]),
+        run,
+        config.trainer,
+        monitor=f"val_{module.metric_name}",
+        mode=module.mode,
+        seed=config.seed,
+    )
+    results = _judge(module, store, split, run, config)
+    save_weights(run.weights, module.predictor, provenance=_provenance(config, store))
+    unit = config.target.unit if module.metric_name == "mae" else ""
+    rich.print(
+        f"{module.metric_name.upper()} {results['val']:.4g} {unit} on validation"
+        + (f", {results['test']:.4g} {unit} on test" if len(split.test) else "")
+    )
+    run.print_tree()
+    return run.weights
+
+
+def _split(store: Store, labels: np.ndarray, settings: SplitSettings) -> Split:
+    """Split the crystals that have a label."""
+    labelled = np.flatnonzero(~np.isnan(labels))
+    if settings.file is not None:
+        split = read_split(Path(settings.file), store.material_ids, labelled)
+        order = np.random.default_rng(settings.seed).permutation(split.train)
+        return replace(split, train=order[: settings.train_subset])
+    return random_split(
+        labelled,
+        settings.train,
+        settings.val,
+        settings.test,
+        settings.seed,
+        settings.train_subset,
+    )
+
+
+def _module(
+    config: TrainConfig, store: Store, normalizer: Normalizer, run: RunDirectory, split: Split
+) -> SupervisedModule:
+    """Make the predictor, and for distillation the teacher's side of the loss."""
+    encoder_lr = 1.0
+    if isinstance(config, FinetuneConfig):
+        source = _pretrained(config.weights, store)
+        encoder = make_encoder(
+            source.name, **{**source.settings, "normalize": config.normalize}
+        )
+        encoder.load_state_dict(source.state_dict())
+        encoder_lr = config.encoder_lr
+    else:
+        encoder = make_encoder(**{"cutoff": store.graph.cutoff, **config.encoder})
+    task = config.target.task
+    head = PropertyHead(encoder.width, config.head.hidden, config.head.layers, task=task)
+    predictor = Predictor(encoder, head, config.target, normalizer, store.graph)
+    if isinstance(config, FinetuneConfig):
+        predictor.freeze(config.freeze.convolutions, config.freeze.batch_norm)
+    if not isinstance(config, DistillConfig):
+        return SupervisedModule(predictor, config.optimizer, encoder_lr=encoder_lr)
+    teacher = _teacher(config, store, split)
+    cache = load_or_cache(
+        run.path / "teacher.safetensors",
+        teacher,
+        torch.from_numpy(split.train),
+        BatchLoader(store, split.train, 256),
+        store.hash,
+    )
+    distillation = Distillation(
+        encoder.width, teacher.width, config.alpha, projector=config.projector
+    )
+    return SupervisedModule(predictor, config.optimizer, distillation, cache)
+
+
+def _pretrained(path: Path, store: Store) -> Encoder:
+    """Load an encoder that learned on the kind of graph that the dataset holds."""
+    header = read_header(path)
+    if header.graph != store.graph:
+        raise InputError(
+            f"{path} learned on another graph ({header.graph.to_dict()}) than {store.path} "
+            f"holds ({store.graph.to_dict()}); build the dataset with the former"
+        )
+    return load_encoder(path)
+
+
+def _provenance(config: TrainConfig, store: Store) -> Provenance:
+    """Hand on what the pretrained weights say of themselves."""
+    source = None
+    if isinstance(config, FinetuneConfig):
+        source = config.weights
+    elif isinstance(config, DistillConfig) and config.teacher != "random":
+        source = Path(config.teacher)
+    before = Provenance() if source is None else read_header(source).provenance
+    return replace(before, origin=f"{config.out}: labels of {store.path.name}")
+
+
+def _teacher(config: DistillConfig, store: Store, split: Split) -> Teacher:
+    """Return the teacher that the configuration names."""
+    if config.teacher != "random":
+        return Teacher(_pretrained(Path(config.teacher), store), store.graph)
+    settings = {"cutoff": store.graph.cutoff, **config.teacher_encoder}
+    return random_teacher(
+        {key: value for key, value in settings.items() if key != "name"},
+        config.seed + 1,  # not the student's own weights
+        settings["name"],
+        store.graph,
+        BatchLoader(store, split.train, 256),
+    )
+
+
+@torch.no_grad()
+def _judge(
+    module: SupervisedModule,
+    store: Store,
+    split: Split,
+    run: RunDirectory,
+    config: TrainConfig,
+) -> dict[str, Any]:
+    """Predict the test set, once, with the weights that validation chose."""
+    name = config.target.name
+    results: dict[str, Any] = {
+        "target": name,
+        "unit": config.target.unit,
+        "metric": module.metric_name,
+        "labels": len(split.train),
+        "seed": config.seed,
+        "dataset": store.hash,
+        "split": split.hash(store.material_ids),
+        **module.predictor.frozen_report(),
+    }
+    module.eval()
+    for subset in ("val", "test"):
+        rows = getattr(split, subset)
+        if not len(rows):
+            continue
+        loader = BatchLoader(store, rows, 256, [name])
+        predictions = torch.cat([module.predictor.predict(batch) for batch in loader])
+        truth = torch.from_numpy(store.property(name)[rows]).float()
+        if module.metric_name == "auc":
+            results[subset] = float(BinaryAUROC()(predictions, truth.long()))
+        else:
+            results[subset] = float((predictions - truth).abs().mean())
+        if subset == "test":
+            columns = (rows.tolist(), truth.tolist(), predictions.tolist())
+            run.write_csv(
+                "predictions.csv",
+                ["material_id", "truth", "prediction"],
+                (
+                    (store.material_ids[row], true, predicted)
+                    for row, true, predicted in zip(*columns, strict=True)
+                ),
+            )
+    run.write_json("results.json", results)
+    return results

@@ -1,0 +1,184 @@
+"""Checkpoints of the published CGCNN code as predictors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crysdistill.encoders import CGCNN
+from crysdistill.errors import InputError
+from crysdistill.graphs import GraphSettings
+from crysdistill.transfer.heads import PropertyHead
+from crysdistill.transfer.predictor import Predictor
+from crysdistill.transfer.targets import Normalizer, Target
+from crysdistill.transfer.weights import Provenance, fill
+
+PUBLISHED_GRAPH = GraphSettings(cutoff=8.0, max_neighbors=12, mode="cgcnn")
+"""The graph that the published code reads."""
+
+PUBLISHED_TARGETS = {
+    "formation_energy_per_atom": Target("formation_energy_per_atom", "eV/atom"),
+    "final_energy_per_atom": Target("final_energy_per_atom", "eV/atom"),
+    "band_gap": Target("band_gap", "eV"),
+    "efermi": Target("efermi", "eV"),
+    # Their labels are logarithms, and so are their predictions.
+    "bulk_moduli": Target("bulk_modulus_log10", "log10(GPa)"),
+    "shear_moduli": Target("shear_modulus_log10", "log10(GPa)"),
+    "poisson_ratio": Target("poisson_ratio"),
+    "metal_semi": Target("is_metal", task="classification"),
+}
+"""Targets of the eight published models by the name in their `data_options`."""
+
+_NAMES = (
+    (r"embedding\.", "encoder.embedding."),
+    (r"convs\.(\d+)\.fc_full\.", r"encoder.convolutions.\1.linear."),
+    (r"convs\.(\d+)\.bn1\.", r"encoder.convolutions.\1.edge_norm."),
+    (r"convs\.(\d+)\.bn2\.", r"encoder.convolutions.\1.atom_norm."),
+    (r"conv_to_fc\.", "head.first."),
+    (r"fcs\.(\d+)\.", r"head.middle.\1."),
+    (r"fc_out\.", "head.last."),
+)
+
+
+def import_cgcnn(path: str | Path) -> Predictor:
+    """Read a checkpoint of the published CGCNN code, without executing its pickle.
+
+    The eight checkpoints that come with the code are known by the label they were
+    trained on and get its unit; one that a user trained is called after the file.
+
+    Source: T. Xie and J. C. Grossman, Phys. Rev. Lett. 120, 145301 (2018),
+    doi:10.1103/PhysRevLett.120.145301, and the code published with it.
+
+    Args:
+        path: a `.pth.tar` file with the entries `state_dict`, `normalizer`, `args`.
+
+    Returns:
+        A predictor in eval mode that reads the published graph, `PUBLISHED_GRAPH`.
+
+    Raises:
+        InputError: the file is absent, no checkpoint, or one of another model.
+    """
+    path = Path(path)
+    checkpoint = _load(path)
+    try:
+        args = dict(checkpoint["args"])
+        state = dict(checkpoint["state_dict"])
+        encoder = CGCNN(
+            width=int(args["atom_fea_len"]), convolutions=int(args["n_conv"])
+        )
+        task = _task(args)
+        head = PropertyHead(
+            encoder.width, int(args["h_fea_len"]), int(args["n_h"]), task=task
+        )
+        normalizer = Normalizer(
+            mean=float(checkpoint["normalizer"]["mean"]),
+            std=float(checkpoint["normalizer"]["std"]),
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a checkpoint of the published CGCNN code: its `args`, "
+            f"`state_dict` or `normalizer` is missing or incomplete ({error})"
+        ) from None
+    predictor = Predictor(
+        encoder, head, _target(path, args, task), normalizer, PUBLISHED_GRAPH
+    )
+    tensors = _rename(path, state)
+    own = predictor.state_dict()
+    # The element table is not in the checkpoint; neither is, before PyTorch 0.4.1,
+    # the number of batches that batch norms have seen, which they do not use.
+    for name, tensor in own.items():
+        if name.endswith(("element_table", "num_batches_tracked")):
+            tensors.setdefault(name, tensor)
+    fill(predictor, tensors, str(path))
+    return predictor.eval()
+
+
+def published_provenance(path: str | Path) -> Provenance:
+    """Return what a weights file should say of an imported checkpoint.
+
+    Which crystals it was trained on is not in the checkpoint, so the overlap with
+    other data is unknown. The licence is that of the published models.
+    """
+    return Provenance(licence="MIT", origin=f"published CGCNN, {Path(path).name}")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Load a checkpoint of tensors, plain values and numpy scalars; nothing else."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the checkpoint in it")
+    # One of the eight keeps its best score as a numpy scalar, and names the function
+    # that restores it as numpy 1 did.
+    restore = np.float64(0).__reduce__()[0]
+    allowed: list[Any] = [
+        (restore, "numpy.core.multiarray.scalar"),
+        (restore, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        type(np.dtype(np.float64)),
+        type(np.dtype(np.float32)),
+    ]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged stream raises nearly anything.
+    except Exception as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        if foreign:
+            raise InputError(
+                f"{path} holds a Python object ({foreign[1]}), which is not loaded, "
+                "because that may execute code; save tensors and plain values only"
+            ) from None
+        raise InputError(
+            f"{path} is not a readable PyTorch checkpoint; it may be cut short"
+        ) from None
+    if not isinstance(checkpoint, dict):
+        raise InputError(
+            f"{path} is not a checkpoint of the published CGCNN code: it holds a "
+            f"{type(checkpoint).__name__}"
+        )
+    return checkpoint
+
+
+def _task(args: dict[str, Any]) -> Literal["regression", "classification"]:
+    """Return the task, refusing what the published code does not know."""
+    task = args["task"]
+    if task == "classification":
+        return "classification"
+    if task == "regression":
+        return "regression"
+    raise InputError(f"`task` is {task!r} but must be regression or classification")
+
+
+def _target(
+    path: Path, args: dict[str, Any], task: Literal["regression", "classification"]
+) -> Target:
+    """Return the target by the label's name, or one called after the file."""
+    options = args.get("data_options") or [""]
+    known = PUBLISHED_TARGETS.get(str(options[-1]))
+    if known is not None and known.task == task:
+        return known
+    return Target(path.name.split(".")[0], task=task)
+
+
+def _rename(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors of the published code our names."""
+    renamed = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _NAMES:
+            if re.match(pattern, name):
+                renamed[re.sub(f"^{pattern}", replacement, name)] = tensor
+                break
+        else:
+            raise InputError(
+                f"{path} is not a checkpoint of the published CGCNN code: it has no "
+                f"place for `{name}`"
+            )
+    return renamed

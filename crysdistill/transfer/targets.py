@@ -1,0 +1,211 @@
+"""What a predictor is asked for: a property, its unit, and the scale it learns in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crysdistill.errors import InputError, did_you_mean
+
+TASKS = ("regression", "classification")
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """A function that a property is learned through, and its way back.
+
+    Args:
+        forward: from the unit to the scale of learning.
+        inverse: from the scale of learning to the unit.
+        accepts: which values `forward` is defined for.
+        needs: the same in words, for messages.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+    accepts: Callable[[np.ndarray], np.ndarray]
+    needs: str
+
+
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
+def _power_of_ten(values: Tensor) -> Tensor:
+    return torch.pow(10.0, values)
+
+
+def _is_positive(values: np.ndarray) -> np.ndarray:
+    return values > 0
+
+
+TRANSFORMS: dict[str, Transform] = {
+    "none": Transform(_same, _same, np.isfinite, "finite values"),
+    "log10": Transform(torch.log10, _power_of_ten, _is_positive, "positive values"),
+}
+"""Transforms by the name that configurations and weights files use."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One property to be learned.
+
+    Args:
+        name: the label's column; the column of predictions too.
+        unit: of labels and of predictions, "" for a plain number.
+        task: `classification` has the classes 0 and 1.
+        transform: one of `TRANSFORMS`. Elastic moduli are learned as `log10`.
+
+    Raises:
+        InputError: `task` or `transform` is unknown, or a class is to be transformed.
+    """
+
+    name: str
+    unit: str = ""
+    task: Literal["regression", "classification"] = "regression"
+    transform: Literal["none", "log10"] = "none"
+
+    def __post_init__(self) -> None:
+        choices: tuple[tuple[str, str, Sequence[str]], ...] = (
+            ("task", self.task, TASKS),
+            ("transform", self.transform, tuple(TRANSFORMS)),
+        )
+        for name, value, known in choices:
+            if value not in known:
+                raise InputError(
+                    f"`{name}` is {value!r} but must be one of {', '.join(known)}"
+                    f"{did_you_mean(str(value), known)}"
+                )
+        if self.task == "classification" and self.transform != "none":
+            raise InputError(
+                f"`transform` is {self.transform!r} but `{self.name}` is a class; "
+                "use `none`"
+            )
+
+    def check(
+        self, labels: np.ndarray, material_ids: Sequence[str] | None = None
+    ) -> None:
+        """Refuse labels that cannot be learned from. Unknown ones (NaN) may stay.
+
+        `forward` does not look at its values, because in a training step on a GPU
+        that would wait for them; call this once on all labels.
+
+        Args:
+            labels: (B,) in the target's unit.
+            material_ids: their names for messages; numbered where None.
+
+        Raises:
+            InputError: a label is infinite, outside the transform's domain, or not a
+                class; the text names the material.
+        """
+        labels = np.asarray(labels, dtype=np.float64)
+        if self.task == "classification":
+            good = (labels == 0) | (labels == 1)
+            need = "but a class must be 0 or 1"
+        else:
+            transform = TRANSFORMS[self.transform]
+            good = np.isfinite(labels) & transform.accepts(labels)
+            need = f"but `{self.transform}` needs {transform.needs}"
+        bad = np.flatnonzero(~good & ~np.isnan(labels))
+        if not len(bad):
+            return
+        first = int(bad[0])
+        if np.isinf(labels[first]):
+            need = "but a label must be finite"
+        which = f"label {first}" if material_ids is None else material_ids[first]
+        more = f" (and {len(bad) - 1} more such labels)" if len(bad) > 1 else ""
+        raise InputError(f"{which}: {self.name} is {labels[first]} {need}{more}")
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Bring values from the unit to the scale of learning; any shape."""
+        return TRANSFORMS[self.transform].forward(values)
+
+    def inverse(self, values: Tensor) -> Tensor:
+        """Bring values from the scale of learning to the unit; any shape."""
+        return TRANSFORMS[self.transform].inverse(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments as plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """Shift and scale to mean 0 and standard deviation 1, after the transform.
+
+    Args:
+        mean: subtracted.
+        std: divided by.
+
+    Raises:
+        InputError: `std` is not positive, or a number is not finite.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.mean):
+            raise InputError(f"`mean` is {self.mean} but must be finite")
+        if not (math.isfinite(self.std) and self.std > 0):
+            raise InputError(f"`std` is {self.std} but must be positive")
+
+    @classmethod
+    def fit(
+        cls,
+        target: Target,
+        labels: np.ndarray,
+        material_ids: Sequence[str] | None = None,
+    ) -> Normalizer:
+        """Fit the labels of the training crystals, and of no others.
+
+        Classes are not normalised.
+
+        Args:
+            target: gives the transform.
+            labels: (B,) in the target's unit; NaN is left out.
+            material_ids: their names, for messages.
+
+        Raises:
+            InputError: `Target.check` refuses a label; or there are fewer than two
+                labels, or all are equal, so that there is no scale.
+        """
+        target.check(labels, material_ids)
+        known = np.asarray(labels, dtype=np.float64)
+        known = known[~np.isnan(known)]
+        if not len(known):
+            raise InputError(
+                f"`{target.name}` has no label among the training crystals"
+            )
+        if target.task == "classification":
+            return cls()
+        values = target.forward(torch.from_numpy(known)).numpy()
+        if len(values) == 1:
+            raise InputError(
+                f"`{target.name}` has 1 label among the training crystals; "
+                "give at least two different ones"
+            )
+        if values.min() == values.max():
+            raise InputError(
+                f"`{target.name}` is {known[0]} for all {len(known)} training "
+                "crystals; give at least two different labels"
+            )
+        return cls(mean=float(values.mean()), std=float(values.std(ddof=1)))
+
+    def normalize(self, values: Tensor) -> Tensor:
+        """Return (values - mean) / std."""
+        return (values - self.mean) / self.std
+
+    def denormalize(self, values: Tensor) -> Tensor:
+        """Return values * std + mean."""
+        return values * self.std + self.mean
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the two numbers, for JSON."""
+        return asdict(self)
