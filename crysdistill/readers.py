@@ -35,8 +35,18 @@ _OPERATIONS = ("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz")
 _HALL = ("_space_group_name_Hall", "_symmetry_space_group_name_Hall")
 _HERMANN_MAUGUIN = ("_space_group_name_H-M_alt", "_symmetry_space_group_name_H-M")
 _GROUP_NUMBER = ("_space_group_IT_number", "_symmetry_Int_Tables_number")
+_SITE = (
+    "label",
+    "type_symbol",
+    "fract_x",
+    "fract_y",
+    "fract_z",
+    "occupancy",
+    "attached_hydrogens",
+)
 _CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
-_FORMULA_PART = re.compile(r"([A-Z][a-z]?)([0-9]*\.?[0-9]*)")
+_FORMULA_PART = re.compile(r"([A-Z][a-z]?)((?:[0-9]+\.?[0-9]*|\.[0-9]+)?)")
+_FORMULA_TOLERANCE = 0.005  # relative; a formula may be rounded
 _METRIC_TOLERANCE = 0.05  # of the cell, under the operations of its own symmetry
 
 
@@ -78,7 +88,7 @@ def read_cif(data: bytes, material_id: str) -> Crystal:
     """
     block = _block_with_atoms(data)
     cell = _cell(block)
-    names, numbers, frac = _sites(block)
+    numbers, frac = _sites(block)
     frac = _exact_thirds(frac)
     rotations, translations = _symmetry(block, cell)
     if len(rotations) > 1:
@@ -145,7 +155,7 @@ def _numbers(values: Sequence[str]) -> np.ndarray:
 
 
 def _cell(block: gemmi.cif.Block) -> np.ndarray:
-    """Return the cell (3, 3), in pymatgen's orientation: c along z, a in the xz plane."""
+    """Return the cell (3, 3) as pymatgen lays it: c along z, a in the xz plane."""
     values = []
     for name in _CELL:
         tag = f"_cell_{name}"
@@ -179,66 +189,80 @@ def _cell(block: gemmi.cif.Block) -> np.ndarray:
     )
 
 
-def _sites(block: gemmi.cif.Block) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Return names, atomic numbers (S,) and coordinates (S, 3) of the sites as listed."""
-    columns: dict[str, list[str]] = {}
-    for name in ("label", "type_symbol", "fract_x", "fract_y", "fract_z", "occupancy"):
-        columns[name] = list(block.find_values(f"_atom_site_{name}"))
-    count = len(columns["fract_x"])
-    types, labels = columns["type_symbol"], columns["label"]
-    names = labels or [f"{symbol} {n}" for n, symbol in enumerate(types, start=1)]
-    if not names:
-        raise BadStructure(
-            "no `_atom_site_type_symbol`; name the elements of the sites"
-        )
-    for name in ("fract_y", "fract_z"):
-        if len(columns[name]) != count:
-            raise BadStructure(f"no `_atom_site_{name}`; complete the coordinates")
-    if len(names) != count:
-        raise BadStructure(f"{count} coordinates for {len(names)} sites; mend the file")
-    _check_occupancies(names, columns["occupancy"])
-    attached = _numbers(list(block.find_values("_atom_site_attached_hydrogens")))
-    if np.nansum(attached) > 0:
-        site = names[int(np.nanargmax(attached))]
-        raise BadStructure(f"site {site} has hydrogens without coordinates; add them")
-    numbers = np.empty(count, np.int64)
-    for row, name in enumerate(names):
-        symbol = types[row] if types else "?"
-        if _known(symbol):
-            numbers[row] = species_number(_plain(symbol))
-        else:
-            symbol = name
-            numbers[row] = label_number(_plain(name))
-        if not numbers[row]:
-            raise BadStructure(unknown_element(_plain(name), _plain(symbol)))
-    frac = np.stack([_numbers(columns[f"fract_{axis}"]) for axis in "xyz"], axis=1)
+def _site_columns(block: gemmi.cif.Block) -> dict[str, list[str]]:
+    """Return the `_atom_site_` columns of a block; one that is not there is empty."""
+    loop = block.find_values("_atom_site_fract_x").get_loop()
+    if loop is None:  # a single site may be written without a loop
+        return {name: list(block.find_values(f"_atom_site_{name}")) for name in _SITE}
+    values, width = loop.values, loop.width()
+    columns: dict[str, list[str]] = {name: [] for name in _SITE}
+    for number, tag in enumerate(loop.tags):
+        columns[tag.lower().removeprefix("_atom_site_")] = values[number::width]
+    return columns
+
+
+def _sites(block: gemmi.cif.Block) -> tuple[np.ndarray, np.ndarray]:
+    """Return the atomic numbers (S,) and coordinates (S, 3) of the sites as listed."""
+    columns = _site_columns(block)
+    coordinates = [columns[f"fract_{axis}"] for axis in "xyz"]
+    count = len(coordinates[0])
+    for axis, values in zip("xyz", coordinates, strict=True):
+        if not values:
+            raise BadStructure(
+                f"no `_atom_site_fract_{axis}`; complete the coordinates"
+            )
+    types = columns["type_symbol"] or ["?"] * count
+    labels = columns["label"] or [f"{symbol}({n})" for n, symbol in enumerate(types, 1)]
+    _check_occupancies(labels, columns["occupancy"])
+    _check_attached_hydrogens(labels, columns["attached_hydrogens"])
+    numbers = [species_number(symbol) for symbol in types]
+    for row, number in enumerate(numbers):
+        if not number:
+            numbers[row] = _unusual_species(_plain(labels[row]), _plain(types[row]))
+    frac = _numbers([value for values in coordinates for value in values])
+    frac = np.ascontiguousarray(frac.reshape(3, count).T)
     if not np.isfinite(frac).all():
         row, axis = np.argwhere(~np.isfinite(frac))[0].tolist()
-        value = columns[f"fract_{'xyz'[axis]}"][row]
         raise BadStructure(
-            f"a coordinate of site {_plain(names[row])} is `{value}`, not a number; "
-            "complete it or remove the entry"
+            f"a coordinate of site {_plain(labels[row])} is "
+            f"`{coordinates[axis][row]}`, not a number; complete it or remove the entry"
         )
-    return names, numbers, frac
+    return np.array(numbers), frac
 
 
-def _check_occupancies(names: list[str], values: list[str]) -> None:
+def _unusual_species(label: str, symbol: str) -> int:
+    """Return the atomic number of a site whose symbol is quoted or not given."""
+    number = species_number(symbol) if _known(symbol) else label_number(label)
+    if not number:
+        raise BadStructure(unknown_element(label, symbol if _known(symbol) else label))
+    return number
+
+
+def _check_attached_hydrogens(labels: list[str], values: list[str]) -> None:
+    """Refuse hydrogens that are counted but not placed."""
+    for label, value in zip(labels, values, strict=False):
+        if _number(value) > 0:
+            raise BadStructure(
+                f"site {_plain(label)} has hydrogens without coordinates; add them"
+            )
+
+
+def _check_occupancies(labels: list[str], values: list[str]) -> None:
     """Refuse every site that is not full."""
-    occupancies = _numbers(values)
-    full = np.abs(occupancies - 1) <= FULL_OCCUPANCY
-    if full.all():
-        return
-    row = int(np.argmin(full))
-    name, value = _plain(names[row]), occupancies[row]
-    if math.isnan(value):
-        raise BadStructure(
-            f"the occupancy of site {name} is `{values[row]}`; write 1 if it is full"
-        )
-    if value > 1:
-        raise BadStructure(
-            f"site {name} has occupancy {value:g}, more than one atom; mend the file"
-        )
-    raise BadStructure(disordered(name, f"occupancy {value:g}"))
+    for text in dict.fromkeys(values):  # most often there is but one value
+        value = _number(text)
+        if abs(value - 1) <= FULL_OCCUPANCY:
+            continue
+        label = _plain(labels[values.index(text)])
+        if math.isnan(value):
+            raise BadStructure(
+                f"the occupancy of site {label} is `{text}`; write 1 if it is full"
+            )
+        if value > 1:
+            raise BadStructure(
+                f"site {label} has occupancy {value:g}, more than one atom; mend the file"
+            )
+        raise BadStructure(disordered(label, f"occupancy {value:g}"))
 
 
 def _exact_thirds(frac: np.ndarray) -> np.ndarray:
@@ -368,31 +392,38 @@ def _check_formula(block: gemmi.cif.Block, numbers: np.ndarray) -> None:
     never located. A formula with other elements says nothing: it was left behind by
     whoever substituted an element.
     """
-    text = _plain(block.find_value("_chemical_formula_sum") or "?").replace("'", "")
-    stated: dict[int, float] = {}
-    for part in text.split():
-        match = _FORMULA_PART.fullmatch(part)
-        z = species_number(match.group(1)) if match else 0
-        if match is None or z == 0 or match.group(2) == ".":
-            return
-        stated[z] = stated.get(z, 0.0) + float(match.group(2) or 1)
-    found = dict(
-        zip(*(a.tolist() for a in np.unique(numbers, return_counts=True)), strict=True)
-    )
+    text = _plain(block.find_value("_chemical_formula_sum") or "?")
+    stated = _amounts(text)
+    counts = np.bincount(numbers)
+    found = {z: int(counts[z]) for z in np.flatnonzero(counts).tolist()}
     if not stated or not found.keys() <= stated.keys():
         return
-    ratio = len(numbers) / sum(stated.values())
-    if any(
-        abs(found.get(z, 0) - n * ratio) > 0.01 * n * ratio for z, n in stated.items()
-    ):
-        pass
-    elif min(abs(ratio - round(ratio)), abs(1 / ratio - round(1 / ratio))) < 0.01:
+    units = len(numbers) / sum(stated.values())
+    proportional = all(
+        abs(found.get(z, 0) - amount * units) <= _FORMULA_TOLERANCE * amount * units
+        for z, amount in stated.items()
+    )
+    whole = max(units, 1 / units)
+    if proportional and abs(whole - round(whole)) <= _FORMULA_TOLERANCE * whole:
         return
     atoms = " ".join(f"{symbols()[z]}{n}" for z, n in found.items())
     raise BadStructure(
         f"its atoms ({atoms}) do not make up its formula ({text}): cut short, or atoms "
         "without coordinates; complete the file or mend `_chemical_formula_sum`"
     )
+
+
+@lru_cache(maxsize=1024)
+def _amounts(formula: str) -> dict[int, float]:
+    """Read `Fe2 O3` as amounts by atomic number; nothing where it is written oddly."""
+    amounts: dict[int, float] = {}
+    for part in formula.split():
+        match = _FORMULA_PART.fullmatch(part)
+        z = species_number(match.group(1)) if match else 0
+        if match is None or not z:
+            return {}
+        amounts[z] = amounts.get(z, 0.0) + float(match.group(2) or 1)
+    return amounts
 
 
 # ------------------------------------------------------------------------------ POSCAR
@@ -439,7 +470,7 @@ def read_flat(entry: Mapping[str, Any], material_id: str) -> Crystal:
     """Read `{"lattice": (3, 3), "species": [symbols], "frac": (N, 3)}`.
 
     Raises:
-        BadStructure: a key is missing, the arrays do not fit, or it cannot be a crystal.
+        BadStructure: a key is missing, arrays do not fit, or it cannot be a crystal.
     """
     for key in ("lattice", "species", "frac"):
         if entry.get(key) is None:

@@ -55,10 +55,10 @@ def plain(encoder: CGCNN, batch, kind: str) -> torch.Tensor:
             x = torch.stack(new)
             continue
         z = torch.stack([torch.cat((x[i], x[j], u[e])) for e, (j, i) in enumerate(edges)])
-        z = z @ layer.linear.weight.T + layer.linear.bias
+        gate, core = layer.gate.linear(z), layer.core.linear(z)
         if kind == "published":
-            z = layer.edge_norm(z)
-        message = torch.sigmoid(z[:, :64]) * F.softplus(z[:, 64:])
+            gate, core = layer.gate_norm(gate), layer.core_norm(core)
+        message = torch.sigmoid(gate) * F.softplus(core)
         total = [
             message[[e for e, (_, k) in enumerate(edges) if k == i]].sum(0)
             for i in range(batch.num_nodes)

@@ -71,6 +71,7 @@ def test_predictions_equal_those_of_the_published_code(name, reference):
     assert len(expected) == 120
     difference = np.abs(predictor.predict(batch).numpy() - expected)
     assert difference.max() < 1e-4
+    assert published_provenance(folder / name, predictor).licence == "MIT"
     assert sum(p.numel() for p in predictor.parameters()) == 96_641 + 33 * (
         predictor.target.task == "classification"
     )
@@ -204,11 +205,11 @@ def test_an_imported_model_becomes_a_weights_file(path, batch, tmp_path):
     torch.save(published_checkpoint(), path)
     predictor = import_cgcnn(path)
     weights = tmp_path / "weights.safetensors"
-    save_weights(weights, predictor, provenance=published_provenance(path))
+    save_weights(weights, predictor, provenance=published_provenance(path, predictor))
     assert torch.equal(load_predictor(weights).predict(batch), predictor.predict(batch))
     provenance = read_header(weights).provenance
-    assert (provenance.licence, provenance.overlap) == ("MIT", "unknown")
-    assert provenance.origin == "published CGCNN, my-gap.pth.tar"
+    assert (provenance.licence, provenance.overlap) == ("", "unknown")
+    assert provenance.origin == "imported from my-gap.pth.tar"
 
 
 class Harmful:
@@ -250,8 +251,8 @@ def with_tensor(name, tensor):
         ({"model": {}}, r"is missing or incomplete \('args'\)"),
         (edited(task="ranking"), "`task` is 'ranking' but must be regression or"),
         (edited(n_conv="many"), "is missing or incomplete"),
-        (edited(n_conv=3), "missing: encoder.convolutions.2.linear.weight"),
-        (edited(n_conv=1), "unexpected: encoder.convolutions.1.linear.weight"),
+        (edited(n_conv=3), "missing: encoder.convolutions.2.gate.linear.weight"),
+        (edited(n_conv=1), "unexpected: encoder.convolutions.1.gate.linear.weight"),
         (edited(n_conv=0), "`convolutions` is 0 but must be at least 1"),
         (edited(h_fea_len=6), r"head.first.weight is \(5, 8\) instead of \(6, 8\)"),
         (

@@ -59,9 +59,10 @@ VOLUME_JITTER = 0.02
 alone do not give it away."""
 
 # Two descriptions of one structure have pair functions that differ by at most 0.07
-# (relative root mean square); zincblende's longer polytypes differ by 0.10-0.12 from
-# the shorter ones, but for EMT by less than 1 meV/atom: such a neighbour among the
-# training crystals would spoil a test on unseen prototypes.
+# (relative root mean square), and the long polytypes 6H and 9R differ from zincblende
+# and wurtzite by 0.10-0.12, for EMT by less than 1 meV/atom. Such a neighbour among
+# the training crystals would spoil a test on unseen prototypes. From 0.14 on come
+# pairs that crystallography tells apart, such as the Laves phases C14 and C15.
 _SAME_STRUCTURE = 0.12
 _PAIR_GRID = np.arange(0.4, 2.6, 0.05)  # in units of (volume per atom)^(1/3)
 _PAIR_WIDTH = 0.05
@@ -204,7 +205,7 @@ def demo_sets(
     `corpus_size`; the corpus is what follows. Dataset structures are at their EMT
     equilibrium volume; corpus structures keep their estimated cells, which cost
     nothing: they differ from equilibrium by 1.6 % in length (one standard
-    deviation), and pretraining on equilibrium cells was no better.
+    deviation), and pretraining on equilibrium cells was no better on the whole.
 
     Args:
         seed: which sequence.
@@ -227,11 +228,11 @@ def demo_sets(
 
 
 @cache
-def prototypes(max_atoms: int = 16) -> tuple[Prototype, ...]:
+def prototypes(max_atoms: int) -> tuple[Prototype, ...]:
     """Return the prototypes with 2-4 kinds of sites and at most `max_atoms` atoms.
 
     Simple ones come first, so a higher limit only adds to the end. Of prototypes that
-    are one structure for a metal, polytypes among them, the first is kept.
+    are nearly one structure, long polytypes among them, the first is kept.
     """
     found: list[Prototype] = []
     pairs: list[np.ndarray] = []
@@ -358,9 +359,10 @@ def _expansion(frac_coords: np.ndarray, cell: np.ndarray) -> float:
     volume = _atomic_volumes()["Cu"]
     numbers = np.full(len(frac_coords), atomic_numbers_by_symbol()["Cu"])
     # Start where a structure of middling packing is at ease.
-    state = _equilibrium(numbers, frac_coords, cell * (1.2 * volume) ** (1 / 3))
+    start = cell * (1.2 * volume) ** (1 / 3)
+    x = _volume_at_rest(_PressureCurve(numbers, frac_coords, start))
     # Nothing found means that the atoms never meet: infinitely roomy.
-    return math.inf if state is None else round(1.2 * math.exp(state.strain), 4)
+    return math.inf if x is None else round(1.2 * math.exp(x), 4)
 
 
 # --- Decoration ----------------------------------------------------------------------
@@ -383,23 +385,20 @@ def _radius(symbol: str) -> float:
 @cache
 def _decorations(prototype: Prototype) -> tuple[tuple[str, ...], ...]:
     """Return the elements for each kind of site, each distinct structure once."""
-    found = []
-    per_kind = np.bincount(prototype.kinds) / len(prototype.kinds)  # (K,)
-    for elements in itertools.permutations(METALS, len(per_kind)):
-        swapped = (tuple(elements[k] for k in order) for order in prototype.swaps)
-        if any(other < elements for other in swapped):
-            continue
-        volume = prototype.expansion * _mean_volume(per_kind, elements)
-        radii = np.array([_radius(element) for element in elements])
-        touching = radii[:, None] + radii  # (K, K)
-        if np.min(prototype.contacts * volume ** (1 / 3) / touching) >= MIN_CONTACT:
-            found.append(elements)
-    return tuple(found)
-
-
-def _mean_volume(per_kind: np.ndarray, elements: tuple[str, ...]) -> float:
-    volumes = [_atomic_volumes()[element] for element in elements]
-    return float(per_kind @ np.array(volumes))
+    per_kind = np.bincount(prototype.kinds)  # (K,)
+    count = len(per_kind)
+    chosen = np.array(list(itertools.permutations(range(len(METALS)), count)))  # (M, K)
+    radii = np.array([_radius(metal) for metal in METALS])[chosen]  # (M, K)
+    volumes = np.array([_atomic_volumes()[metal] for metal in METALS])[chosen]
+    per_atom = prototype.expansion * (volumes @ per_kind) / per_kind.sum()  # (M,)
+    distances = prototype.contacts * per_atom[:, None, None] ** (1 / 3)  # (M, K, K)
+    touching = radii[:, :, None] + radii[:, None, :]  # (M, K, K)
+    kept = np.min(distances / touching, axis=(1, 2)) >= MIN_CONTACT  # (M,)
+    # Of decorations that swaps turn into each other, the first one stays.
+    place = len(METALS) ** np.arange(count)[::-1]  # (K,)
+    for order in prototype.swaps:
+        kept &= chosen @ place <= chosen[:, order] @ place
+    return tuple(tuple(METALS[k] for k in row) for row in chosen[kept].tolist())
 
 
 def _digest(seed: int, prototype: Prototype, elements: tuple[str, ...]) -> bytes:
@@ -415,15 +414,16 @@ def _decorate(
     prototype: Prototype, elements: tuple[str, ...], digest: bytes, serial: int
 ) -> Crystal:
     """Return the prototype with elements on its sites and an estimated volume."""
-    counts = np.bincount(prototype.kinds)  # (K,)
+    counts = np.bincount(prototype.kinds).tolist()  # K numbers
     share = int.from_bytes(digest[8:], "big") / 2**64  # the order took the first half
     jitter = 1 + VOLUME_JITTER * (2 * share - 1)
-    volume = _mean_volume(counts / counts.sum(), elements)
-    scale = (volume * prototype.expansion * jitter) ** (1 / 3)
-    divisor = math.gcd(*counts.tolist())
+    decoration = list(zip(elements, counts, strict=True))
+    volume = sum(_atomic_volumes()[element] * count for element, count in decoration)
+    scale = (volume / sum(counts) * prototype.expansion * jitter) ** (1 / 3)
+    divisor = math.gcd(*counts)
     formula = "".join(
         f"{element}{count // divisor if count > divisor else ''}"
-        for element, count in zip(elements, counts.tolist(), strict=True)
+        for element, count in decoration
     )
     numbers = np.array([atomic_numbers_by_symbol()[element] for element in elements])
     return Crystal(
@@ -446,7 +446,7 @@ def _rounded(cell: np.ndarray) -> np.ndarray:
 class _State:
     """Equilibrium: ln(volume / starting volume), eV per cell, GPa."""
 
-    strain: float
+    x: float
     energy: float
     bulk_modulus: float
 
@@ -468,7 +468,7 @@ def _label(crystal: Crystal) -> Crystal | None:
         "formation_energy": round(energy, 6) + 0.0,
         "bulk_modulus": round(state.bulk_modulus, 4),
     }
-    cell = _rounded(crystal.cell * math.exp(state.strain / 3))
+    cell = _rounded(crystal.cell * math.exp(state.x / 3))
     return replace(crystal, cell=cell, properties=properties)
 
 
@@ -491,14 +491,26 @@ def _fcc_energy(symbol: str) -> float:
 def _equilibrium(
     numbers: np.ndarray, frac_coords: np.ndarray, cell: np.ndarray
 ) -> _State | None:
-    """Return the state in which scaling the cell changes no energy, or None.
-
-    The secant method follows the pressure p(x), with x the logarithm of the volume
-    over that of `cell`. EMT gives the pressure without differences of energies, so
-    that five to six cells find the volume, where a fit of energies needs seven in the
-    right place.
-    """
+    """Return the state in which scaling the cell changes no energy, or None."""
     curve = _PressureCurve(numbers, frac_coords, cell)
+    x = _volume_at_rest(curve)
+    if x is None:
+        return None
+    half = 0.005
+    stiffness = (curve.at(x - half)[1] - curve.at(x + half)[1]) / (2 * half)
+    energy, pressure = curve.at(x)
+    if not (stiffness > 0 and abs(pressure) < 1e-4 * stiffness):
+        return None
+    return _State(x, energy, stiffness / units.GPa)
+
+
+def _volume_at_rest(curve: _PressureCurve) -> float | None:
+    """Return the x at which the pressure vanishes, or None.
+
+    The secant method follows the pressure itself, which EMT gives without differences
+    of energies: five cells find the volume, where a fit of energies needs seven in
+    the right place.
+    """
     x, pressure = 0.0, curve.at(0.0)[1]
     # Most metals have 50-200 GPa. A step that is too small gives no slope.
     step = _clipped(pressure / (100 * units.GPa))
@@ -512,15 +524,9 @@ def _equilibrium(
         slope = (pressure - previous_pressure) / (x - previous)
         # Past the point of rupture the pressure rises with the volume: turn back.
         step = _clipped(-pressure / slope) if slope < 0 else -0.1
-        if abs(step) < 1e-4 and slope < 0:
-            break
-    x += step
-    half = 0.005
-    stiffness = (curve.at(x - half)[1] - curve.at(x + half)[1]) / (2 * half)
-    energy, pressure = curve.at(x)
-    if not (stiffness > 0 and abs(pressure) < 1e-4 * stiffness):
-        return None
-    return _State(x, energy, stiffness / units.GPa)
+        if abs(step) < 1e-4:
+            return x + step
+    return None
 
 
 def _clipped(step: float) -> float:
@@ -528,7 +534,10 @@ def _clipped(step: float) -> float:
 
 
 class _PressureCurve:
-    """Energy (eV) and pressure (eV/Å³) of one crystal against its volume."""
+    """Energy (eV) and pressure (eV/Å³) of one crystal against its volume.
+
+    The volume is given by x, its logarithm after division by that of `cell`.
+    """
 
     def __init__(
         self, numbers: np.ndarray, frac_coords: np.ndarray, cell: np.ndarray

@@ -48,60 +48,71 @@ class GaussianExpansion(nn.Module):
         return torch.exp(-steps.square())
 
 
-class _Convolution(nn.Module):
-    """What the convolutions share: one Linear over [v_i | v_j | u_ij], split.
+class EdgeLinear(nn.Module):
+    """W [v_i | v_j | u_ij] + b for every edge, without the concatenation.
 
-    The Linear of the published code acts on the concatenation for every edge. Its
-    product with v_i and v_j is the same for all edges of an atom, so it is taken
+    The product with v_i and v_j is the same for all edges of an atom, so it is taken
     once per atom and gathered afterwards: the same sum, a twelfth of the work.
+
+    Args:
+        width: F, of atoms and of the result.
+        basis: K, of edges.
     """
 
     def __init__(self, width: int, basis: int) -> None:
         super().__init__()
         self.sizes = [width, width, basis]
-        self.linear = nn.Linear(2 * width + basis, 2 * width)
+        self.linear = nn.Linear(2 * width + basis, width)
 
-    def products(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
-        """Return W [v_i | v_j | u_ij] + b for every edge, (E, 2F)."""
+    def forward(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
+        """Return (E, F) from atoms (N, F) and edges (E, K)."""
         w_centre, w_neighbour, w_edge = self.linear.weight.split(self.sizes, dim=1)
-        centre = F.linear(x, w_centre, self.linear.bias)  # (N, 2F)
-        neighbour = F.linear(x, w_neighbour)  # (N, 2F)
-        z = F.linear(u, w_edge)  # (E, 2F)
-        z = z + gather_centres(centre, batch)
+        centre = F.linear(x, w_centre, self.linear.bias)  # (N, F)
+        neighbour = F.linear(x, w_neighbour)  # (N, F)
+        z = F.linear(u, w_edge) + gather_centres(centre, batch)  # (E, F)
         return z + gather_neighbours(neighbour, batch)
 
 
-class PublishedConvolution(_Convolution):
-    """Eq. 5 as the published code computes it.
+class GatedConvolution(nn.Module):
+    """Eq. 5 as printed: v_i' = v_i + sum_j sigmoid(z W_f + b_f) * g(z W_s + b_s).
 
-    z_ij = BN(W [v_i | v_j | u_ij] + b), split into a gate and a core;
-    v_i' = softplus(v_i + BN(sum_j sigmoid(gate) * softplus(core))).
+    Gate and core are two Linears here and one of twice the width in the published
+    code: the same numbers, and both results lie in memory as they are read.
+    """
 
-    Differs from the paper: both batch norms and the outer softplus stand in the
+    def __init__(self, width: int, basis: int) -> None:
+        super().__init__()
+        self.gate = EdgeLinear(width, basis)  # W_f and b_f
+        self.core = EdgeLinear(width, basis)  # W_s and b_s
+
+    def forward(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
+        """Update atoms (N, F) from edges (E, K)."""
+        gate = torch.sigmoid(self.gate(x, u, batch))  # (E, F)
+        core = F.softplus(self.core(x, u, batch))  # (E, F)
+        return x + sum_over_neighbours(gate * core, batch)
+
+
+class PublishedConvolution(GatedConvolution):
+    """Eq. 5 as the published code computes it, with three batch norms.
+
+    v_i' = softplus(v_i + BN(sum_j sigmoid(BN(z W_f + b_f)) * softplus(BN(z W_s + b_s)))).
+
+    Differs from the paper: the batch norms and the outer softplus stand in the
     published code only.
     """
 
     def __init__(self, width: int, basis: int) -> None:
         super().__init__(width, basis)
-        self.edge_norm = nn.BatchNorm1d(2 * width)
+        self.gate_norm = nn.BatchNorm1d(width)
+        self.core_norm = nn.BatchNorm1d(width)
         self.atom_norm = nn.BatchNorm1d(width)
 
     def forward(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
         """Update atoms (N, F) from edges (E, K)."""
-        z = self.edge_norm(self.products(x, u, batch))  # (E, 2F)
-        gate, core = z.chunk(2, dim=1)
-        messages = torch.sigmoid(gate) * F.softplus(core)  # (E, F)
-        return F.softplus(x + self.atom_norm(sum_over_neighbours(messages, batch)))
-
-
-class GatedConvolution(_Convolution):
-    """Eq. 5 as printed: v_i' = v_i + sum_j sigmoid(z W_f + b_f) * g(z W_s + b_s)."""
-
-    def forward(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
-        """Update atoms (N, F) from edges (E, K)."""
-        gate, core = self.products(x, u, batch).chunk(2, dim=1)  # (E, F) each
-        messages = torch.sigmoid(gate) * F.softplus(core)  # (E, F)
-        return x + sum_over_neighbours(messages, batch)
+        gate = torch.sigmoid(self.gate_norm(self.gate(x, u, batch)))  # (E, F)
+        core = F.softplus(self.core_norm(self.core(x, u, batch)))  # (E, F)
+        total = sum_over_neighbours(gate * core, batch)  # (N, F)
+        return F.softplus(x + self.atom_norm(total))
 
 
 class SharedConvolution(nn.Module):

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from joblib import Parallel, delayed
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from sklearn.metrics import roc_auc_score
 
@@ -35,6 +37,7 @@ class CompareConfig:
         baselines: predictors without a graph to show beside them.
         labels: numbers of training crystals; empty for all that the split gives.
         seeds: of split, weights and order. All arms see the same ones.
+        workers: runs at a time, each with one thread.
     """
 
     weights: Path
@@ -46,8 +49,11 @@ class CompareConfig:
     baselines: list[str] = field(default_factory=lambda: ["mean", "forest"])
     labels: list[int] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    workers: int = 1
 
     def __post_init__(self) -> None:
+        for name in self.arms:
+            make_arm(name)
         for name in self.baselines:
             if name not in BASELINES:
                 raise InputError(
@@ -92,9 +98,12 @@ def compare(config: CompareConfig, progress: bool = True) -> pd.DataFrame:
         disable=not progress,
     ) as bar:  # fmt: skip
         task = bar.add_task("study", total=len(cells))
-        for cell in cells:
-            bar.update(task, description=f"{cell.arm.name}, seed {cell.seed}")
-            results.append(_result(config, cell))
+        jobs = Parallel(n_jobs=config.workers, return_as="generator")(
+            delayed(_result)(config, cell) for cell in cells
+        )
+        for cell, result in zip(cells, jobs, strict=True):
+            bar.update(task, description=cell.name)
+            results.append(result)
             bar.advance(task)
     results += _baselines(config, cells)
     table = pd.DataFrame(results)
@@ -127,6 +136,9 @@ def _result(config: CompareConfig, cell: Cell) -> dict[str, Any]:
             config.base, out=folder, seed=cell.seed, split=split, trainer=trainer,
             overwrite=True,
         )  # fmt: skip
+        torch.set_flush_denormal(True)
+        if config.workers > 1:
+            torch.set_num_threads(1)
         with contextlib.redirect_stdout(io.StringIO()):
             cell.arm.run(run, config.weights)
     result = json.loads(path.read_text())

@@ -91,11 +91,11 @@ def check_results(results: pd.DataFrame) -> pd.DataFrame:
         )
     for metric in table["metric"].unique():
         higher_is_better(metric)
-    units = table.groupby(["target", "metric"])["unit"].unique()
-    for key, found in units.items():
-        if len(found) > 1:
+    for (target, _), part in table.groupby(["target", "metric"]):
+        units = list(part["unit"].unique())
+        if len(units) > 1:
             raise InputError(
-                f"the target `{key[0]}` has the units {', '.join(map(repr, found))}; "
+                f"the target `{target}` has the units {', '.join(map(repr, units))}; "
                 "convert its values to one of them"
             )
     run = [*_GROUP, "arm", "fold", "seed"]

@@ -147,5 +147,5 @@ class Predictor(nn.Module):
         Lightning and others call this at will; what is frozen stays frozen.
         """
         super().train(mode)
-        pass
+        self.frozen.enforce()
         return self

@@ -36,8 +36,8 @@ PUBLISHED_TARGETS = {
 
 _NAMES = (
     (r"embedding\.", "encoder.embedding."),
-    (r"convs\.(\d+)\.fc_full\.", r"encoder.convolutions.\1.linear."),
-    (r"convs\.(\d+)\.bn1\.", r"encoder.convolutions.\1.edge_norm."),
+    (r"convs\.(\d+)\.fc_full\.", r"encoder.convolutions.\1.{part}.linear."),
+    (r"convs\.(\d+)\.bn1\.", r"encoder.convolutions.\1.{part}_norm."),
     (r"convs\.(\d+)\.bn2\.", r"encoder.convolutions.\1.atom_norm."),
     (r"conv_to_fc\.", "head.first."),
     (r"fcs\.(\d+)\.", r"head.middle.\1."),
@@ -100,13 +100,23 @@ def import_cgcnn(path: str | Path) -> Predictor:
     return predictor.eval()
 
 
-def published_provenance(path: str | Path) -> Provenance:
+def published_provenance(path: str | Path, predictor: Predictor) -> Provenance:
     """Return what a weights file should say of an imported checkpoint.
 
     Which crystals it was trained on is not in the checkpoint, so the overlap with
-    other data is unknown. The licence is that of the published models.
+    other data is unknown. The eight published models have the licence of their code;
+    that of a user's model is the user's to say.
+
+    Args:
+        path: the checkpoint.
+        predictor: what `import_cgcnn` made of it.
     """
-    return Provenance(licence="MIT", origin=f"published CGCNN, {Path(path).name}")
+    published = predictor.target in PUBLISHED_TARGETS.values()
+    return Provenance(
+        licence="MIT" if published else "",
+        origin=f"imported from {Path(path).name}"
+        + (" of the published CGCNN code" if published else ""),
+    )
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -169,16 +179,26 @@ def _target(
 
 
 def _rename(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of the published code our names."""
+    """Give the tensors of the published code our names.
+
+    What it keeps as one tensor for gate and core, the gate's half first, are two.
+    """
     renamed = {}
     for name, tensor in state.items():
         for pattern, replacement in _NAMES:
             if re.match(pattern, name):
-                renamed[re.sub(f"^{pattern}", replacement, name)] = tensor
+                ours = re.sub(f"^{pattern}", replacement, name)
                 break
         else:
             raise InputError(
                 f"{path} is not a checkpoint of the published CGCNN code: it has no "
                 f"place for `{name}`"
             )
+        if "{part}" not in ours:
+            renamed[ours] = tensor
+        elif tensor.ndim == 0:  # the number of batches seen
+            renamed |= {ours.format(part=part): tensor for part in ("gate", "core")}
+        else:
+            halves = zip(("gate", "core"), tensor.chunk(2), strict=True)
+            renamed |= {ours.format(part=part): half for part, half in halves}
     return renamed

@@ -1,0 +1,302 @@
+"""The command `crysdistill VERB ...`: what each verb takes and calls.
+
+What a verb needs is imported when it runs, so that help and errors come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from crysdistill.command import Parser, Verb, run
+
+_SOURCES = """CIF or POSCAR files, folders (with or without `id_prop.csv`),
+`structures.jsonl.gz` (with `properties.csv` beside it), pymatgen JSON, or stores"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return 0 (done), 2 (bad input), 130 (Ctrl-C) or 1 (our fault)."""
+    return run(VERBS, sys.argv[1:] if argv is None else argv)
+
+
+def _integer(text: str) -> int:
+    if not text.removeprefix("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"is {text!r} but must be an integer")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"is {text!r} but must be a number") from None
+
+
+def _out(parser: Parser, metavar: str, text: str) -> None:
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar=metavar, help=text
+    )
+
+
+def _sources(parser: Parser) -> None:
+    parser.add_argument(
+        "sources", nargs="+", type=Path, metavar="SOURCE", help=_SOURCES
+    )
+
+
+def _work(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--workers", type=_integer, help="processes; all cores if absent")
+    add("--no-progress", dest="progress", action="store_false", help="show no bar")
+
+
+def _build_arguments(parser: Parser) -> None:
+    _sources(parser)
+    _out(parser, "STORE", "what to write; what is refused goes to STORE.quarantine.csv")
+    add = parser.add_argument
+    add("--cutoff", type=_number, help="Å; no edge is longer")
+    add("--max-neighbors", type=_integer, help="nearest neighbours that an atom hears")
+    add("--mode", help="`shells` (whole ones), `nearest`, or `cgcnn` (as published)")
+    add("--no-symmetry", dest="symmetry", action="store_false", help="no space groups")
+    add("--max-atoms", type=_integer, help="refuse crystals with more atoms")
+    text = "keep structures without a label where others have one"
+    add("--keep-unlabelled", action="store_true", help=text)
+    add("--overwrite", action="store_true", help="replace a store of that name")
+    _work(parser)
+
+
+def _build(args: argparse.Namespace) -> None:
+    from crysdistill.corpus.build import build
+    from crysdistill.neighbors import GraphSettings
+
+    given = vars(args)
+    graph = {
+        name: given.pop(name)
+        for name in ("cutoff", "max_neighbors", "mode")
+        if name in given
+    }
+    report = build(graph=GraphSettings(**graph), **given)
+    print(f"{report.store}: {report.built:,} of {report.read:,} crystals")
+    if report.rejections:
+        refused = len(report.rejections)
+        print(f"{report.quarantine}: {refused:,} refused, and why")
+
+
+def _inspect_arguments(parser: Parser) -> None:
+    parser.add_argument("store", type=Path, metavar="STORE", help="a store")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from crysdistill.corpus.inspection import inspect
+
+    inspect(args.store)
+
+
+def _overlap_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("corpus", type=Path, metavar="CORPUS", help="the store to pretrain on")
+    add("dataset", type=Path, metavar="DATASET", help="the store with labels")
+    _out(parser, "PAIRS", "the CSV of crystals that stand in both")
+
+
+def _overlap(args: argparse.Namespace) -> None:
+    from crysdistill.corpus.overlap import overlap
+
+    overlap(args.corpus, args.dataset, args.out)
+
+
+def _config_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    text = "a YAML file; without one the defaults hold"
+    add("config", nargs="?", default=None, metavar="CONFIG", help=text)
+    text = "what differs from it, such as `trainer.epochs=5`"
+    add("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=text)
+    add("--keys", action="store_true", help="list every key with its default, and stop")
+    add("--show", action="store_true", help="print the whole configuration, and stop")
+
+
+def _configured(
+    module: str, schema: str, function: str, args: argparse.Namespace
+) -> None:
+    """Do what a configuration describes."""
+    from crysdistill.configs import dump_config, load_config
+
+    library = importlib.import_module(module)
+    kind = getattr(library, schema)
+    if "keys" in args:
+        _print_keys(kind)
+        return
+    path, overrides = args.config, args.overrides
+    if path is not None and "=" in path and not Path(path).exists():
+        path, overrides = None, [path, *overrides]
+    config = load_config(path, overrides, kind)
+    if "show" in args:
+        print(dump_config(config), end="")
+    else:
+        getattr(library, function)(config)
+
+
+def _print_keys(schema: type) -> None:
+    """Print every key that a configuration takes."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from crysdistill.schema import list_keys
+
+    table = Table("key", "default", "meaning", box=None, pad_edge=False)
+    for name, meaning, default, text in list_keys(schema):
+        said = f"{meaning}; {text}" if text else meaning
+        row = (name, "(required)" if default is None else default, said)
+        table.add_row(*map(Text, row))
+    Console(highlight=False).print(table)
+
+
+def _predict_arguments(parser: Parser, result: str, text: str) -> None:
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="a weights file")
+    _sources(parser)
+    _out(parser, result, text)
+    parser.add_argument("--batch-size", type=_integer, help="crystals in a batch")
+    _work(parser)
+
+
+def _inferred(function: str, args: argparse.Namespace) -> None:
+    """Predict or embed."""
+    from crysdistill.training import inference
+
+    print(getattr(inference, function)(**vars(args)))
+
+
+def _import_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "published", type=Path, metavar="PUBLISHED", help="a `.pth.tar` checkpoint"
+    )
+    _out(parser, "WEIGHTS", "the weights file to write")
+
+
+def _import(args: argparse.Namespace) -> None:
+    from crysdistill.transfer.published import import_cgcnn, published_provenance
+    from crysdistill.transfer.weights import save_weights
+
+    predictor = import_cgcnn(args.published)
+    provenance = published_provenance(args.published, predictor)
+    print(save_weights(args.out, predictor, provenance=provenance))
+
+
+def _demo_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    text = "the folder to write; `runs/demo` if absent"
+    add("-o", "--out", type=Path, metavar="DIR", help=text)
+    add("--workers", type=_integer, help="processes; all cores if absent")
+    add("--overwrite", action="store_true", help="start anew over an earlier demo")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from crysdistill.studies.demo import demo
+
+    demo(**vars(args))
+
+
+def _report_arguments(parser: Parser) -> None:
+    parser.add_argument("study", type=Path, metavar="DIR", help="the folder of a study")
+    _out(parser, "HTML", "the report to write")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from crysdistill.studies.report import report
+
+    report(args.study, args.out)
+
+
+_GO_ON = "the same command with `resume=true` goes on"
+_PRETRAINING = "crysdistill.training.pretraining"
+_SUPERVISED = "crysdistill.training.supervised"
+
+VERBS: dict[str, Verb] = {
+    "build": Verb(
+        "Read crystals and write a store of structures and graphs.",
+        "crysdistill build cifs/ -o corpus.h5",
+        _build_arguments,
+        _build,
+        computes=False,
+        resume="the same command goes on",
+    ),
+    "inspect": Verb(
+        "Say what is in a store.",
+        "crysdistill inspect corpus.h5",
+        _inspect_arguments,
+        _inspect,
+        computes=False,
+    ),
+    "overlap": Verb(
+        "Find the crystals of a corpus that also stand in a dataset.",
+        "crysdistill overlap corpus.h5 dataset.h5 -o pairs.csv",
+        _overlap_arguments,
+        _overlap,
+        computes=False,
+    ),
+    "pretrain": Verb(
+        "Let an encoder learn from crystals without labels.",
+        "crysdistill pretrain configs/pretrain.yaml corpus=corpus.h5 trainer.epochs=5",
+        _config_arguments,
+        partial(_configured, _PRETRAINING, "PretrainConfig", "pretrain"),
+        resume=_GO_ON,
+    ),
+    "train": Verb(
+        "Train a predictor on labels alone.",
+        "crysdistill train configs/train.yaml dataset=dataset.h5 trainer.epochs=5",
+        _config_arguments,
+        partial(_configured, _SUPERVISED, "TrainConfig", "train"),
+        resume=_GO_ON,
+    ),
+    "distill": Verb(
+        "Train a predictor that also learns a teacher's atom embeddings.",
+        "crysdistill distill configs/distill.yaml teacher=pretrained.safetensors",
+        _config_arguments,
+        partial(_configured, _SUPERVISED, "DistillConfig", "distill"),
+        resume=_GO_ON,
+    ),
+    "finetune": Verb(
+        "Train a predictor that starts from pretrained weights.",
+        "crysdistill finetune configs/finetune.yaml weights=pretrained.safetensors",
+        _config_arguments,
+        partial(_configured, _SUPERVISED, "FinetuneConfig", "finetune"),
+        resume=_GO_ON,
+    ),
+    "predict": Verb(
+        "Predict a property of crystals.",
+        "crysdistill predict predictor.safetensors cifs/ -o predictions.csv",
+        partial(_predict_arguments, result="CSV", text="the predictions to write"),
+        partial(_inferred, "predict"),
+    ),
+    "embed": Verb(
+        "Write what an encoder makes of crystals, one vector each.",
+        "crysdistill embed pretrained.safetensors cifs/ -o embeddings.parquet",
+        partial(_predict_arguments, result="PARQUET", text="the table to write"),
+        partial(_inferred, "embed"),
+    ),
+    "import-cgcnn": Verb(
+        "Turn a checkpoint of the published CGCNN code into a weights file.",
+        "crysdistill import-cgcnn band-gap.pth.tar -o band-gap.safetensors",
+        _import_arguments,
+        _import,
+    ),
+    "demo": Verb(
+        "Show the whole path on crystals that the package makes itself.",
+        "crysdistill demo --out runs/demo",
+        _demo_arguments,
+        _demo,
+        resume="the same command goes on",
+    ),
+    "report": Verb(
+        "Write the report of a study.",
+        "crysdistill report runs/demo/study -o report.html",
+        _report_arguments,
+        _report,
+        computes=False,
+    ),
+}

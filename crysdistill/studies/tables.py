@@ -1,0 +1,390 @@
+"""Results as a person reads them: arms, numbers with an interval, and a verdict."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from crysdistill.studies.statistics import (
+    BETTER,
+    WORSE,
+    check_results,
+    compare_paired,
+    higher_is_better,
+    summarise,
+)
+
+ARM_DESCRIPTIONS = {
+    "scratch": "trained on the labels alone",
+    "scratch-large": "trained on the labels alone, as large as the teacher",
+    "distilled": "trained with a pretrained teacher beside it",
+    "random-teacher": "control: trained with a teacher of random weights beside it",
+    "finetuned": "starts from the pretrained encoder, all layers learn",
+    "frozen-all": "starts from the pretrained encoder, which stays as it is",
+    "mean": "control: predicts the mean of the training labels",
+    "forest": "control: random forest on the composition, no structure",
+    "ridge": "ridge regression on frozen embeddings",
+}
+"""What each arm is, in one line; `describe` also knows `frozen-0`, `frozen-1`, ..."""
+
+CONTROLS = ("random-teacher", "mean", "forest")
+"""Arms that claim nothing: a gain must be larger than theirs."""
+
+_SHORT = {"mae", "mse", "rmse", "auc", "mcc"}
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One arm of a group, as numbers; NaN where there is none.
+
+    Args:
+        arm: its name.
+        about: what it is, in one line.
+        reference: whether the others are compared with it.
+        n: runs with a result.
+        failed: runs without one.
+        values: test value of each run, (n,).
+        mean: of the values.
+        sd: of the values.
+        interval: 95 % confidence interval of the mean.
+        change: paired change against the reference in percent.
+        change_interval: its 95 % confidence interval.
+        changes: the change of each pair in percent of the reference's mean, (pairs,).
+        p_holm: p value after Holm's correction.
+        verdict: the word of `compare_paired`, "reference", or "" without a reference.
+        holds: whether the verdict stands after Holm's correction.
+    """
+
+    arm: str
+    about: str
+    reference: bool
+    n: int
+    failed: int
+    values: tuple[float, ...]
+    mean: float
+    sd: float
+    interval: tuple[float, float]
+    change: float = math.nan
+    change_interval: tuple[float, float] = (math.nan, math.nan)
+    changes: tuple[float, ...] = ()
+    p_holm: float = math.nan
+    verdict: str = ""
+    holds: bool = False
+
+    @property
+    def tone(self) -> str:
+        """One word for colours: better, worse, unsure, reference or none."""
+        if self.reference:
+            return "reference"
+        if self.verdict in (BETTER, WORSE):
+            return self.verdict if self.holds else "unsure"
+        return "none"
+
+    @property
+    def judgement(self) -> str:
+        """The verdict, with a warning where it does not survive the correction."""
+        unsure = self.tone == "unsure"
+        return f"{self.verdict}, but not after Holm" if unsure else self.verdict
+
+
+@dataclass(frozen=True)
+class ResultGroup:
+    """Arms that may be compared: one target, metric and number of labels.
+
+    Args:
+        target: name of the target.
+        unit: of the target; "" for none.
+        metric: as in the results.
+        labels: number of training labels.
+        rows: the arms, best mean first.
+    """
+
+    target: str
+    unit: str
+    metric: str
+    labels: int
+    rows: tuple[ResultRow, ...]
+
+    @property
+    def metric_label(self) -> str:
+        """The metric as figures and tables name it, with its unit."""
+        unit = f" ({self.unit})" if self.unit and self.metric != "auc" else ""
+        return f"test {metric_name(self.metric)}{unit}"
+
+    @property
+    def reference(self) -> ResultRow | None:
+        """The row that the others are compared with."""
+        return next((row for row in self.rows if row.reference), None)
+
+    @property
+    def best(self) -> ResultRow | None:
+        """The best row that is neither the reference nor a control."""
+        claims = [r for r in self.rows if r.n and not r.reference]
+        return next((r for r in claims if r.arm not in CONTROLS), None)
+
+    @property
+    def decimals(self) -> int:
+        """As many as show two digits of the spread, or three of the values."""
+        spread = [r.sd for r in self.rows if r.sd > 0]
+        means = [abs(r.mean) for r in self.rows if r.n and r.mean]
+        if not means:
+            return 3
+        digits = -math.floor(math.log10(min(means))) + 2
+        if spread:
+            digits = max(digits, 1 - math.floor(math.log10(float(np.median(spread)))))
+        return min(max(digits, 0), 6)
+
+
+def describe(arm: str, given: Mapping[str, str] | None = None) -> str:
+    """Return what an arm is, in one line; "" for an unknown one.
+
+    Args:
+        arm: its name.
+        given: descriptions that take precedence.
+    """
+    known = {**ARM_DESCRIPTIONS, **(given or {})}
+    if arm in known:
+        return known[arm]
+    frozen = re.fullmatch(r"frozen-(\d+)", arm)
+    if frozen is None:
+        return ""
+    layers = {"0": "", "1": " and the first convolution"}
+    rest = layers.get(frozen[1], f" and the first {frozen[1]} convolutions")
+    stay = "stay" if rest else "stays"
+    return f"starts from the pretrained encoder; the embedding{rest} {stay} frozen"
+
+
+def metric_name(metric: str) -> str:
+    """Return a metric as people write it."""
+    return metric.upper() if metric in _SHORT else metric.replace("_", " ")
+
+
+def number(value: float, decimals: int) -> str:
+    """Return a number with a true minus sign, or a dash where there is none."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def percent(value: float) -> str:
+    """Return a signed change in percent, without the percent sign."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:+.{0 if abs(value) >= 100 else 1}f}"
+    return text.replace("-", "−")
+
+
+def span(interval: tuple[float, float], decimals: int) -> str:
+    """Return an interval, or a dash where there is none."""
+    if not all(map(math.isfinite, interval)):
+        return "–"
+    return " to ".join(number(end, decimals) for end in interval)
+
+
+def percent_span(interval: tuple[float, float]) -> str:
+    """Return an interval of changes in percent, or a dash where there is none."""
+    if not all(map(math.isfinite, interval)):
+        return "–"
+    return " to ".join(percent(end) for end in interval)
+
+
+def p_text(p: float) -> str:
+    """Return a p value after Holm's correction, or "" where there is none."""
+    if not math.isfinite(p):
+        return ""
+    return "Holm p < 0.001" if p < 0.001 else f"Holm p = {p:.2g}"
+
+
+def result_groups(
+    results: pd.DataFrame,
+    reference: str = "scratch",
+    about: Mapping[str, str] | None = None,
+    test_train_ratio: float = 0.0,
+) -> list[ResultGroup]:
+    """Return results as groups of arms that may be compared, best arm first.
+
+    Args:
+        results: one row for each run; see `crysdistill.studies.statistics`.
+        reference: the arm that the others are compared with, if it is there.
+        about: descriptions of arms, beside those of `ARM_DESCRIPTIONS`.
+        test_train_ratio: see `corrected_variance`.
+
+    Raises:
+        InputError: the results cannot be used; see `check_results`.
+    """
+    table = check_results(results)
+    key = ["target", "unit", "metric", "labels"]
+    rows: dict[tuple[Any, ...], list[ResultRow]] = {}
+    for line in summarise(table).to_dict("records"):
+        group = tuple(line[name] for name in key)
+        mask = np.logical_and.reduce(
+            [table[k] == v for k, v in zip(key, group, strict=True)]
+        )
+        runs = table[mask & (table["arm"] == line["arm"]) & np.isfinite(table["value"])]
+        row = ResultRow(
+            arm=line["arm"],
+            about=describe(line["arm"], about),
+            reference=line["arm"] == reference,
+            n=line["n"],
+            failed=line["failed"],
+            values=tuple(runs["value"]),
+            mean=line["mean"],
+            sd=line["sd"],
+            interval=(line["ci_low"], line["ci_high"]),
+            verdict="reference" if line["arm"] == reference else "",
+        )
+        rows.setdefault(group, []).append(row)
+    if reference in set(table["arm"]):
+        pairs = compare_paired(table, reference, test_train_ratio=test_train_ratio)
+        for line in pairs.to_dict("records"):
+            group = tuple(line[name] for name in key)
+            found = rows[group]
+            place = next(i for i, row in enumerate(found) if row.arm == line["arm"])
+            found[place] = replace(
+                found[place],
+                change=line["change"],
+                change_interval=(line["change_low"], line["change_high"]),
+                changes=_changes(table, dict(zip(key, group, strict=True)), line),
+                p_holm=line["p_holm"],
+                verdict=line["verdict"],
+                holds=line["holds"],
+            )
+    return [
+        ResultGroup(target, unit, metric, labels, _best_first(found, metric))
+        for (target, unit, metric, labels), found in rows.items()
+    ]
+
+
+def findings(groups: Iterable[ResultGroup], results: pd.DataFrame) -> list[str]:
+    """Return what the results show, in sentences.
+
+    Args:
+        groups: from `result_groups`.
+        results: the same results; they are read once more to compare the distilled arm
+            with the one whose teacher has random weights.
+    """
+    said = []
+    table = check_results(results)
+    for group in groups:
+        best, reference = group.best, group.reference
+        place = f"{group.target}, {group.labels:,} labels"
+        if best is None or reference is None or not reference.n or not best.changes:
+            continue
+        higher = higher_is_better(group.metric)
+        ahead = best.mean > reference.mean if higher else best.mean < reference.mean
+        start = (
+            f"{best.arm} has the best mean"
+            if ahead
+            else f"no arm has a better mean than {reference.arm}; next is {best.arm}"
+        )
+        value = f"{number(best.mean, group.decimals)} {group.unit}".rstrip()
+        pairs = len(best.changes)
+        ends = percent_span(best.change_interval)
+        interval = f" (95 % CI {ends} %, {pairs} seeds)" if pairs > 1 else ""
+        said.append(
+            f"{place}: {start}, {metric_name(group.metric)} {value}, "
+            f"{percent(best.change)} % against {reference.arm}{interval}: "
+            f"{best.judgement}."
+        )
+        said += _control_findings(group, best, table, place)
+    return said
+
+
+def console_table(results: pd.DataFrame, reference: str = "scratch") -> Table:
+    """Return the results as a table for the terminal.
+
+    Args:
+        results: one row for each run; see `crysdistill.studies.statistics`.
+        reference: the arm that the others are compared with, if it is there.
+
+    Raises:
+        InputError: the results cannot be used; see `check_results`.
+    """
+    groups = result_groups(results, reference)
+    heads = [f"{g.target}, {g.metric_label}, {g.labels:,} labels" for g in groups]
+    table = Table(title=heads[0] if len(groups) == 1 else None, title_justify="left")
+    table.add_column("arm")
+    table.add_column("mean ± sd", justify="right")
+    table.add_column(f"% vs {reference} (95 % CI)", justify="right")
+    table.add_column("verdict")
+    table.add_column("seeds", justify="right")
+    style = {"better": "green", "worse": "red", "unsure": "yellow", "reference": "bold"}
+    for head, group in zip(heads, groups, strict=True):
+        if len(groups) > 1:
+            table.add_section()
+            table.add_row(Text(head, style="bold"))
+        for row in group.rows:
+            ends = percent_span(row.change_interval)
+            change = f"{percent(row.change)} ({ends})" if len(row.changes) > 1 else ""
+            cells = (
+                row.arm,
+                value_text(row, group.decimals),
+                change or ("" if row.reference else percent(row.change)),
+                row.judgement,
+                f"{row.n} ({row.failed} failed)" if row.failed else str(row.n),
+            )
+            tone = style.get(row.tone, "")
+            shown = [
+                Text(c, style=tone if i in (0, 3) else "") for i, c in enumerate(cells)
+            ]
+            table.add_row(*shown)
+    return table
+
+
+def value_text(row: ResultRow, decimals: int) -> str:
+    """Return mean and spread; the mean alone where one run has none."""
+    spread = f" ± {number(row.sd, decimals)}" if math.isfinite(row.sd) else ""
+    return number(row.mean, decimals) + spread
+
+
+def _best_first(rows: Sequence[ResultRow], metric: str) -> tuple[ResultRow, ...]:
+    sign = -1 if higher_is_better(metric) else 1
+    return tuple(sorted(rows, key=lambda r: sign * r.mean if r.n else math.inf))
+
+
+def _changes(table: pd.DataFrame, key: Mapping, line: Mapping) -> tuple[float, ...]:
+    """Return the difference of each pair in percent of the reference's mean."""
+    mask = np.logical_and.reduce([table[name] == value for name, value in key.items()])
+    runs = table[mask & np.isfinite(table["value"])].set_index(["fold", "seed"])
+    mine = runs.loc[runs["arm"] == line["arm"], "value"]
+    other = runs.loc[runs["arm"] == line["reference"], "value"]
+    pairs = (mine - other.reindex(mine.index)).dropna()
+    scale = abs(line["reference_mean"])
+    return tuple(100 * pairs / scale) if len(pairs) and scale > 0 else ()
+
+
+def _control_findings(
+    group: ResultGroup, best: ResultRow, table: pd.DataFrame, place: str
+) -> list[str]:
+    """Say where a control does as well as what is claimed."""
+    said = []
+    higher = higher_is_better(group.metric)
+    for row in group.rows:
+        ahead = row.mean > best.mean if higher else row.mean < best.mean
+        if row.arm in CONTROLS and ahead:
+            said.append(
+                f"{place}: the control {row.arm} has a better mean than {best.arm}, "
+                f"{number(row.mean, group.decimals)} {group.unit}".rstrip()
+                + "."
+            )
+    if {"distilled", "random-teacher"} <= {row.arm for row in group.rows if row.n}:
+        mask = (table["target"] == group.target) & (table["metric"] == group.metric)
+        mask &= (table["labels"] == group.labels) & table["arm"].isin(
+            ["distilled", "random-teacher"]
+        )
+        pair = compare_paired(table[mask], "random-teacher").iloc[0]
+        ends = (pair["change_low"], pair["change_high"])
+        interval = f" (95 % CI {percent_span(ends)} %)" if pair["n"] > 1 else ""
+        said.append(
+            f"{place}: knowledge or regularisation? distilled against random-teacher "
+            f"{percent(pair['change'])} %{interval}: {pair['verdict']}."
+        )
+    return said
