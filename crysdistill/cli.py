@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from crysdistill.command import Parser, Verb, run
 
@@ -60,7 +61,8 @@ def _build_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("--cutoff", type=_number, help="Å; no edge is longer")
     add("--max-neighbors", type=_integer, help="nearest neighbours that an atom hears")
-    add("--mode", help="`shells` (whole ones), `nearest`, or `cgcnn` (as published)")
+    text = "`shells` (whole ones), `nearest`, or `cgcnn` (as published)"
+    add("--graph", "--mode", dest="mode", metavar="MODE", help=text)
     add("--no-symmetry", dest="symmetry", action="store_false", help="no space groups")
     add("--max-atoms", type=_integer, help="refuse crystals with more atoms")
     text = "keep structures without a label where others have one"
@@ -101,12 +103,22 @@ def _overlap_arguments(parser: Parser) -> None:
     add("corpus", type=Path, metavar="CORPUS", help="the store to pretrain on")
     add("dataset", type=Path, metavar="DATASET", help="the store with labels")
     _out(parser, "PAIRS", "the CSV of crystals that stand in both")
+    _work(parser)
 
 
 def _overlap(args: argparse.Namespace) -> None:
-    from crysdistill.corpus.overlap import overlap
+    import rich
 
-    overlap(args.corpus, args.dataset, args.out)
+    from crysdistill.corpus.overlap import find_overlap
+    from crysdistill.corpus.store import Store
+
+    given = {"progress": True, **vars(args)}
+    out = given.pop("out")
+    corpus, dataset = (Store.open(given.pop(name)) for name in ("corpus", "dataset"))
+    overlap = find_overlap(corpus, dataset, **given)
+    overlap.write(out)
+    rich.print(overlap.table())
+    print(f"{overlap.statement}; pairs: {out}")
 
 
 def _config_arguments(parser: Parser) -> None:
@@ -119,10 +131,31 @@ def _config_arguments(parser: Parser) -> None:
     add("--show", action="store_true", help="print the whole configuration, and stop")
 
 
+def _check_config(args: argparse.Namespace) -> None:
+    """Read the file once without its schema, so that mistakes in it show at once."""
+    from crysdistill.configs import find_config, read_yaml
+
+    path, _ = _config_and_overrides(args)
+    if path is not None:
+        read_yaml(find_config(path))
+
+
+def _config_and_overrides(args: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """Tell a file from an override in its place."""
+    path, overrides = args.config, args.overrides
+    if path is not None and "=" in path and not Path(path).exists():
+        return None, [path, *overrides]
+    return path, overrides
+
+
 def _configured(
-    module: str, schema: str, function: str, args: argparse.Namespace
+    module: str,
+    schema: str,
+    function: str,
+    args: argparse.Namespace,
+    show: Callable[[Any], None] | None = None,
 ) -> None:
-    """Do what a configuration describes."""
+    """Do what a configuration describes, and show the result if it has not."""
     from crysdistill.configs import dump_config, load_config
 
     library = importlib.import_module(module)
@@ -130,14 +163,13 @@ def _configured(
     if "keys" in args:
         _print_keys(kind)
         return
-    path, overrides = args.config, args.overrides
-    if path is not None and "=" in path and not Path(path).exists():
-        path, overrides = None, [path, *overrides]
-    config = load_config(path, overrides, kind)
+    config = load_config(*_config_and_overrides(args), kind)
     if "show" in args:
         print(dump_config(config), end="")
-    else:
-        getattr(library, function)(config)
+        return
+    result = getattr(library, function)(config)
+    if show:
+        show(result)
 
 
 def _print_keys(schema: type) -> None:
@@ -148,12 +180,24 @@ def _print_keys(schema: type) -> None:
 
     from crysdistill.schema import list_keys
 
-    table = Table("key", "default", "meaning", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("key", no_wrap=True)
+    table.add_column("default", overflow="fold")
+    table.add_column("meaning", overflow="fold")
     for name, meaning, default, text in list_keys(schema):
         said = f"{meaning}; {text}" if text else meaning
         row = (name, "(required)" if default is None else default, said)
         table.add_row(*map(Text, row))
     Console(highlight=False).print(table)
+
+
+def _study(results: Any) -> None:
+    """Show what a study found."""
+    import rich
+
+    from crysdistill.studies.report import console_table
+
+    rich.print(console_table(results))
 
 
 def _predict_arguments(parser: Parser, result: str, text: str) -> None:
@@ -202,14 +246,26 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _report_arguments(parser: Parser) -> None:
-    parser.add_argument("study", type=Path, metavar="DIR", help="the folder of a study")
-    _out(parser, "HTML", "the report to write")
+    add = parser.add_argument
+    add("study", type=Path, metavar="DIR", help="the folder of a study")
+    text = "the page to write; `DIR/report.html` if absent"
+    add("-o", "--out", type=Path, metavar="HTML", help=text)
 
 
 def _report(args: argparse.Namespace) -> None:
-    from crysdistill.studies.report import report
+    import pandas as pd
 
-    report(args.study, args.out)
+    from crysdistill.errors import InputError
+    from crysdistill.studies.compare import about
+    from crysdistill.studies.report import write_report
+
+    table = args.study / "results.csv"
+    if not table.exists():
+        raise InputError(f"{table}: no such file; `crysdistill study` writes it")
+    results = pd.read_csv(table)
+    facts = {"arms": about(list(dict.fromkeys(results["arm"])))}
+    out = vars(args).get("out", args.study / "report.html")
+    print(write_report(out, title=args.study.name, results=results, facts=facts))
 
 
 _GO_ON = "the same command with `resume=true` goes on"
@@ -245,6 +301,7 @@ VERBS: dict[str, Verb] = {
         _config_arguments,
         partial(_configured, _PRETRAINING, "PretrainConfig", "pretrain"),
         resume=_GO_ON,
+        check=_check_config,
     ),
     "train": Verb(
         "Train a predictor on labels alone.",
@@ -252,6 +309,7 @@ VERBS: dict[str, Verb] = {
         _config_arguments,
         partial(_configured, _SUPERVISED, "TrainConfig", "train"),
         resume=_GO_ON,
+        check=_check_config,
     ),
     "distill": Verb(
         "Train a predictor that also learns a teacher's atom embeddings.",
@@ -259,6 +317,7 @@ VERBS: dict[str, Verb] = {
         _config_arguments,
         partial(_configured, _SUPERVISED, "DistillConfig", "distill"),
         resume=_GO_ON,
+        check=_check_config,
     ),
     "finetune": Verb(
         "Train a predictor that starts from pretrained weights.",
@@ -266,6 +325,7 @@ VERBS: dict[str, Verb] = {
         _config_arguments,
         partial(_configured, _SUPERVISED, "FinetuneConfig", "finetune"),
         resume=_GO_ON,
+        check=_check_config,
     ),
     "predict": Verb(
         "Predict a property of crystals.",
@@ -292,9 +352,23 @@ VERBS: dict[str, Verb] = {
         _demo,
         resume="the same command goes on",
     ),
+    "study": Verb(
+        "Compare ways of using pretrained weights over seeds and numbers of labels.",
+        "crysdistill study configs/study.yaml weights=pretrained.safetensors",
+        _config_arguments,
+        partial(
+            _configured,
+            "crysdistill.studies.compare",
+            "CompareConfig",
+            "compare",
+            show=_study,
+        ),
+        resume="the same command goes on",
+        check=_check_config,
+    ),
     "report": Verb(
         "Write the report of a study.",
-        "crysdistill report runs/demo/study -o report.html",
+        "crysdistill report runs/study -o report.html",
         _report_arguments,
         _report,
         computes=False,

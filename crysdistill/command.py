@@ -60,6 +60,7 @@ class Verb:
         run: does it.
         computes: whether it needs torch.
         resume: how to go on after Ctrl-C, if at all.
+        check: finds what is wrong before torch is imported, which takes seconds.
     """
 
     summary: str
@@ -68,6 +69,7 @@ class Verb:
     run: Callable[[argparse.Namespace], None]
     computes: bool = True
     resume: str = ""
+    check: Callable[[argparse.Namespace], None] | None = None
 
     def parser(self, name: str) -> Parser:
         """Return the parser of this verb."""
@@ -134,6 +136,8 @@ def _dispatch(verbs: Mapping[str, Verb], argv: Sequence[str]) -> None:
     else:
         verb = verbs[name]
         args = verb.parser(name).parse(argv[1:])
+        if verb.check:
+            verb.check(args)
         _prepare(verb.computes)
         verb.run(args)
 

@@ -29,6 +29,7 @@ from crysdistill.schema import (
     list_keys,
     parameters,
     unwrap,
+    with_defaults,
     write_value,
 )
 
@@ -223,18 +224,10 @@ class _Reader:
         if mark is not None:
             return self._chosen(mark, given, default, path)
         if is_section(kind):
-            return self._build(kind, {} if given is ABSENT else given, default, path)
+            known = with_defaults(parameters(kind), default)
+            given = {} if given is ABSENT else given
+            return _make(kind, self.section(known, given, f"{path}."), path)
         return _convert(annotation, given, path)
-
-    def _build(self, kind: type, given: Any, default: Any, path: str) -> Any:
-        """Make a dataclass."""
-        known = parameters(kind)
-        if is_section(type(default)):
-            known = {
-                key: Parameter(p.annotation, getattr(default, key))
-                for key, p in known.items()
-            }
-        return _make(kind, self.section(known, given, path + "."), path)
 
     def _chosen(
         self, mark: Choice, given: Any, default: Any, path: str
@@ -271,14 +264,17 @@ class _Reader:
         self, mark: Choice, name: str, given: Any, path: str
     ) -> dict[str, Any]:
         """Read the settings of something named; its own defaults stay its own."""
-        shared = getattr(mark, "shared", None)
+        shared = mark.shared if isinstance(mark, Choices) else None
         always = parameters(shared) if shared else {}
         known = {**always, **parameters(mark.options[name], mark.supplied)}
-        settings = self.section(known, given, f"{path}.")
-        if shared:
-            _make(shared, {key: settings[key] for key in always}, path)
         given = _mapping(given, path, known)
-        return {key: settings[key] for key in known if key in given or key in always}
+        settings = self.section(known, given, f"{path}.")
+        settings = {k: v for k, v in settings.items() if k in given or k in always}
+        if shared and isinstance(mark, Choices):
+            instance = _make(shared, {key: settings[key] for key in always}, path)
+            if mark.defaults:
+                settings = {**mark.defaults(name, instance), **settings}
+        return settings
 
     def _unknown_key(
         self, key: str, known: Mapping[str, Parameter], prefix: str

@@ -100,7 +100,9 @@ def replace(batch: CrystalBatch, **tensors: Any) -> CrystalBatch:
 def edge_vectors(batch: CrystalBatch) -> Tensor:
     """Return the vectors from centre i to neighbour j, (E, 3) in Å."""
     cell = batch.cell  # (B, 3, 3)
-    positions = torch.einsum("na,nab->nb", batch.frac_coords, cell[batch.batch])  # (N, 3)
+    positions = torch.einsum(
+        "na,nab->nb", batch.frac_coords, cell[batch.batch]
+    )  # (N, 3)
     neighbour, centre = batch.edge_index
     shift = batch.edge_shift.to(cell.dtype)
     translation = torch.einsum("ea,eab->eb", shift, cell[batch.batch[centre]])  # (E, 3)

@@ -101,7 +101,9 @@ def find_neighbors(
     radius = settings.cutoff
     if settings.mode != "cgcnn":  # the published order is that of the full sphere
         volume = abs(np.linalg.det(lattice)) / n_atoms
-        radius = min(radius, 1.15 * (3 * (wanted + 4) * volume / (4 * math.pi)) ** (1 / 3))
+        radius = min(
+            radius, 1.15 * (3 * (wanted + 4) * volume / (4 * math.pi)) ** (1 / 3)
+        )
     parts: list[tuple[np.ndarray, ...]] = []
     pending = np.arange(n_atoms)
     while True:
@@ -111,7 +113,9 @@ def find_neighbors(
         centre = pending[centre]
         other = (centre != neighbor) | (distance > _SAME_POINT)
         if radius >= settings.cutoff:
-            parts.append((centre[other], neighbor[other], shifts[other], distance[other]))
+            parts.append(
+                (centre[other], neighbor[other], shifts[other], distance[other])
+            )
             break
         # Complete only if the whole last shell lies inside the sphere.
         inside = other & (distance <= radius - SHELL_TOLERANCE)

@@ -9,7 +9,6 @@ named; `Choice` and `Choices` mark those. Nothing here reads a file: see
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -32,51 +31,44 @@ ABSENT: Any = inspect.Parameter.empty
 """Stands for a value that was not given."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choice:
     """Marks a field that names one thing and holds its settings.
 
-    `encoder: Annotated[dict[str, Any], Choice("crysdistill.encoders", "ENCODERS")]`
-    takes `{name: cgcnn, width: 128}`: what may stand beside `name` are the parameters
-    of the encoder. Where the field has a default of the same name, its settings stand
-    unless others are given. Parameters that nobody gives are left out, so that what
-    was named keeps its own defaults.
+    `encoder: Annotated[dict[str, Any], Choice(ENCODERS)]` takes
+    `{name: cgcnn, width: 128}`: what may stand beside `name` are the parameters of the
+    encoder. Where the field has a default of the same name, its settings stand unless
+    others are given. Parameters that nobody gives are left out, so that what was named
+    keeps its own defaults, and a run can fill in what follows from its data.
 
     Args:
-        module: where the table of names is; imported when it is needed.
-        table: the dictionary there, from names to classes or functions.
+        options: what can be named, and whose parameters are then the keys.
         supplied: parameters that do not come from a configuration.
     """
 
-    module: str
-    table: str
+    options: Mapping[str, Callable[..., Any]]
     supplied: tuple[str, ...] = ()
 
-    @property
-    def options(self) -> Mapping[str, Callable[..., Any]]:
-        """What can be named."""
-        options: Mapping[str, Callable[..., Any]]
-        options = getattr(importlib.import_module(self.module), self.table)
-        return options
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choices(Choice):
     """Marks a field that holds any number of named things, each with its settings.
 
-    `objectives: Annotated[dict[str, Any], Choices("crysdistill.objectives",
-    "OBJECTIVES")]` takes `{space_group: {balance: 0.5}, connectivity: true}`. `true`
-    stands for no settings; `false` leaves one out that would otherwise be there.
+    `objectives: Annotated[dict[str, Any], Choices(OBJECTIVES)]` takes
+    `{space_group: {balance: 0.5}, connectivity: true}`. `true` stands for no settings;
+    `false` leaves one out that would otherwise be there.
 
     Args:
-        module: where the table of names is; imported when it is needed.
-        table: the dictionary there, from names to classes or functions.
+        options: what can be named, and whose parameters are then the keys.
         supplied: parameters that do not come from a configuration.
         shared: a dataclass of further keys that each of them takes; these are
             always filled in.
+        defaults: from a name and its instance of `shared` to settings that stand
+            unless others are given.
     """
 
     shared: type | None = None
+    defaults: Callable[[str, Any], Mapping[str, Any]] | None = None
 
 
 class Unwrapped(NamedTuple):
@@ -169,6 +161,17 @@ def parameters(
     return {name: p for name, p in found.items() if name not in supplied}
 
 
+def with_defaults(known: Mapping[str, Parameter], default: Any) -> dict[str, Parameter]:
+    """Let a dataclass instance or a mapping, if that it is, give other defaults."""
+    values = default if isinstance(default, Mapping) else {}
+    if is_section(type(default)):
+        values = {name: getattr(default, name) for name in known}
+    return {
+        key: Parameter(p.annotation, values.get(key, p.default))
+        for key, p in known.items()
+    }
+
+
 def describe(annotation: Any) -> str:
     """Say in words what a value of a type is."""
     kind, _, optional = unwrap(annotation)
@@ -241,20 +244,17 @@ def _keys(
             text = None if default is ABSENT else write_value(default)
             yield Key(path, describe(annotation), text, texts.get(name, ""))
         elif mark is None:
-            inner = parameters(kind)
-            if is_section(type(default)):
-                inner = {
-                    key: Parameter(p.annotation, getattr(default, key))
-                    for key, p in inner.items()
-                }
+            inner = with_defaults(parameters(kind), default)
             yield from _keys(inner, documentation(kind), path + ".")
         elif isinstance(mark, Choices):
+            chosen = default if isinstance(default, Mapping) else {}
             for option, target in mark.options.items():
                 for part in (mark.shared, target):
                     if part is not None:
                         inner = parameters(part, mark.supplied)
-                        texts_there = documentation(part)
-                        yield from _keys(inner, texts_there, f"{path}.{option}.")
+                        inner = with_defaults(inner, chosen.get(option))
+                        words = documentation(part)
+                        yield from _keys(inner, words, f"{path}.{option}.")
         else:
             chosen = default if isinstance(default, Mapping) else {}
             meaning = f"one of {', '.join(mark.options)}"
@@ -262,10 +262,7 @@ def _keys(
             for option, target in mark.options.items():
                 inner = parameters(target, mark.supplied)
                 if option == chosen.get("name"):
-                    inner = {
-                        key: Parameter(p.annotation, chosen.get(key, p.default))
-                        for key, p in inner.items()
-                    }
+                    inner = with_defaults(inner, chosen)
                 yield from _keys(inner, documentation(target), path + ".")
 
 

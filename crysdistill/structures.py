@@ -28,6 +28,9 @@ MIN_VOLUME = 1.0
 MAX_LENGTH = 1000.0
 """Å; the longest lattice vector of the Materials Project measures 275."""
 
+FULL_OCCUPANCY = 1e-3
+"""How far from 1 the occupancy of a full site may be written."""
+
 SYMPREC = (0.01, 0.1)
 """Å. The tolerances at which stores keep space groups: pymatgen's default for relaxed
 structures, and the looser one with which the Materials Project labels its entries."""

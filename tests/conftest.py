@@ -23,7 +23,9 @@ def shared_data() -> Path:
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("CRYSDISTILL_DATA", beside))
     if not folder.is_dir():
-        pytest.skip("real data absent: put it in ../shared/data or set CRYSDISTILL_DATA")
+        pytest.skip(
+            "real data absent: put it in ../shared/data or set CRYSDISTILL_DATA"
+        )
     return folder
 
 
@@ -53,8 +55,12 @@ def structures() -> dict[str, Structure]:
     return {
         "fcc-Cu": make("Fm-3m", Lattice.cubic(3.61), ["Cu"], [[0, 0, 0]]),
         "bcc-Fe": make("Im-3m", Lattice.cubic(2.87), ["Fe"], [[0, 0, 0]]),
-        "NaCl": make("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3]),
-        "CsCl": make("Pm-3m", Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5] * 3]),
+        "NaCl": make(
+            "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3]
+        ),
+        "CsCl": make(
+            "Pm-3m", Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5] * 3]
+        ),
         "diamond": make("Fd-3m", Lattice.cubic(3.567), ["C"], [[0, 0, 0]]),
         "SrTiO3": make(
             "Pm-3m",

@@ -54,7 +54,9 @@ def plain(encoder: CGCNN, batch, kind: str) -> torch.Tensor:
                 new.append(F.softplus(layer.neighbour(total) + layer.centre(x[i])))
             x = torch.stack(new)
             continue
-        z = torch.stack([torch.cat((x[i], x[j], u[e])) for e, (j, i) in enumerate(edges)])
+        z = torch.stack(
+            [torch.cat((x[i], x[j], u[e])) for e, (j, i) in enumerate(edges)]
+        )
         gate, core = layer.gate.linear(z), layer.core.linear(z)
         if kind == "published":
             gate, core = layer.gate_norm(gate), layer.core_norm(core)
@@ -97,11 +99,19 @@ def test_embedding_does_not_depend_on_the_description_of_the_crystal(name):
     moved.translate_sites(list(range(len(moved))), [0.13, 0.29, 0.41])
     supercell = structure.copy()
     supercell.make_supercell([2, 1, 1])
-    variants = [structure, shuffled, moved, supercell, structure.get_primitive_structure()]
+    variants = [
+        structure,
+        shuffled,
+        moved,
+        supercell,
+        structure.get_primitive_structure(),
+    ]
     batch = make_batch([from_structure("x", s) for s in variants])
     with torch.no_grad():
         pooled = encoder.pool(encoder(batch), batch)
-    torch.testing.assert_close(pooled, pooled[:1].expand_as(pooled), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        pooled, pooled[:1].expand_as(pooled), atol=2e-5, rtol=1e-4
+    )
 
 
 def test_embedding_does_not_turn_with_the_crystal():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 from argparse import Namespace
@@ -30,6 +31,7 @@ PROMISED = {
     "demo": "--out folder",
     "overlap": "corpus.h5 dataset.h5 -o pairs.csv",
     "inspect": "store.h5",
+    "study": "config.yaml a=1 b.c=2",
     "report": "study -o report.html",
 }
 
@@ -162,7 +164,7 @@ class TestCommandLines:
         ("inspect a b", "`b` is one too many; see `crysdistill inspect --help`"),
         ("build a -o s.h5 --cutoff -1", "`cutoff` is -1.0 but must be positive"),
         (
-            "build a -o s.h5 --mode shell",
+            "build a -o s.h5 --graph shell",
             "`mode` is 'shell' but must be one of shells, nearest, cgcnn; "
             "did you mean `shells`?",
         ),
@@ -346,9 +348,26 @@ class TestConfiguredVerbs:
         assert calls == []
 
 
-@pytest.mark.parametrize("name", ["pretrain", "train", "distill", "finetune"])
+@pytest.mark.parametrize("name", ["pretrain", "train", "distill", "finetune", "study"])
 def test_every_run_lists_its_keys(name, capsys):
     assert main([name, "--keys"]) == 0
     shown = capsys.readouterr().out
     assert "trainer.epochs" in shown
     assert "encoder.convolutions" in shown
+
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_command_at_the_top_of_each_config_is_understood(path, capsys, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = lines[0].removeprefix("#")
+    if first.endswith("\\"):
+        first = first.removesuffix("\\") + lines[1].removeprefix("#")
+    start, *argv = shlex.split(first)
+    assert start == "crysdistill"
+    assert argv[1] == f"configs/{path.name}"
+    assert main([*argv, "--show"]) == 0
+    assert f"out: runs/{path.stem}\n" in capsys.readouterr().out

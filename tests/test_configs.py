@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from crysdistill import encoders, objectives
 from crysdistill.configs import dump_config, find_config, load_config, read_yaml
 from crysdistill.errors import InputError
 from crysdistill.schema import Choice, Choices, describe, list_keys, write_value
@@ -78,6 +79,10 @@ class Shared:
             raise InputError(f"`weight` is {self.weight} but must not be negative")
 
 
+def published(name: str, shared: Shared) -> dict[str, Any]:
+    return {"mask_fraction": 0.0} if shared.published and name != "pairs" else {}
+
+
 @dataclass
 class Run:
     """A run.
@@ -97,18 +102,18 @@ class Run:
     graph: Graph = field(default_factory=Graph)
     trainer: Trainer = field(default_factory=lambda: Trainer(epochs=20))
     second: Trainer | None = None
-    encoder: Annotated[dict[str, Any], Choice(__name__, "ENCODERS")] = field(
+    encoder: Annotated[dict[str, Any], Choice(ENCODERS)] = field(
         default_factory=lambda: {"name": "small", "width": 32}
     )
     objectives: Annotated[
         dict[str, Any],
-        Choices(__name__, "OBJECTIVES", supplied=("encoder_width",), shared=Shared),
+        Choices(OBJECTIVES, ("encoder_width",), Shared, published),
     ] = field(default_factory=lambda: {"node_features": {"weight": 0.25}, "pairs": {}})
 
 
 @dataclass
 class Chosen:
-    encoder: Annotated[dict[str, Any], Choice(__name__, "ENCODERS")]
+    encoder: Annotated[dict[str, Any], Choice(ENCODERS)]
 
 
 def load(tmp_path: Path, text: str, *overrides: str) -> Run:
@@ -268,6 +273,15 @@ class TestNamedParts:
     def test_names_alone(self, given):
         run = load_config(None, ["corpus=a", f"objectives.node_features={given}"], Run)
         assert run.objectives["node_features"] == {"weight": 1.0, "published": False}
+
+    def test_shared_settings_can_decide_on_others(self):
+        flag = "objectives.node_features.published=true"
+        run = load_config(None, ["corpus=a", flag], Run)
+        found = run.objectives["node_features"]
+        assert found == {"weight": 0.25, "published": True, "mask_fraction": 0.0}
+        given = "objectives.node_features.mask_fraction=0.1"
+        run = load_config(None, ["corpus=a", flag, given], Run)
+        assert run.objectives["node_features"]["mask_fraction"] == 0.1
 
     def test_false_leaves_a_name_out(self, tmp_path):
         text = "corpus: a\nobjectives: {pairs: true, node_features: {}}\n"
@@ -509,7 +523,8 @@ def test_list_keys_tells_types_defaults_and_texts():
     )
     assert keys["encoder.name"][1:3] == ("one of small, large", "small")
     assert keys["objectives.pairs.balance"].default == "0.5"
-    assert keys["objectives.node_features.weight"].meaning == "a number"
+    assert keys["objectives.node_features.weight"][1:3] == ("a number", "0.25")
+    assert keys["objectives.pairs.weight"].default == "1.0"
     assert "objectives.pairs.encoder_width" not in keys
     small = next(key for key in list_keys(Run) if key.name == "encoder.width")
     assert small == ("encoder.width", "an integer", "32", "of the embeddings.")
@@ -532,17 +547,14 @@ def test_values_are_written_on_one_line():
 
 @dataclass
 class Real:
-    encoder: Annotated[dict[str, Any], Choice("crysdistill.encoders", "ENCODERS")]
+    encoder: Annotated[dict[str, Any], Choice(encoders.ENCODERS)]
     objectives: Annotated[
-        dict[str, Any],
-        Choices("crysdistill.objectives", "OBJECTIVES", ("encoder_width",), Shared),
+        dict[str, Any], Choices(objectives.OBJECTIVES, ("encoder_width",), Shared)
     ]
 
 
 def test_the_real_tables_fit():
     """Every encoder and objective of the package has settings that can be read."""
-    from crysdistill import encoders, objectives
-
     names = [f"objectives.{name}=true" for name in objectives.OBJECTIVES]
     for encoder in encoders.ENCODERS:
         config = load_config(None, [f"encoder.name={encoder}", *names], Real)

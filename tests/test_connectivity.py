@@ -249,3 +249,24 @@ def test_connected_means_that_all_multiplicities_together_win():
     objective.update(zero, batch, 0)
     numbers = objective.compute()
     assert numbers["edge_f1"] == pytest.approx(numbers["edge_f1_chance"])
+
+
+def test_auroc_against_counting():
+    torch.manual_seed(0)
+    objective = Connectivity(8)
+    objective.mix.weight.data *= 20
+    batch = batch_of(TOYS)
+    embedded = embed(batch, dtype=torch.float32)
+    pairs = sampled_pairs(batch, 0)
+    h = torch.nn.functional.normalize(embedded.atoms, dim=1)
+    p = (
+        1
+        - plain_logits(objective, h[pairs.first], h[pairs.second]).softmax(dim=1)[:, 0]
+    )
+    yes, no = p[pairs.labels > 0], p[pairs.labels == 0]
+    plain = (yes.unsqueeze(1) > no).float().mean().item()
+    for _ in range(2):  # twice the same pairs: the same share
+        objective.update(embedded, batch, 0)
+    numbers = objective.compute()
+    assert numbers["edge_auroc"] == pytest.approx(plain, abs=2e-3)
+    assert numbers["edge_auroc_chance"] == 0.5

@@ -33,7 +33,9 @@ def test_nearest_equals_brute_force(seed):
     for i, count in enumerate(g.counts):
         nearest = sorted((d, j, image) for k, j, image, d in every if k == i)[:12]
         ours = slice(start, start + count)
-        np.testing.assert_allclose(g.distances[ours], [d for d, _, _ in nearest], atol=1e-9)
+        np.testing.assert_allclose(
+            g.distances[ours], [d for d, _, _ in nearest], atol=1e-9
+        )
         assert g.neighbor[ours].tolist() == [j for _, j, _ in nearest]
         assert g.shifts[ours].tolist() == [list(image) for _, _, image in nearest]
         start += count

@@ -259,7 +259,10 @@ def wider(header):
 @pytest.mark.parametrize(
     ("edit", "text"),
     [
-        (deeper, "another architecture; missing: encoder.convolutions.2.gate.linear.weight"),
+        (
+            deeper,
+            "another architecture; missing: encoder.convolutions.2.gate.linear.weight",
+        ),
         (shallower, "another architecture; unexpected: encoder.convolutions.1.*more"),
         (wider, r"other shape: head.first.weight is \(7, 6\) instead of \(9, 6\)"),
     ],

@@ -116,7 +116,12 @@ def build(
     with _locked(parts, out):
         _check_resumable(parts, opened, settings, properties)
         shards = _make_shards(
-            parts, opened, properties, settings, workers or os.cpu_count() or 1, progress
+            parts,
+            opened,
+            properties,
+            settings,
+            workers or os.cpu_count() or 1,
+            progress,
         )
         facts = {
             "version": __version__,
@@ -158,7 +163,10 @@ def _locked(parts: Path, out: Path) -> Iterator[None]:
 
 
 def _check_resumable(
-    parts: Path, sources: Sequence[Source], settings: BuildSettings, properties: list[str]
+    parts: Path,
+    sources: Sequence[Source],
+    settings: BuildSettings,
+    properties: list[str],
 ) -> None:
     """Refuse to go on with the shards of other sources or settings."""
     identity = {

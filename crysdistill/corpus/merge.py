@@ -125,7 +125,9 @@ def _write(
     for name, (_, shape, dtype) in layout.items():
         file.create_dataset(name, shape, dtype)
     groups: h5py.Dataset | None = None
-    values = file.create_dataset("properties/values", (properties, crystals), np.float64)
+    values = file.create_dataset(
+        "properties/values", (properties, crystals), np.float64
+    )
     filled = dict.fromkeys(layout, 0)
     row = 0
     for path, keep in zip(paths, survey.keep, strict=True):
@@ -164,7 +166,9 @@ def _kept(arrays: dict[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarr
 
 def _offsets(counts: list[np.ndarray]) -> np.ndarray:
     """Return where each crystal starts, and the total."""
-    return np.concatenate([[0], np.cumsum(np.concatenate([*counts, []]))]).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(np.concatenate([*counts, []]))]).astype(
+        np.int64
+    )
 
 
 def _hashes(file: h5py.File) -> dict[str, str]:

@@ -100,7 +100,9 @@ def build_shard(
         "neighbor_counts": _flat([g.counts for g in graphs], np.int32),
         "edge_codes": _flat([codes for codes, _, _ in packed], np.int32),
         "shift_low": np.array([low for _, low, _ in packed], np.int8).reshape(-1, 3),
-        "shift_bits": np.array([bits for _, _, bits in packed], np.uint8).reshape(-1, 3),
+        "shift_bits": np.array([bits for _, _, bits in packed], np.uint8).reshape(
+            -1, 3
+        ),
         "space_groups": np.array(groups, np.uint8).reshape(-1, len(SYMPREC)),
         "properties": np.array(values, np.float64).reshape(-1, len(properties)),
         "material_ids": _json([c.material_id for c in crystals]),
@@ -109,7 +111,9 @@ def build_shard(
     }
 
 
-def pack_edges(graph: Neighbors, atoms: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pack_edges(
+    graph: Neighbors, atoms: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pack the neighbour and its lattice translation into one integer per edge.
 
     A translation needs few bits, and how few differs from crystal to crystal: two for
@@ -162,7 +166,9 @@ def read_list(array: np.ndarray) -> list:
     return json.loads(array.tobytes())
 
 
-def _flat(arrays: list[np.ndarray], dtype: type, width: int | None = None) -> np.ndarray:
+def _flat(
+    arrays: list[np.ndarray], dtype: type, width: int | None = None
+) -> np.ndarray:
     """Concatenate, also where there is nothing to concatenate."""
     if arrays:
         return np.concatenate(arrays).astype(dtype)

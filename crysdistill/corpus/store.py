@@ -52,7 +52,11 @@ class Store:
         """
         path = Path(path)
         if not path.exists():
-            near = [p.name for p in path.parent.glob("*.h5")] if path.parent.exists() else []
+            near = (
+                [p.name for p in path.parent.glob("*.h5")]
+                if path.parent.exists()
+                else []
+            )
             raise InputError(f"{path}: no such store{did_you_mean(path.name, near)}")
         try:
             file = h5py.File(path, "r")
@@ -149,7 +153,9 @@ class Store:
 
     def crystals(self, rows: Sequence[int] | None = None) -> Iterator[Crystal]:
         """Yield crystals, all or those of `rows`."""
-        return (self.crystal(row) for row in (range(len(self)) if rows is None else rows))
+        return (
+            self.crystal(row) for row in (range(len(self)) if rows is None else rows)
+        )
 
     def batch(
         self, rows: Sequence[int] | np.ndarray | Tensor, targets: Sequence[str] = ()
@@ -206,7 +212,10 @@ class Store:
             InputError: an array has changed; the text names it.
         """
         for name, array in self._arrays.items():
-            if hashlib.sha256(array.numpy().data).hexdigest() != self.facts["hashes"][name]:
+            if (
+                hashlib.sha256(array.numpy().data).hexdigest()
+                != self.facts["hashes"][name]
+            ):
                 raise InputError(
                     f"{self.path}: `{name}` is corrupted (its checksum differs); "
                     "build the store again or restore it from a copy"

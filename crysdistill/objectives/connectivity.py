@@ -33,6 +33,9 @@ __all__ = ["Connectivity"]
 PAIRS_AT_ONCE = 1 << 20
 """Pairs whose logits are held at once. Beyond, they are computed again backwards."""
 
+BINS = 1000
+"""Shelves of probability from which the AUROC is read off."""
+
 _PARTNERS_AT_ONCE = 12
 """Second atoms that are multiplied with their first atom in one go."""
 
@@ -48,8 +51,11 @@ class Connectivity(Objective):
     atoms. The defaults take every connected pair and as many others (`sampled_pairs`),
     at a cost linear in atoms, and weigh a class by (its pairs in the batch)^-balance.
 
-    Numbers: `edge_f1` of "connected or not" on sampled pairs of the validation
-    crystals, in either form; its chance level calls every pair connected.
+    Numbers, on sampled pairs of the validation crystals in either form: `edge_f1` of
+    "connected or not", whose chance level calls every pair connected (hard to beat,
+    as half of the pairs are); and `edge_auroc`, how often a connected pair is held
+    likelier to be so than one that is not. Neither can be perfect: atoms that a
+    symmetry maps onto each other have equal embeddings.
 
     Source: K. Das et al., AAAI 37, 7323 (2023), doi:10.1609/aaai.v37i6.25892.
 
@@ -94,7 +100,7 @@ class Connectivity(Objective):
         self.register_buffer("published_weights", weight, persistent=False)  # (6,)
         self.bilinear = nn.Bilinear(encoder_width, encoder_width, CLASSES)
         self.mix = nn.Linear(CLASSES, CLASSES)
-        self.totals = Totals(both=1, said=1, connected=1, pairs=1)
+        self.totals = Totals(both=1, said=1, connected=BINS, others=BINS)
 
     def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
         """Return the weighted mean negative log-likelihood of the pairs, in nats."""
@@ -125,23 +131,31 @@ class Connectivity(Objective):
         """Add a validation batch to the numbers."""
         chosen = sampled_pairs(batch, seed)
         logits = self._logits_of(chosen, F.normalize(embedded.atoms, dim=1))
-        # Connected is likelier than not: p(1) + ... + p(5) > p(0).
-        said = logits[:, 1:].logsumexp(dim=1) > logits[:, 0]
         connected = chosen.labels > 0
+        p = logits[:, 1:].logsumexp(dim=1) - logits[:, 0]
+        p = p.sigmoid()  # p(1) + ... + p(5)
+        said = p > 0.5
+        shelf = (p * BINS).long().clamp(0, BINS - 1)
         self.totals.update(
             both=(said & connected).sum(),
             said=said.sum(),
-            connected=connected.sum(),
-            pairs=torch.tensor(len(connected), device=logits.device),
+            connected=torch.bincount(shelf[connected], minlength=BINS),
+            others=torch.bincount(shelf[~connected], minlength=BINS),
         )
 
     def compute(self) -> dict[str, float]:
-        """Return the F1 score of edges beside its chance level."""
+        """Return F1 score and AUROC of edges, each beside its chance level."""
         sums = self.totals.compute()
-        connected = sums["connected"]
+        connected, others = sums["connected"], sums["others"]
+        n, m = connected.sum(), others.sum()
+        below = others.cumsum(0) - others
+        # Twice the pairs of pairs in the right order; those on one shelf count half.
+        ordered = (connected * (2 * below + others)).sum()
         return {
-            "edge_f1": ratio(2 * sums["both"], sums["said"] + connected),
-            "edge_f1_chance": ratio(2 * connected, sums["pairs"] + connected),
+            "edge_f1": ratio(2 * sums["both"], sums["said"] + n),
+            "edge_f1_chance": ratio(2 * n, 2 * n + m),
+            "edge_auroc": ratio(ordered, 2 * n * m),
+            "edge_auroc_chance": ratio(n * m, 2 * n * m),
         }
 
     def _class_weights(self, counts: Tensor) -> Tensor:

@@ -47,7 +47,9 @@ def _scratch(config: TrainConfig, weights: Path) -> Path:
 
 def _scratch_large(config: TrainConfig, weights: Path) -> Path:
     encoder = read_header(weights).encoder
-    return train(replace(config, encoder={"name": encoder["name"], **encoder["settings"]}))
+    return train(
+        replace(config, encoder={"name": encoder["name"], **encoder["settings"]})
+    )
 
 
 def _distilled(config: TrainConfig, weights: Path) -> Path:

@@ -23,7 +23,9 @@ def composition_features(store: Store, rows: np.ndarray) -> np.ndarray:
     table = np.concatenate([element_table("onehot"), element_table("cgcnn92")], axis=1)
     start = store.atom_offsets
     numbers = store.atomic_numbers
-    return np.stack([table[numbers[start[r] : start[r + 1]]].mean(axis=0) for r in rows])
+    return np.stack(
+        [table[numbers[start[r] : start[r + 1]]].mean(axis=0) for r in rows]
+    )
 
 
 def mean_baseline(store: Store, split: Split, target: Target, seed: int) -> np.ndarray:
@@ -32,7 +34,9 @@ def mean_baseline(store: Store, split: Split, target: Target, seed: int) -> np.n
     return np.full(len(split.test), labels[split.train].mean())
 
 
-def forest_baseline(store: Store, split: Split, target: Target, seed: int) -> np.ndarray:
+def forest_baseline(
+    store: Store, split: Split, target: Target, seed: int
+) -> np.ndarray:
     """Predict test crystals with a random forest on their composition, (B,)."""
     labels = store.property(target.name)[split.train]
     known = composition_features(store, split.train)

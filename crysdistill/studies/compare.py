@@ -144,13 +144,18 @@ def _result(config: CompareConfig, cell: Cell) -> dict[str, Any]:
     result = json.loads(path.read_text())
     return {
         "arm": cell.arm.name,
-        **{name: result[name] for name in ("target", "unit", "metric", "labels", "seed")},
+        **{
+            name: result[name]
+            for name in ("target", "unit", "metric", "labels", "seed")
+        },
         "value": result["test"],
         "validation": result["val"],
     }
 
 
-def _baselines(config: CompareConfig, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+def _baselines(
+    config: CompareConfig, cells: Sequence[Cell]
+) -> Iterator[dict[str, Any]]:
     """Yield results of the baselines on the splits of the first arm."""
     store = Store.open(config.base.dataset)
     target = config.base.target
@@ -173,7 +178,10 @@ def _baselines(config: CompareConfig, cells: Sequence[Cell]) -> Iterator[dict[st
             )
             yield {
                 "arm": name,
-                **{key: result[key] for key in ("target", "unit", "metric", "labels", "seed")},
+                **{
+                    key: result[key]
+                    for key in ("target", "unit", "metric", "labels", "seed")
+                },
                 "value": float(value),
                 "validation": float("nan"),
             }

@@ -92,7 +92,9 @@ def demo(
         path = out / f"{name}.h5"
         if not path.exists():
             report = build([source], path, workers=workers)
-            rich.print(f"{report.built:,} crystals, {len(report.rejections)} quarantined")
+            rich.print(
+                f"{report.built:,} crystals, {len(report.rejections)} quarantined"
+            )
         stores[name] = Store.open(path)
     _step(3, "which corpus crystals also stand in the dataset?")
     overlap = find_overlap(stores["corpus"], stores["dataset"])
@@ -120,7 +122,9 @@ def _prepare(out: Path, size: DemoSize, overwrite: bool) -> None:
     mark = out / "demo.json"
     wanted = orjson.dumps({"version": __version__, **size.__dict__})
     if out.exists() and any(out.iterdir()) and not mark.exists():
-        raise InputError(f"{out} holds something else than a demo; give another `--out`")
+        raise InputError(
+            f"{out} holds something else than a demo; give another `--out`"
+        )
     if mark.exists() and (overwrite or mark.read_bytes() != wanted):
         if not overwrite:
             raise InputError(
@@ -215,7 +219,9 @@ def _write_split(path: Path, material_ids: Sequence[str]) -> None:
     subset = {}
     for rank, number in enumerate(order):
         share = rank / len(types)
-        subset[types[number]] = "test" if share < 0.2 else "val" if share < 0.3 else "train"
+        subset[types[number]] = (
+            "test" if share < 0.2 else "val" if share < 0.3 else "train"
+        )
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["material_id", "subset"])

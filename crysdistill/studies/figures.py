@@ -20,7 +20,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from crysdistill.studies.tables import ResultGroup, ResultRow, metric_name, percent
@@ -37,7 +37,7 @@ _COLOURS = {
     "reference": "#090a0b",
     **{f"series-{i}": f"#0a0b{16 + i:02x}" for i in range(1, 7)},
 }
-_CLOUD = "#4c86c6"  # inside an image no CSS reaches: readable on light and dark
+_CLOUD = ("#4c86c6", "#7d8794")  # no CSS inside images: readable on light and dark
 _MANY = 1500  # points beyond which a cloud becomes an image
 _WIDTH = 5.4  # inches; one point of the picture is about 1.3 px on a wide page
 
@@ -72,14 +72,19 @@ def changes_figure(group: ResultGroup) -> Markup:
     Args:
         group: arms that may be compared, with a reference among them.
     """
-    rows = [row for row in group.rows if row.changes]
-    reference = group.reference
-    name = reference.arm if reference else ""
+    rows = [row for row in group.rows if row.n]  # the same as beside the values
+    name = group.reference.arm if group.reference else ""
     figure, ax = _canvas(_WIDTH, 0.85 + 0.4 * len(rows))
-    spans = [(row.change, *row.changes, *row.change_interval) for row in rows]
+    compared = [row for row in rows if row.changes]
+    spans = [(row.change, *row.changes, *row.change_interval) for row in compared]
     low, high = _limits(spans, 0.0)
     ax.axvline(0, color=_COLOURS["reference"], lw=1, ls=(0, (4, 3)), zorder=1)
     for place, row in enumerate(rows):
+        if not row.changes:
+            word = "reference" if row.reference else "no common seed"
+            style: dict[str, Any] = {"color": _COLOURS[row.tone], "fontsize": 9.5}
+            ax.text((high - low) * 0.015, place, word, va="center", **style)
+            continue
         label = f"{percent(row.change)} %"
         ends, dots = row.change_interval, row.changes
         _interval_row(ax, place, row, row.change, ends, dots, label, low, high)
@@ -133,7 +138,8 @@ def sparkline(values: Sequence[float], chance: float = math.nan) -> Markup:
         values: one for each epoch, (n,).
         chance: drawn as a dashed line; NaN for none.
     """
-    figure, ax = _canvas(1.9, 0.42)
+    figure = Figure(figsize=(1.9, 0.42), facecolor="none")
+    ax = figure.add_axes((0.01, 0.08, 0.96, 0.84))
     ax.set_axis_off()
     x = np.arange(len(values))
     ax.plot(x, values, color=_COLOURS["series-1"], lw=1.6, solid_capstyle="round")
@@ -145,7 +151,11 @@ def sparkline(values: Sequence[float], chance: float = math.nan) -> Markup:
 
 
 def parity_figure(
-    predictions: pd.DataFrame, title: str, unit: str, limits: tuple[float, float]
+    predictions: pd.DataFrame,
+    title: str,
+    unit: str,
+    limits: tuple[float, float],
+    reference: bool = False,
 ) -> Markup:
     """Draw predictions against the truth, all seeds of one arm.
 
@@ -154,8 +164,9 @@ def parity_figure(
         title: above the picture.
         unit: of both axes; "" for none.
         limits: of both axes.
+        reference: whether to draw in the neutral colour.
     """
-    figure, ax = _canvas(3.5, 3.5)
+    figure, ax = _canvas(4.1, 4.1)
     truth = predictions["truth"].to_numpy(float)
     guess = predictions["prediction"].to_numpy(float)
     ax.plot(limits, limits, color=_COLOURS["muted"], lw=1, zorder=1)
@@ -166,7 +177,9 @@ def parity_figure(
         "lw": 0,
         "zorder": 2,
     }
-    colour = _CLOUD if many else _COLOURS["series-1"]
+    vector = _COLOURS["none" if reference else "series-1"]
+    image = _CLOUD[reference]
+    colour = image if many else vector
     ax.scatter(truth, guess, color=colour, rasterized=many, **cloud)
     ax.set(xlim=limits, ylim=limits, aspect="equal")
     for axis, word in ((ax.xaxis, "truth"), (ax.yaxis, "prediction")):
@@ -189,7 +202,7 @@ def roc_figure(predictions: pd.DataFrame, title: str) -> Markup:
         predictions: columns `seed`, `prediction` (probability) and `truth` (0 or 1).
         title: above the picture.
     """
-    figure, ax = _canvas(3.5, 3.5)
+    figure, ax = _canvas(4.1, 4.1)
     ax.plot([0, 1], [0, 1], color=_COLOURS["muted"], lw=1, ls=(0, (4, 3)))
     areas = []
     for _, part in predictions.groupby("seed"):
@@ -221,16 +234,19 @@ def curves_figure(curves: pd.DataFrame, column: str, reference: str) -> Markup:
     others = [arm for arm in arms if arm != reference]
     for arm in arms:
         colour = _series(arm, others, arm == reference)
-        for i, (_, run) in enumerate(known[known["arm"] == arm].groupby("run")):
-            ends = run.sort_values("epoch")
-            style: dict[str, Any] = {"color": colour, "lw": 1.2, "alpha": 0.8}
-            style["label"] = "_nolegend_" if i else _short(arm)
-            style["marker"] = "o" if len(ends) == 1 else None
-            ax.plot(ends["epoch"], ends[column].astype(float), **style)
+        wide = known[known["arm"] == arm].pivot_table(column, "epoch", "run")
+        if wide.shape[1] > 1:
+            ax.plot(wide.index, wide, color=colour, lw=0.7, alpha=0.35)
+        mean = wide.dropna().mean(axis=1)  # as far as all runs of the arm go
+        marker = "o" if len(mean) == 1 else None
+        style: dict[str, Any] = {"color": colour, "lw": 1.8, "label": _short(arm)}
+        ax.plot(mean.index, mean, marker=marker, **style)
     values = known[column].astype(float)
     if len(values) and values.min() > 0 and values.max() > 8 * values.min():
         ax.set_yscale("log")
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        ax.yaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set(xlabel="epoch", ylabel=_plain(column.replace("_", " ")))
     ax.grid(axis="y", color=_COLOURS["line"], lw=0.7)
@@ -342,7 +358,7 @@ def _legend(figure: Figure, ax: Axes) -> None:
 
 def _svg(figure: Figure, title: str) -> Markup:
     """Return a figure as an SVG element that needs nothing from elsewhere."""
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": title,  # the same picture has the same ids
         "font.family": ["DejaVu Sans"],
@@ -367,4 +383,4 @@ def _svg(figure: Figure, title: str) -> Markup:
     for name, stand_in in _COLOURS.items():
         text = text.replace(stand_in, f"var(--{name})")
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", text)
-    return Markup(text)  # noqa: S704  matplotlib escapes what it writes
+    return Markup(text)

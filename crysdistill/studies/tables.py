@@ -24,18 +24,18 @@ from crysdistill.studies.statistics import (
 
 ARM_DESCRIPTIONS = {
     "scratch": "trained on the labels alone",
-    "scratch-large": "trained on the labels alone, as large as the teacher",
-    "distilled": "trained with a pretrained teacher beside it",
-    "random-teacher": "control: trained with a teacher of random weights beside it",
-    "finetuned": "starts from the pretrained encoder, all layers learn",
-    "frozen-all": "starts from the pretrained encoder, which stays as it is",
-    "mean": "control: predicts the mean of the training labels",
-    "forest": "control: random forest on the composition, no structure",
+    "scratch-large": "control: labels alone, as large as the teacher",
+    "distilled": "learns from the labels and a pretrained teacher",
+    "random-teacher": "control: the teacher has random weights",
+    "finetuned": "starts from the pretrained encoder",
+    "frozen-all": "pretrained encoder frozen, only the head learns",
+    "mean": "control: mean of the training labels",
+    "forest": "control: random forest on the composition",
     "ridge": "ridge regression on frozen embeddings",
 }
 """What each arm is, in one line; `describe` also knows `frozen-0`, `frozen-1`, ..."""
 
-CONTROLS = ("random-teacher", "mean", "forest")
+CONTROLS = ("scratch-large", "random-teacher", "mean", "forest")
 """Arms that claim nothing: a gain must be larger than theirs."""
 
 _SHORT = {"mae", "mse", "rmse", "auc", "mcc"}
@@ -92,7 +92,16 @@ class ResultRow:
     def judgement(self) -> str:
         """The verdict, with a warning where it does not survive the correction."""
         unsure = self.tone == "unsure"
-        return f"{self.verdict}, but not after Holm" if unsure else self.verdict
+        return f"{self.verdict}, not after Holm" if unsure else self.verdict
+
+    @property
+    def correction(self) -> str:
+        """What Holm's correction leaves of the verdict; "" where there is none."""
+        if not math.isfinite(self.p_holm):
+            return ""
+        p = "< 0.001" if self.p_holm < 0.001 else f"= {self.p_holm:.2g}"
+        word = "not after Holm" if self.tone == "unsure" else "Holm"
+        return f"{word}: p {p}"
 
 
 @dataclass(frozen=True)
@@ -156,10 +165,9 @@ def describe(arm: str, given: Mapping[str, str] | None = None) -> str:
     frozen = re.fullmatch(r"frozen-(\d+)", arm)
     if frozen is None:
         return ""
-    layers = {"0": "", "1": " and the first convolution"}
-    rest = layers.get(frozen[1], f" and the first {frozen[1]} convolutions")
-    stay = "stay" if rest else "stays"
-    return f"starts from the pretrained encoder; the embedding{rest} {stay} frozen"
+    layers = {"0": "", "1": " and first convolution"}
+    rest = layers.get(frozen[1], f" and first {frozen[1]} convolutions")
+    return f"pretrained encoder, embedding{rest} frozen"
 
 
 def metric_name(metric: str) -> str:
@@ -194,13 +202,6 @@ def percent_span(interval: tuple[float, float]) -> str:
     if not all(map(math.isfinite, interval)):
         return "–"
     return " to ".join(percent(end) for end in interval)
-
-
-def p_text(p: float) -> str:
-    """Return a p value after Holm's correction, or "" where there is none."""
-    if not math.isfinite(p):
-        return ""
-    return "Holm p < 0.001" if p < 0.001 else f"Holm p = {p:.2g}"
 
 
 def result_groups(
@@ -263,38 +264,51 @@ def result_groups(
     ]
 
 
-def findings(groups: Iterable[ResultGroup], results: pd.DataFrame) -> list[str]:
-    """Return what the results show, in sentences.
+def findings(group: ResultGroup, results: pd.DataFrame) -> list[str]:
+    """Return what a group of arms shows, in sentences; none without a comparison.
 
     Args:
-        groups: from `result_groups`.
+        group: one of `result_groups`.
         results: the same results; they are read once more to compare the distilled arm
             with the one whose teacher has random weights.
     """
+    best, reference = group.best, group.reference
+    if best is None or reference is None or not best.changes:
+        return []
+    higher = higher_is_better(group.metric)
+    ahead = best.mean > reference.mean if higher else best.mean < reference.mean
+    start = (
+        f"{best.arm} has the best mean"
+        if ahead
+        else f"no arm has a better mean than {reference.arm}; next is {best.arm}"
+    )
+    value = f"{number(best.mean, group.decimals)} {group.unit}".rstrip()
+    change = _change_text(best.change, best.change_interval, len(best.changes))
+    return [
+        f"{start}, {metric_name(group.metric)} {value}, {change} against "
+        f"{reference.arm}: {best.judgement}.",
+        *_control_findings(group, best, check_results(results)),
+    ]
+
+
+def tally(groups: Sequence[ResultGroup]) -> list[str]:
+    """Return how often each arm was better or worse than the reference, in sentences.
+
+    Args:
+        groups: from `result_groups`.
+    """
     said = []
-    table = check_results(results)
-    for group in groups:
-        best, reference = group.best, group.reference
-        place = f"{group.target}, {group.labels:,} labels"
-        if best is None or reference is None or not reference.n or not best.changes:
+    for arm in dict.fromkeys(row.arm for group in groups for row in group.rows):
+        rows = [r for g in groups for r in g.rows if r.arm == arm and r.changes]
+        if not rows or arm in CONTROLS:
             continue
-        higher = higher_is_better(group.metric)
-        ahead = best.mean > reference.mean if higher else best.mean < reference.mean
-        start = (
-            f"{best.arm} has the best mean"
-            if ahead
-            else f"no arm has a better mean than {reference.arm}; next is {best.arm}"
-        )
-        value = f"{number(best.mean, group.decimals)} {group.unit}".rstrip()
-        pairs = len(best.changes)
-        ends = percent_span(best.change_interval)
-        interval = f" (95 % CI {ends} %, {pairs} seeds)" if pairs > 1 else ""
+        name = next(g.reference.arm for g in groups if g.reference)
+        better, worse = (sum(r.tone == tone for r in rows) for tone in (BETTER, WORSE))
         said.append(
-            f"{place}: {start}, {metric_name(group.metric)} {value}, "
-            f"{percent(best.change)} % against {reference.arm}{interval}: "
-            f"{best.judgement}."
+            f"{arm} against {name}, {len(rows)} comparison{'s' * (len(rows) != 1)}: "
+            f"{better} better, {worse} worse, {len(rows) - better - worse} undecided "
+            "after Holm's correction."
         )
-        said += _control_findings(group, best, table, place)
     return said
 
 
@@ -361,8 +375,16 @@ def _changes(table: pd.DataFrame, key: Mapping, line: Mapping) -> tuple[float, .
     return tuple(100 * pairs / scale) if len(pairs) and scale > 0 else ()
 
 
+def _change_text(change: float, interval: tuple[float, float], pairs: int) -> str:
+    """Return a change in percent, with its interval where there is one."""
+    text = f"{percent(change)}\u00a0%"
+    if pairs < 2:
+        return text
+    return f"{text} (95\u00a0% CI {percent_span(interval)}\u00a0%, {pairs} seeds)"
+
+
 def _control_findings(
-    group: ResultGroup, best: ResultRow, table: pd.DataFrame, place: str
+    group: ResultGroup, best: ResultRow, table: pd.DataFrame
 ) -> list[str]:
     """Say where a control does as well as what is claimed."""
     said = []
@@ -370,21 +392,19 @@ def _control_findings(
     for row in group.rows:
         ahead = row.mean > best.mean if higher else row.mean < best.mean
         if row.arm in CONTROLS and ahead:
+            value = f"{number(row.mean, group.decimals)} {group.unit}".rstrip()
             said.append(
-                f"{place}: the control {row.arm} has a better mean than {best.arm}, "
-                f"{number(row.mean, group.decimals)} {group.unit}".rstrip()
-                + "."
+                f"The control {row.arm} has a better mean than {best.arm}: {value}."
             )
-    if {"distilled", "random-teacher"} <= {row.arm for row in group.rows if row.n}:
+    pair = ["distilled", "random-teacher"]
+    if set(pair) <= {row.arm for row in group.rows if row.n}:
         mask = (table["target"] == group.target) & (table["metric"] == group.metric)
-        mask &= (table["labels"] == group.labels) & table["arm"].isin(
-            ["distilled", "random-teacher"]
-        )
-        pair = compare_paired(table[mask], "random-teacher").iloc[0]
-        ends = (pair["change_low"], pair["change_high"])
-        interval = f" (95 % CI {percent_span(ends)} %)" if pair["n"] > 1 else ""
+        mask &= (table["labels"] == group.labels) & table["arm"].isin(pair)
+        found = compare_paired(table[mask], "random-teacher").iloc[0]
+        ends = (found["change_low"], found["change_high"])
+        change = _change_text(found["change"], ends, found["n"])
         said.append(
-            f"{place}: knowledge or regularisation? distilled against random-teacher "
-            f"{percent(pair['change'])} %{interval}: {pair['verdict']}."
+            f"Knowledge, or only regularisation? distilled is at {change} against "
+            f"random-teacher: {found['verdict']}."
         )
     return said

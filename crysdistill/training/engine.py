@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,17 +26,66 @@ from crysdistill.training.settings import OptimizerSettings, TrainerSettings
 
 
 class KeepWork(Callback):
-    """Writes a checkpoint when a run is interrupted, so that `resume` goes on there."""
+    """Stops between two steps when told to, and leaves what `resume` goes on from.
 
-    def __init__(self, run: RunDirectory) -> None:
+    Ctrl-C, and SIGTERM as SLURM sends it before a time limit, let the step finish:
+    in the middle of one, half of the weights may have moved. A second Ctrl-C stops at
+    once, with the checkpoint of the last epoch.
+
+    Args:
+        run: where the checkpoint goes.
+        loader: the training batches, to go on among them.
+    """
+
+    def __init__(self, run: RunDirectory, loader: BatchLoader) -> None:
         self.run = run
+        self.loader = loader
+        self.asked = False
+        self._handlers: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen to signals; only a main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_train_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Stop here if asked to: the last step is complete, the next not begun."""
+        if self.asked:
+            raise KeyboardInterrupt
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Save unless nothing has been learned yet or memory itself ran out."""
-        if trainer.global_step and isinstance(exception, KeyboardInterrupt):
+        """Save where the run stopped between two steps."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.training:
             save_checkpoint(trainer, self.run.last_checkpoint)
+
+    def on_load_checkpoint(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Go on among the batches where the checkpoint stands."""
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        self.loader.go_to(*divmod(batches["total"]["completed"], len(self.loader)))
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
 
 class EpochCheckpoint(Callback):
@@ -43,7 +94,9 @@ class EpochCheckpoint(Callback):
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
         """Save what `resume` needs."""
         save_checkpoint(trainer, self.run.last_checkpoint)
 
@@ -62,7 +115,11 @@ class SeededSteps(Callback):
         self.seed = seed
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Draw the step's randomness from the run's seed and the step alone."""
         torch.manual_seed(step_seed(self.seed, trainer.global_step))
@@ -100,8 +157,8 @@ def fit(
         run.checkpoints, filename="best", monitor=monitor, mode=mode,
         save_weights_only=True, enable_version_counter=False,
     )  # fmt: skip
-    callbacks: list[Callback] = [best, EpochCheckpoint(run), KeepWork(run)]
-    callbacks.append(SeededSteps(seed))
+    keeper = KeepWork(run, train)
+    callbacks: list[Callback] = [best, EpochCheckpoint(run), keeper, SeededSteps(seed)]
     if settings.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=settings.patience))
     if settings.progress:
@@ -126,7 +183,14 @@ def fit(
             default_root_dir=run.path,
         )
         resume = run.last_checkpoint if run.resumed else None
-        trainer.fit(module, train, val, ckpt_path=resume)
+        try:
+            trainer.fit(module, train, val, ckpt_path=resume)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt(
+                f"stopped after {trainer.global_step} steps; `resume=true` goes on there"
+            ) from None
+        finally:
+            keeper.restore()
     if best.best_model_path:
         state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
         module.load_state_dict(state)
@@ -151,7 +215,7 @@ _NOT_FOR_US = (
     ".*GPU available but not used.*",
     ".*in eval mode at the start of training.*",  # frozen stages are meant to be
     ".*isinstance.treespec, LeafSpec.*",
-    ".*mid-epoch.*",  # the loader's position is part of the checkpoint
+    ".*dataloader is not resumable.*",  # it is: see KeepWork.on_load_checkpoint
 )
 
 

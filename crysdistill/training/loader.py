@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,8 +15,8 @@ class BatchLoader:
     """Yields batches; Lightning takes it where it takes a DataLoader.
 
     A batch is one vectorised gather from mapped memory, faster than the queue that a
-    worker process would send it through, so there are no workers. The position is
-    part of a checkpoint: a resumed run sees the batches that it has not yet seen.
+    worker process would send it through, so there are no workers. The order follows
+    from the seed and the epoch, so that a resumed run can go on in the middle of one.
 
     Args:
         store: where the crystals are.
@@ -48,9 +47,7 @@ class BatchLoader:
         self.targets = tuple(targets)
         self.shuffle = shuffle
         self.seed = seed
-        self.epoch = 0
-        self._position = 0
-        self._resumed = False
+        self._next = (0, 0)  # epoch, and batches of it that were seen before
 
     def __len__(self) -> int:
         if self.shuffle:
@@ -66,27 +63,16 @@ class BatchLoader:
         return np.random.default_rng((self.seed, epoch)).permutation(self.rows)
 
     def __iter__(self) -> Iterator[CrystalBatch]:
-        if self._resumed:
-            self._resumed = False
-        else:
-            self._position = 0
-        order = self.order(self.epoch)
-        while self._position < len(self):
-            start = self._position * self.batch_size
-            last = self._position == len(self) - 1
+        epoch, first = self._next
+        # Whoever iterates may stop before the end: the next pass is the next epoch.
+        self._next = (epoch + 1, 0)
+        order = self.order(epoch)
+        for position in range(first, len(self)):
+            start = position * self.batch_size
+            last = position == len(self) - 1
             chosen = order[start:] if last else order[start : start + self.batch_size]
-            self._position += 1
             yield self.store.batch(chosen, self.targets)
-        self.epoch += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the loader stands; Lightning puts it into checkpoints."""
-        return {"epoch": self.epoch, "position": self._position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint stands."""
-        self.epoch, self._position = state["epoch"], state["position"]
-        self._resumed = self._position < len(self)
-        if not self._resumed:  # the epoch was complete
-            self.epoch += 1
-            self._position = 0
+    def go_to(self, epoch: int, batches: int) -> None:
+        """Begin the next pass in an epoch, after so many of its batches."""
+        self._next = (epoch, batches)

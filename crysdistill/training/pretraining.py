@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,9 +83,7 @@ class PretrainConfig:
     objectives: Annotated[
         dict[str, dict[str, Any]],
         Choices(OBJECTIVES, ("encoder_width",), ObjectiveSettings, _published_defaults),
-    ] = field(
-        default_factory=lambda: {name: {"weight": 0.25} for name in OBJECTIVES}
-    )
+    ] = field(default_factory=lambda: {name: {"weight": 0.25} for name in OBJECTIVES})
     shared_view: bool = True
     exclude: list[Path] = field(default_factory=list)
     held_out: float = 0.05
@@ -101,7 +100,9 @@ class PretrainConfig:
         if not self.objectives:
             raise InputError("`objectives` is empty; name at least one")
         if not 0 < self.held_out < 1:
-            raise InputError(f"`held_out` is {self.held_out} but must be between 0 and 1")
+            raise InputError(
+                f"`held_out` is {self.held_out} but must be between 0 and 1"
+            )
 
 
 class PretrainModule(L.LightningModule):
@@ -151,7 +152,9 @@ class PretrainModule(L.LightningModule):
             name: objective(embedded[objective.view], batch, seed)
             for name, objective in self._named().items()
         }
-        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()])
+        total = torch.stack(
+            [self.weights[name] * loss for name, loss in losses.items()]
+        )
         return {**losses, "loss": total.sum()}
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> torch.Tensor:
@@ -257,7 +260,9 @@ def _clean_rows(store: Store, config: PretrainConfig) -> tuple[np.ndarray, str]:
     return rows, f"clean of {', '.join(names)} ({left_out:,} corpus crystals left out)"
 
 
-def _hold_out(rows: np.ndarray, config: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
+def _hold_out(
+    rows: np.ndarray, config: PretrainConfig
+) -> tuple[np.ndarray, np.ndarray]:
     """Return rows to learn from and rows to judge on."""
     order = np.random.default_rng(config.seed).permutation(rows)
     count = max(2, round(config.held_out * len(rows)))
@@ -282,6 +287,8 @@ def _objectives(
         weights[name] = float(settings.pop("weight", 1.0))
         if settings.pop("published", False):
             settings = {**OBJECTIVES[name].PUBLISHED, **settings}
+        if "elements" in inspect.signature(OBJECTIVES[name]).parameters:
+            settings.setdefault("elements", encoder.elements)
         objectives[name] = OBJECTIVES[name](encoder.width, **settings)
     views = {o.view for o in objectives.values() if o.view != Clean()}
     if config.shared_view and len(views) == 1:

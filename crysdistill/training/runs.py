@@ -46,7 +46,11 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: str | Path, config: str, resume: bool = False, overwrite: bool = False
+        self,
+        path: str | Path,
+        config: str,
+        resume: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.path = Path(path)
         self.resumed = resume and self.last_checkpoint.exists()

@@ -90,9 +90,7 @@ class DistillConfig(TrainConfig):
     """
 
     teacher: str
-    teacher_encoder: Annotated[
-        dict[str, Any], Choice(ENCODERS)
-    ] = field(
+    teacher_encoder: Annotated[dict[str, Any], Choice(ENCODERS)] = field(
         default_factory=lambda: {
             "name": "cgcnn",
             "convolutions": 5,
@@ -180,7 +178,9 @@ class SupervisedModule(L.LightningModule):
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
         """Add a validation batch to the number that chooses the epoch."""
         output = self.predictor(batch)
-        self.val_loss.update(self.predictor.loss(output, batch.targets), batch.num_graphs)
+        self.val_loss.update(
+            self.predictor.loss(output, batch.targets), batch.num_graphs
+        )
         value = self.predictor.interpret(output)
         truth = batch.targets[:, 0]
         if self.metric_name == "auc":
@@ -284,7 +284,11 @@ def _split(store: Store, labels: np.ndarray, settings: SplitSettings) -> Split:
 
 
 def _module(
-    config: TrainConfig, store: Store, normalizer: Normalizer, run: RunDirectory, split: Split
+    config: TrainConfig,
+    store: Store,
+    normalizer: Normalizer,
+    run: RunDirectory,
+    split: Split,
 ) -> SupervisedModule:
     """Make the predictor, and for distillation the teacher's side of the loss."""
     encoder_lr = 1.0
@@ -298,7 +302,9 @@ def _module(
     else:
         encoder = make_encoder(**{"cutoff": store.graph.cutoff, **config.encoder})
     task = config.target.task
-    head = PropertyHead(encoder.width, config.head.hidden, config.head.layers, task=task)
+    head = PropertyHead(
+        encoder.width, config.head.hidden, config.head.layers, task=task
+    )
     predictor = Predictor(encoder, head, config.target, normalizer, store.graph)
     if isinstance(config, FinetuneConfig):
         predictor.freeze(config.freeze.convolutions, config.freeze.batch_norm)

@@ -280,7 +280,9 @@ def _metadata(path: Path) -> dict[str, str]:
     with path.open("rb") as file:
         start = file.read(8)
         opening = file.read(1)
-        if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        # A pickle starts with 0x80, but so may the length of a header.
+        pickled = start[:1] == b"\x80" and opening != b"{"
+        if start[:4] == b"PK\x03\x04" or pickled:
             raise InputError(
                 f"{path} is a PyTorch checkpoint, not a weights file; import a "
                 "published CGCNN checkpoint with `crysdistill import-cgcnn`, or take "

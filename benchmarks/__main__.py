@@ -1,0 +1,40 @@
+"""Measure everything and print the table: `python -m benchmarks [NAME ...]`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import batching, graph_building, ingest, step
+
+BENCHMARKS = {
+    "graphs": graph_building.measure,
+    "ingest": ingest.measure,
+    "step": step.measure,
+    "batching": batching.measure,
+}
+
+
+def main() -> None:
+    """Run the benchmarks named on the command line, or all."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    table = Table("what", "published", "ours", "ratio", "goal")
+    for name in sys.argv[1:] or BENCHMARKS:
+        for row in BENCHMARKS[name]():
+            ratio = "" if row.ratio is None else f"{row.ratio:.1f}x"
+            table.add_row(row.what, row.published, row.ours, ratio, row.goal)
+            print(
+                f"| {row.what} | {row.published} | {row.ours} | {ratio} | {row.goal} |"
+            )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""A training step of CGCNN, against the published layout in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.graph_building import structures
+from benchmarks.published import PublishedCGCNN, published_gaussians
+from benchmarks.timing import Row, take_turns
+from crysdistill.elements import cgcnn92
+from crysdistill.encoders import CGCNN
+from crysdistill.graphs import CrystalBatch, GraphSettings, distances, make_batch
+from crysdistill.structures import Crystal
+from crysdistill.transfer.heads import PropertyHead
+
+BATCH = 256
+
+
+class Ours(nn.Module):
+    """Encoder and head of the student CGCNN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = CGCNN()
+        self.head = PropertyHead(64, 128)
+
+    def forward(self, batch: CrystalBatch) -> Tensor:
+        """Predict (B, 1)."""
+        return self.head(self.encoder.pool(self.encoder(batch), batch))
+
+
+def copy_weights(published: PublishedCGCNN, ours: Ours) -> None:
+    """Give ours the weights of the published layout."""
+    ours.encoder.embedding.load_state_dict(published.embedding.state_dict())
+    for theirs, mine in zip(
+        published.convolutions, ours.encoder.convolutions, strict=True
+    ):
+        for k, part in enumerate(("gate", "core")):
+            half = slice(64 * k, 64 * (k + 1))
+            linear = getattr(mine, part).linear
+            linear.weight.data.copy_(theirs.linear.weight[half])
+            linear.bias.data.copy_(theirs.linear.bias[half])
+    ours.head.first.load_state_dict(published.conv_to_fc.state_dict())
+    ours.head.last.load_state_dict(published.fc_out.state_dict())
+
+
+def make_steps(
+    max_atoms: int = 18,
+) -> tuple[CrystalBatch, dict[str, Callable[[], Tensor]]]:
+    """Return a batch, and one step of each layout: forward, loss, backward."""
+    chosen = structures(BATCH, max_atoms)
+    crystals = [Crystal.from_pymatgen(s, str(i)) for i, s in enumerate(chosen)]
+    batch = make_batch(crystals, GraphSettings(mode="nearest"))
+    n = batch.num_nodes
+    # The published program has the Gaussians in memory before the step begins.
+    d = distances(batch).double().numpy().reshape(n, 12)
+    u = torch.from_numpy(published_gaussians(d)).float()
+    neighbor = batch.edge_index[0].view(n, 12)
+    elements = torch.from_numpy(cgcnn92())[batch.atomic_numbers]
+    rows = [torch.arange(a, b) for a, b in zip(batch.ptr, batch.ptr[1:], strict=False)]
+    torch.manual_seed(0)
+    published, ours = PublishedCGCNN(), Ours()
+    copy_weights(published, ours)
+    target = torch.randn(BATCH, 1)
+
+    def step(model: nn.Module, *inputs: object) -> Tensor:
+        model.zero_grad()
+        output = model(*inputs)
+        (output - target).square().mean().backward()
+        return output.detach()
+
+    return batch, {
+        "published": lambda: step(published, elements, u, neighbor, rows),
+        "ours": lambda: step(ours, batch),
+    }
+
+
+def measure() -> Iterator[Row]:
+    """Compare steps of the same weights on the same batch, one thread."""
+    batch, steps = make_steps()
+    difference = (steps["published"]() - steps["ours"]()).abs().max().item()
+    if difference > 1e-5:
+        raise SystemExit(f"the two layouts differ by {difference}")
+    seconds = take_turns(steps)
+    yield Row(
+        f"training step, {BATCH} crystals, {batch.num_nodes:,} atoms, "
+        f"{batch.num_edges:,} edges, d = 64, 3 convolutions",
+        f"{BATCH / seconds['published']:.0f} crystals/s",
+        f"{BATCH / seconds['ours']:.0f} crystals/s",
+        seconds["published"] / seconds["ours"],
+        ">= 2x",
+    )

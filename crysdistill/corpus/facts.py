@@ -1,0 +1,205 @@
+"""What a search must know of single crystals, worked out once and by all cores."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
+from itertools import islice
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from crysdistill.corpus.fingerprints import fingerprint, formulas
+from crysdistill.corpus.matching import Test, primitive, protostructures, unhanded
+from crysdistill.structures import Crystal
+
+_CHUNK = 64  # crystals per job: a tenth of a second
+_SITE_BITS = 48  # of a label; the space group stands above them
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+Formula = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class Collection(Protocol):
+    """Many crystals by row; a `Store` is one, a `CrystalList` another."""
+
+    @property
+    def material_ids(self) -> Sequence[str]:
+        """The names of all B crystals."""
+
+    @property
+    def atom_offsets(self) -> np.ndarray:
+        """(B + 1,) first atom of each crystal."""
+
+    @property
+    def atomic_numbers(self) -> np.ndarray:
+        """(N,) uint8, those of all crystals."""
+
+    @property
+    def cells(self) -> np.ndarray:
+        """(B, 3, 3) in Å, rows are lattice vectors."""
+
+    @property
+    def space_groups(self) -> np.ndarray:
+        """(B, 2) at the two tolerances of `SYMPREC`; 0, not known, is found if needed."""
+
+    @property
+    def hash(self) -> str:
+        """A SHA-256 of the contents."""
+
+    def __len__(self) -> int: ...
+
+    def crystal(self, row: int) -> Crystal:
+        """Return one crystal."""
+
+
+class Workers:
+    """Processes that apply a function to many things; a context manager.
+
+    Args:
+        count: how many; with 1 this process does the work.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        if self._count > 1:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._count, context, _one_thread)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    def map(self, function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+        """Yield the results in the order of `items`.
+
+        Args:
+            function: one that can be pickled.
+            items: may be a stream; little of it is held at a time.
+        """
+        if self._pool is None:
+            yield from map(function, items)
+            return
+        items = iter(items)
+        running: deque[Future[list[_R]]] = deque()
+        while chunk := list(islice(items, _CHUNK)):
+            running.append(self._pool.submit(_each, function, chunk))
+            if len(running) > 4 * self._count:
+                yield from running.popleft().result()
+        for job in running:
+            yield from job.result()
+
+
+class Facts:
+    """A collection of crystals and what was found out about them.
+
+    Args:
+        crystals: the collection.
+        numbers: numbers of reduced formulas, shared with the collection that this one
+            is compared with; new formulas are entered.
+    """
+
+    def __init__(self, crystals: Collection, numbers: dict[Formula, int]) -> None:
+        self.crystals = crystals
+        self.formula = np.empty(len(crystals), np.int64)
+        """(B,) number of the reduced formula."""
+        self.rows_of: dict[tuple[int, ...], list[int]] = {}
+        """Rows by anonymised formula."""
+        keys = formulas(crystals.atom_offsets, crystals.atomic_numbers)
+        for row, key in enumerate(keys):
+            self.formula[row] = numbers.setdefault(key, len(numbers))
+            self.rows_of.setdefault(key[1], []).append(row)
+        volumes = np.abs(np.linalg.det(np.asarray(crystals.cells, np.float64)))
+        self.volume = volumes / np.diff(crystals.atom_offsets)
+        """(B,) Å³ per atom."""
+        self.groups = unhanded(np.asarray(crystals.space_groups)[:, :2])
+        """(B, 2) space groups without handedness; 0 where not known (yet)."""
+        self._fingerprints: dict[int, np.ndarray] = {}
+        self._labels: dict[int, tuple[int, ...]] = {}
+        self._primitives: dict[int, Crystal | None] = {}
+
+    def __len__(self) -> int:
+        return len(self.formula)
+
+    def forget(self) -> None:
+        """Free the memory that grows with the number of crystals looked at."""
+        for table in (self._fingerprints, self._labels, self._primitives):
+            table.clear()
+
+    def fingerprints(self, rows: np.ndarray, workers: Workers) -> np.ndarray:
+        """Return the fingerprints of crystals of one anonymised formula, (rows, S, F)."""
+        self._work_out(self._fingerprints, rows, fingerprint, workers)
+        return np.stack([self._fingerprints[row] for row in rows.tolist()])
+
+    def labels(self, rows: np.ndarray, workers: Workers) -> np.ndarray:
+        """Return numbers of the symmetry labels, (rows, 2) int64, 0 for none.
+
+        Equal numbers mean equal labels; see `Protostructure`.
+        """
+        self._work_out(self._labels, rows, _label_numbers, workers)
+        found = [self._labels[row] for row in rows.tolist()]
+        return np.array(found, np.int64).reshape(-1, 2)
+
+    def space_groups(self, rows: np.ndarray, workers: Workers) -> np.ndarray:
+        """Return space groups without handedness, (rows, 2); 0 where there is none."""
+        unknown = np.unique(rows[~self.groups[rows].any(axis=1)])
+        self.groups[unknown] = self.labels(unknown, workers) >> _SITE_BITS
+        return self.groups[rows]
+
+    def primitives(
+        self, rows: np.ndarray, test: Test, workers: Workers
+    ) -> list[Crystal | None]:
+        """Return the cells that the matcher compares, None where there is none."""
+        # The few that go through the strict test are of no use to the others.
+        table = {} if test == "strained" else self._primitives
+        self._work_out(table, rows, partial(primitive, test=test), workers)
+        return [table[row] for row in rows.tolist()]
+
+    def _work_out(
+        self,
+        table: dict[int, _R],
+        rows: np.ndarray,
+        function: Callable[[Crystal], _R],
+        workers: Workers,
+    ) -> None:
+        """Enter a fact of crystals into a table, where it is not there yet."""
+        missing = [row for row in np.unique(rows).tolist() if row not in table]
+        crystals = (self.crystals.crystal(row) for row in missing)
+        table.update(zip(missing, workers.map(function, crystals), strict=True))
+
+
+def _label_numbers(crystal: Crystal) -> tuple[int, ...]:
+    """Return each symmetry label as its space group and a hash of its sites."""
+    numbers = []
+    for label in protostructures(crystal):
+        digest = hashlib.sha256("|".join(label.sites).encode()).digest()
+        sites = int.from_bytes(digest[: _SITE_BITS // 8], "big")
+        numbers.append(
+            (label.space_group << _SITE_BITS | sites) * (label.space_group > 0)
+        )
+    return tuple(numbers)
+
+
+def _each(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+    return [function(item) for item in items]
+
+
+def _one_thread() -> None:
+    """Keep numerical libraries from starting threads in every worker."""
+    os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,0 +1,188 @@
+"""What a crystal looks like whatever its cell: composition and neighbour distances.
+
+Legend of shapes: B crystals, S species of a crystal, F numbers per species.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+
+from crysdistill.structures import Crystal
+
+NEIGHBORS = 32
+"""Distances per profile: enough to reach the third shell of close packings, where
+stackings first differ."""
+
+_MAX_PERMUTATIONS = 120  # beyond, an assignment problem per pair is cheaper
+_PAIRS_AT_ONCE = 4_000_000  # 32 MB of distances
+
+
+def fingerprint(crystal: Crystal) -> np.ndarray:
+    """Return the mean distances around the atoms of each species.
+
+    Each species has two profiles: the mean distance from its atoms to their 1st,
+    2nd, ... nearest neighbour, once among all atoms, once among those of the same
+    species. The first is in units of the cube root of the volume per atom, the second
+    of that per atom of the species, so that a uniform expansion changes nothing.
+    Rotation, reflection, choice of cell and origin, and order of atoms change nothing
+    either; where atoms move by d or less, no distance changes by more than 2 d.
+
+    Different crystals can have the same fingerprint (long stackings of the same layers
+    do), so it can refuse a match, but only propose one.
+
+    The profile is the average minimum distance of D. Widdowson, M. M. Mosca, A.
+    Pulido, A. I. Cooper and V. Kurlin (2022), MATCH 87, 529-559,
+    doi:10.46793/match.87-3.529W.
+
+    Differs from the paper: distances are divided by a length of the crystal, and there
+    is a profile per species, so that exchanging two species is seen.
+
+    Args:
+        crystal: any; it need not be primitive.
+
+    Returns:
+        (S, 2 `NEIGHBORS`) float32. Species stand in the order of `composition`.
+    """
+    species, _ = composition(crystal.atomic_numbers)
+    atoms = len(crystal.atomic_numbers)
+    profiles = np.empty((len(species), 2 * NEIGHBORS), np.float32)  # (S, F)
+    volume = abs(float(np.linalg.det(crystal.cell)))
+    among_all = _nearest(crystal.frac_coords, crystal.cell, volume)  # (N, K)
+    for row, number in enumerate(species.tolist()):
+        own = crystal.atomic_numbers == number
+        around = among_all[own].mean(axis=0)
+        profiles[row, :NEIGHBORS] = around / np.cbrt(volume / atoms)
+        if len(species) > 1:
+            around = _nearest(crystal.frac_coords[own], crystal.cell, volume).mean(
+                axis=0
+            )
+        profiles[row, NEIGHBORS:] = around / np.cbrt(volume / own.sum())
+    return profiles
+
+
+def _nearest(frac: np.ndarray, cell: np.ndarray, volume: float) -> np.ndarray:
+    """Return the distances from each point to its nearest periodic ones, (N, K), Å."""
+    free_length = np.cbrt(volume / len(frac))
+    sphere = np.cbrt(3 * NEIGHBORS / (4 * math.pi))  # holds that many on average
+    radius = (sphere + 0.8) * free_length
+    while True:
+        points = _images(frac, cell, radius)
+        if len(points) > NEIGHBORS:
+            # Each atom finds itself first, at distance 0.
+            found, _ = cKDTree(points).query(frac @ cell, k=NEIGHBORS + 1)
+            if found[:, -1].max() <= radius:
+                return found[:, 1:]
+        radius *= 1.25
+
+
+def _images(frac: np.ndarray, cell: np.ndarray, radius: float) -> np.ndarray:
+    """Return all periodic images within `radius` of the faces of the cell, (M, 3) Å."""
+    # Columns of the inverse are reciprocal vectors: 1 / length is the plane spacing.
+    margin = radius * np.linalg.norm(np.linalg.inv(cell), axis=0)  # (3,) fractional
+    steps = [np.arange(-math.ceil(m), math.ceil(m) + 1) for m in margin]
+    shifts = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    images = (frac[None] + shifts[:, None]).reshape(-1, 3)
+    margin = margin + 1e-9  # so that rounding never loses an atom on the rim
+    near = ((images >= -margin) & (images <= 1 + margin)).all(axis=1)
+    return images[near] @ cell
+
+
+# ------------------------------------------------------------------------ compositions
+
+
+def composition(atomic_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return species and reduced amounts, by rising amount, then by atomic number.
+
+    In this order the amounts alone are the anonymised formula: NaCl and MgO are both
+    (1, 1), and the rows of their fingerprints can be compared one by one.
+
+    Args:
+        atomic_numbers: (N,) uint8.
+
+    Returns:
+        (S,) uint8 atomic numbers and (S,) int64 amounts.
+    """
+    species, amounts = np.unique(atomic_numbers, return_counts=True)
+    amounts //= np.gcd.reduce(amounts)
+    order = np.lexsort((species, amounts))
+    return species[order], amounts[order]
+
+
+def formulas(
+    atom_offsets: np.ndarray, atomic_numbers: np.ndarray
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Yield species and amounts of many crystals, as `composition` orders them.
+
+    Args:
+        atom_offsets: (B + 1,) first atom of each crystal.
+        atomic_numbers: (N,) uint8, those of all crystals.
+    """
+    for start, end in itertools.pairwise(atom_offsets.tolist()):
+        species, amounts = composition(atomic_numbers[start:end])
+        yield tuple(species.tolist()), tuple(amounts.tolist())
+
+
+# --------------------------------------------------------------------------- distances
+
+
+def distances(
+    first: np.ndarray, second: np.ndarray, amounts: Sequence[int]
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Yield the distances between the fingerprints of one anonymised formula.
+
+    The distance is the root mean square difference over all entries. It is taken
+    twice: species by species in the given order, and for the exchange of species of
+    equal amount that makes it smallest.
+
+    Args:
+        first: (A, S, F).
+        second: (B, S, F).
+        amounts: (S,) of the formula; equal ones may be exchanged.
+
+    Yields:
+        Rows of `first`, and the distances (rows, B) in order and after the exchange.
+    """
+    sizes = len(amounts)
+    places = [
+        (i, j) for i in range(sizes) for j in range(sizes) if amounts[i] == amounts[j]
+    ]
+    step = max(1, _PAIRS_AT_ONCE // (len(second) * len(places)))
+    for start in range(0, len(first), step):
+        rows = slice(start, min(start + step, len(first)))
+        squares = {
+            (i, j): cdist(first[rows, i], second[:, j], "sqeuclidean")
+            for i, j in places
+        }
+        ordered = sum(squares[i, i] for i in range(sizes))
+        exchanged = _best_exchange(squares, amounts)
+        scale = first.shape[1] * first.shape[2]
+        yield rows, np.sqrt(ordered / scale), np.sqrt(exchanged / scale)
+
+
+def _best_exchange(
+    squares: dict[tuple[int, int], np.ndarray], amounts: Sequence[int]
+) -> np.ndarray:
+    """Return the least sum over one-to-one pairings of species of equal amount."""
+    total: np.ndarray | float = 0.0
+    for _, members in itertools.groupby(range(len(amounts)), key=lambda s: amounts[s]):
+        group = list(members)
+        if math.factorial(len(group)) <= _MAX_PERMUTATIONS:
+            best = np.full_like(squares[group[0], group[0]], np.inf)
+            for order in itertools.permutations(group):
+                pairing = [squares[pair] for pair in zip(group, order, strict=True)]
+                np.minimum(best, sum(pairing), out=best)
+        else:
+            table = np.array([[squares[i, j] for j in group] for i in group])
+            best = np.empty(table.shape[2:])
+            for pair in np.ndindex(best.shape):
+                cost = table[:, :, *pair]
+                best[pair] = cost[linear_sum_assignment(cost)].sum()
+        total = total + best
+    return np.asarray(total)

@@ -1,0 +1,191 @@
+"""Whether two crystals are the same one, or of the same structure type.
+
+`pymatgen.analysis.structure_matcher.StructureMatcher` decides (S. P. Ong et al. (2013),
+Comput. Mater. Sci. 68, 314-319, doi:10.1016/j.commatsci.2012.10.028). Its tolerances
+are wide, and its search for a primitive cell moves atoms by up to 0.25 Å: left alone
+it takes the phases of BaTiO3, and cubic and tilted SrTiO3, for one. Space groups
+therefore decide how closely two crystals must agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from crysdistill.structures import ANGLE_TOLERANCE, SYMPREC, Crystal
+
+if TYPE_CHECKING:
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+    from pymatgen.core import Structure
+
+MAX_ATOMS = 400
+"""Atoms in the primitive cell up to which structures are matched atom by atom."""
+
+Test = Literal["same", "strained", "anonymous"]
+"""`same`: atoms may differ by 0.2 of the mean free length (cube root of the volume per
+atom; about 0.5 Å) in a cell that differs by 10 % and 5 degrees, both taken at one
+volume. `strained`: only the cell may differ; atoms by 0.02 of that length, as a
+homogeneous strain leaves them. `anonymous`: as `same`, with species exchanged for
+others one by one."""
+
+_SITE_TOLERANCE = {"same": 0.2, "strained": 0.02, "anonymous": 0.2}
+_PRIMITIVE_TOLERANCE = {"same": 0.25, "strained": 0.02, "anonymous": 0.25}  # Å
+
+# Left- and right-handed forms of one crystal: the higher number becomes the lower.
+_MIRROR_IMAGES = {
+    78: 76, 95: 91, 96: 92, 145: 144, 153: 151, 154: 152,
+    170: 169, 172: 171, 179: 178, 181: 180, 213: 212,
+}  # fmt: skip
+
+
+def unhanded(space_groups: np.ndarray) -> np.ndarray:
+    """Return space groups with each enantiomorphic pair under its lower number.
+
+    Args:
+        space_groups: any shape, 0-230.
+    """
+    table = np.arange(231, dtype=np.int64)
+    table[list(_MIRROR_IMAGES)] = list(_MIRROR_IMAGES.values())
+    return table[np.asarray(space_groups, dtype=np.int64)]
+
+
+@dataclass(frozen=True, slots=True)
+class Protostructure:
+    """The structure type of a crystal as far as symmetry tells it.
+
+    The idea of the label is that of AFLOW and aviary: D. Hicks, C. Toher, D. C. Ford,
+    F. Rose, C. De Santo, O. Levy, M. J. Mehl and S. Curtarolo (2021), npj Comput.
+    Mater. 7, 30, doi:10.1038/s41524-020-00483-4.
+
+    Differs from the paper: sites are told apart by multiplicity and site symmetry
+    instead of by Wyckoff letter. Letters depend on the choice of origin and axes, and
+    making them canonical needs the normaliser of every group; what is lost the
+    fingerprint sees.
+
+    Args:
+        space_group: 1-230 without handedness, or 0 where spglib found none.
+        sites: per species, the sites as "multiplicity in the primitive cell, site
+            symmetry"; sorted, without the names of the species.
+    """
+
+    space_group: int
+    sites: tuple[str, ...]
+
+
+def protostructures(crystal: Crystal) -> tuple[Protostructure, ...]:
+    """Return the symmetry labels of a crystal, one for each tolerance of `SYMPREC`."""
+    return tuple(_protostructure(crystal, symprec) for symprec in SYMPREC)
+
+
+def _protostructure(crystal: Crystal, symprec: float) -> Protostructure:
+    import spglib
+
+    cell = (crystal.cell, crystal.frac_coords, crystal.atomic_numbers)
+    try:
+        found = spglib.get_symmetry_dataset(cell, symprec, ANGLE_TOLERANCE)
+    except Exception:  # spglib's errors differ by version; none concerns the user
+        found = None
+    if found is None:
+        return Protostructure(0, ())
+    primitive = len(np.unique(found.mapping_to_primitive))
+    orbits, first, count = np.unique(
+        found.crystallographic_orbits, return_index=True, return_counts=True
+    )
+    sites: dict[int, list[str]] = {}
+    for orbit in range(len(orbits)):
+        multiplicity = round(count[orbit] * primitive / len(crystal.atomic_numbers))
+        # Sorted letters do not depend on which axis came first: "mm2" is "2mm".
+        symbol = found.site_symmetry_symbols[first[orbit]].replace(".", "")
+        site = f"{multiplicity}{''.join(sorted(symbol))}"
+        sites.setdefault(int(crystal.atomic_numbers[first[orbit]]), []).append(site)
+    group = int(unhanded(np.array(found.number)))
+    return Protostructure(
+        group, tuple(sorted(" ".join(sorted(s)) for s in sites.values()))
+    )
+
+
+# ---------------------------------------------------------------------------- matching
+
+
+def primitive(crystal: Crystal, test: Test = "same") -> Crystal | None:
+    """Return the reduced primitive cell that `agree` compares.
+
+    Args:
+        crystal: any cell of a crystal.
+        test: for which test; `strained` needs atoms that did not move.
+
+    Returns:
+        The crystal, or None where its primitive cell has more than `MAX_ATOMS` atoms
+        or none can be found: such crystals are judged by their fingerprint.
+    """
+    import spglib
+
+    structure = (crystal.cell, crystal.frac_coords, crystal.atomic_numbers)
+    try:
+        # Exact and fast; what is left to pymatgen is the search for near repetition.
+        found = spglib.find_primitive(structure, 1e-3, ANGLE_TOLERANCE)
+    except Exception:  # as above
+        found = None
+    if found is not None and len(found[2]) < len(crystal.atomic_numbers):
+        cell, frac, numbers = found
+        crystal = replace(
+            crystal,
+            cell=cell,
+            frac_coords=frac,
+            atomic_numbers=numbers.astype(np.uint8),
+        )
+    if len(crystal.atomic_numbers) > MAX_ATOMS:
+        return None
+    try:
+        reduced = crystal.to_pymatgen().get_reduced_structure(reduction_algo="niggli")
+        reduced = reduced.get_primitive_structure(tolerance=_PRIMITIVE_TOLERANCE[test])
+    except Exception:  # cells on the edge of what its algorithms can reduce
+        return None
+    return replace(
+        crystal,
+        cell=reduced.lattice.matrix,
+        frac_coords=reduced.frac_coords,
+        atomic_numbers=np.array([site.specie.Z for site in reduced], np.uint8),
+    )
+
+
+def agree(first: Crystal, second: Crystal, test: Test) -> bool:
+    """Tell whether two primitive crystals agree within the tolerances of `test`.
+
+    Volumes are made equal first: compare them beforehand.
+
+    Args:
+        first: from `primitive`.
+        second: from `primitive`.
+        test: what may differ.
+    """
+    return _agree(first.to_pymatgen(), second.to_pymatgen(), test)
+
+
+def _agree(first: Structure, second: Structure, test: Test) -> bool:
+    if len(first) != len(second):
+        return False
+    matcher = _matcher(test)
+    fit = matcher.fit_anonymous if test == "anonymous" else matcher.fit
+    # A match found from one side is now and then missed from the other.
+    return bool(
+        fit(first, second, skip_structure_reduction=True)
+        or fit(second, first, skip_structure_reduction=True)
+    )
+
+
+@cache
+def _matcher(test: Test) -> StructureMatcher:
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    return StructureMatcher(
+        ltol=0.1,
+        stol=_SITE_TOLERANCE[test],
+        angle_tol=5.0,
+        primitive_cell=False,  # `primitive` has done it, once per crystal
+        scale=True,
+        attempt_supercell=False,
+    )
