@@ -13,6 +13,12 @@ import numpy as np
 
 from crysdistill.elements import MAX_ATOMIC_NUMBER, symbols
 from crysdistill.errors import BadStructure
+from crysdistill.operations import (
+    check_setting,
+    expand,
+    group_operations,
+    operations,
+)
 from crysdistill.structures import (
     FULL_OCCUPANCY,
     Crystal,
@@ -22,10 +28,6 @@ from crysdistill.structures import (
     unknown_element,
     validate,
 )
-
-SAME_SITE = 0.1
-"""Å. Images of one site closer than this are one atom on a special position, written
-with too few digits; no two atoms come as close."""
 
 _OPERATIONS = ("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz")
 _HALL = ("_space_group_name_Hall", "_symmetry_space_group_name_Hall")
@@ -41,14 +43,8 @@ _SITE = (
     "attached_hydrogens",
 )
 _CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
-_AMOUNT = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
-_EXPRESSION = re.compile(
-    rf"([+-]?({_AMOUNT}(/[1-9][0-9]*)?\*?[xyz]?|[xyz])(?=[+-]|$))+"
-)
-_TERM = re.compile(rf"([+-]?)(?=[0-9.xyz])({_AMOUNT}?)(?:/([0-9]+))?\*?([xyz]?)")
-_FORMULA_PART = re.compile(rf"([A-Z][a-z]?)({_AMOUNT}?)")
+_FORMULA_PART = re.compile(r"([A-Z][a-z]?)((?:[0-9]+\.?[0-9]*|\.[0-9]+)?)")
 _FORMULA_TOLERANCE = 0.005  # relative; a formula may be rounded
-_METRIC_TOLERANCE = 0.05  # of the cell, under the operations of its own symmetry
 
 
 def read_cif(data: bytes, material_id: str) -> Crystal:
@@ -73,7 +69,7 @@ def read_cif(data: bytes, material_id: str) -> Crystal:
     frac = _exact_thirds(frac)
     rotations, translations = _symmetry(block, cell)
     if len(rotations) > 1:
-        frac, site = _expand(frac, rotations, translations, cell)
+        frac, site = expand(frac, rotations, translations, cell)
         numbers = numbers[site]
     order = np.argsort(_electronegativity_rank()[numbers], kind="stable")
     crystal = validate(Crystal(material_id, numbers[order], frac[order], cell))
@@ -215,7 +211,8 @@ def _unusual_species(label: str, symbol: str) -> int:
     """Return the atomic number of a site whose symbol is quoted or not given."""
     number = species_number(symbol) if _known(symbol) else label_number(label)
     if not number:
-        raise BadStructure(unknown_element(label, symbol if _known(symbol) else label))
+        name = symbol if _known(symbol) else label
+        raise BadStructure(unknown_element(f"site {label}", name))
     return number
 
 
@@ -271,9 +268,6 @@ def _electronegativity_rank() -> np.ndarray:
     return rank
 
 
-# ---------------------------------------------------------------------------- symmetry
-
-
 def _symmetry(
     block: gemmi.cif.Block, cell: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -281,41 +275,13 @@ def _symmetry(
     for tag in _OPERATIONS:
         listed = tuple(_plain(value) for value in block.find_values(tag))
         if any(_known(value) for value in listed):
-            rotations, translations = _operations(listed)
             break
     else:
-        rotations, translations = _operations(_named_group(block))
+        listed = _named_group(block)
+    rotations, translations = operations(listed)
     if len(rotations) > 1:
-        metric = cell @ cell.T
-        moved = rotations.transpose(0, 2, 1) @ metric @ rotations
-        scale = np.sqrt(np.outer(metric.diagonal(), metric.diagonal()))
-        if (np.abs(moved - metric) > _METRIC_TOLERANCE * scale).any():
-            raise BadStructure(
-                "its symmetry does not fit its cell (another setting?); mend either"
-            )
+        check_setting(rotations, cell)
     return rotations, translations
-
-
-@lru_cache(maxsize=512)
-def _operations(triplets: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Turn `x, y, z+1/2` and the like into arrays.
-
-    Any fraction is read; tables of groups know only those of the conventional cells.
-    """
-    operations = np.zeros((len(triplets), 3, 4))
-    for operation, triplet in zip(operations, triplets, strict=True):
-        parts = triplet.lower().replace(" ", "").split(",")
-        if len(parts) != 3 or not all(map(_EXPRESSION.fullmatch, parts)):
-            raise BadStructure(
-                f"the symmetry operation `{triplet}` cannot be read; mend the file"
-            )
-        for row, part in zip(operation, parts, strict=True):
-            for sign, over, under, letter in _TERM.findall(part):
-                value = float(over or 1) / float(under or 1)
-                row["xyz".find(letter) if letter else 3] += (
-                    -value if sign == "-" else value
-                )
-    return operations[:, :, :3].copy(), operations[:, :, 3].copy()
 
 
 def _named_group(block: gemmi.cif.Block) -> tuple[str, ...]:
@@ -325,55 +291,12 @@ def _named_group(block: gemmi.cif.Block) -> tuple[str, ...]:
         values = (_plain(block.find_value(tag) or "?") for tag in tags)
         return next((value for value in values if _known(value)), None)
 
-    if hall := named(_HALL):
-        try:
-            return tuple(op.triplet() for op in gemmi.symops_from_hall(hall))
-        except RuntimeError:
-            pass  # the Hermann-Mauguin symbol may still be right
+    if block.find_values("_space_group_symop_magn_operation.xyz"):
+        raise BadStructure("magnetic symmetry is not read; write the file as plain CIF")
     alpha, _, gamma = (_number(block.find_value(f"_cell_{name}")) for name in _CELL[3:])
-    symbol, number = named(_HERMANN_MAUGUIN), named(_GROUP_NUMBER)
-    if symbol is None and number is not None:
-        try:
-            symbol = gemmi.find_spacegroup_by_number(int(number)).hm
-        except (ValueError, AttributeError):
-            raise BadStructure(
-                f"no space group has number `{number}`; mend it"
-            ) from None
-    if symbol is None:
-        return ("x,y,z",)
-    group = gemmi.find_spacegroup_by_name(symbol, alpha, gamma)
-    if group is None:
-        raise BadStructure(
-            f"the space group `{symbol}` is not known and no symmetry operations are "
-            "listed; add `_space_group_symop_operation_xyz`"
-        )
-    return tuple(op.triplet() for op in group.operations())
-
-
-def _expand(
-    frac: np.ndarray, rotations: np.ndarray, translations: np.ndarray, cell: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return all atoms of the cell (N, 3), and the site (N,) that each comes from.
-
-    Images of a site that coincide, because it lies on a symmetry element, become one
-    atom: the first of them, as in pymatgen.
-    """
-
-    def coincide(delta: np.ndarray) -> np.ndarray:
-        delta = (delta - np.rint(delta)) @ cell
-        return np.einsum("...i,...i->...", delta, delta) < SAME_SITE**2
-
-    images = np.einsum("mij,sj->smi", rotations, frac) + translations  # (S, M, 3)
-    keep = np.ones(images.shape[:2], bool)
-    # A site that only the identity leaves in place has as many images as operations.
-    special = coincide(images - frac[:, None]).sum(axis=1) > 1
-    for site in np.flatnonzero(special):
-        rest = np.arange(len(rotations))
-        keep[site] = False
-        while len(rest):
-            keep[site, rest[0]] = True
-            rest = rest[~coincide(images[site, rest] - images[site, rest[0]])]
-    return images[keep], np.nonzero(keep)[0]
+    return group_operations(
+        named(_HALL), named(_HERMANN_MAUGUIN), named(_GROUP_NUMBER), alpha, gamma
+    )
 
 
 def _check_formula(block: gemmi.cif.Block, numbers: np.ndarray) -> None:

@@ -54,16 +54,7 @@ def read_poscar(data: bytes, material_id: str) -> Crystal:
     text = data.decode("utf-8", "replace").removeprefix("\ufeff")
     if not text.strip():
         raise BadStructure("empty file; get it again or remove it")
-    lines = [line.split() for line in text.splitlines()]
-    if len(lines) > 6 and all(word.isdigit() for word in lines[6]):
-        if len(lines[5]) != len(lines[6]) and not lines[5][0].isdigit():
-            raise BadStructure(
-                f"{len(lines[5])} elements but {len(lines[6])} numbers of atoms; mend "
-                "lines 6 and 7"
-            )
-        for symbol in lines[5]:
-            if not symbol.isdigit() and not species_number(re.split("[_/]", symbol)[0]):
-                raise BadStructure(unknown_element("list", symbol))
+    _check_species_line([line.split() for line in text.splitlines()[5:7]])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -75,6 +66,21 @@ def read_poscar(data: bytes, material_id: str) -> Crystal:
     if any("cannot be determined" in str(w.message) for w in caught):
         raise BadStructure("no element symbols (VASP 4); add them as line 6")
     return Crystal.from_pymatgen(structure, material_id)
+
+
+def _check_species_line(lines: list[list[str]]) -> None:
+    """Refuse what pymatgen passes over in lines 6 and 7: elements and their numbers."""
+    if len(lines) < 2 or not lines[0] or lines[0][0].isdigit():
+        return  # cut short, or VASP 4
+    for symbol in lines[0]:
+        if not species_number(re.split("[_/]", symbol)[0]):
+            raise BadStructure(unknown_element("line 6", symbol))
+    counted = lines[1] and all(word.isdigit() for word in lines[1])
+    if counted and len(lines[0]) != len(lines[1]):
+        raise BadStructure(
+            f"{len(lines[0])} elements but {len(lines[1])} numbers of atoms; mend "
+            "lines 6 and 7"
+        )
 
 
 # -------------------------------------------------------------------------------- JSON
@@ -93,7 +99,7 @@ def read_flat(entry: Mapping[str, Any], material_id: str) -> Crystal:
     numbers = [species_number(str(name)) for name in species]
     if 0 in numbers:
         site = numbers.index(0)
-        raise BadStructure(unknown_element(str(site), str(species[site])))
+        raise BadStructure(unknown_element(f"site {site}", str(species[site])))
     return validate(
         Crystal(
             material_id,
@@ -123,7 +129,7 @@ def read_pymatgen(entry: Mapping[str, Any], material_id: str) -> Crystal:
             raise BadStructure(disordered(str(row), parts or "nothing"))
         number = species_number(species[0]["element"])
         if number == 0:
-            raise BadStructure(unknown_element(str(row), species[0]["element"]))
+            raise BadStructure(unknown_element(f"site {row}", species[0]["element"]))
         numbers.append(number)
         frac.append(site["abc"])
     return validate(

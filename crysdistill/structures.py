@@ -117,7 +117,7 @@ class Crystal:
             if not site.is_ordered:
                 raise BadStructure(disordered(f"{number}", site.species_string))
             if isinstance(site.specie, DummySpecies):
-                raise BadStructure(unknown_element(f"{number}", str(site.specie)))
+                raise BadStructure(unknown_element(f"site {number}", str(site.specie)))
             numbers.append(site.specie.Z)
         return validate(
             cls(
@@ -149,11 +149,11 @@ def disordered(site: str, holds: str) -> str:
     )
 
 
-def unknown_element(site: str, name: str) -> str:
+def unknown_element(place: str, name: str) -> str:
     """Return the reason for refusing a species that is no element of the tables."""
     return (
-        f"site {site} holds `{name}`, not an element between H and "
-        f"{symbols()[MAX_ATOMIC_NUMBER]}; name a real element or remove the site"
+        f"{place} holds `{name}`, not an element between H and "
+        f"{symbols()[MAX_ATOMIC_NUMBER]}; name a real element or remove it"
     )
 
 
@@ -212,7 +212,7 @@ def validate(crystal: Crystal) -> Crystal:
         )
     if not (numbers.min() >= 1 and numbers.max() <= MAX_ATOMIC_NUMBER):
         atom = int(np.argmax((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)))
-        raise BadStructure(unknown_element(str(atom), f"Z = {numbers[atom]}"))
+        raise BadStructure(unknown_element(f"site {atom}", f"Z = {numbers[atom]}"))
     if not np.isfinite(frac).all():
         atom = int(np.argmin(np.isfinite(frac).all(axis=1)))
         raise BadStructure(

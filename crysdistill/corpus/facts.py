@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 from collections import deque
@@ -16,11 +15,10 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from crysdistill.corpus.fingerprints import fingerprint, formulas
-from crysdistill.corpus.matching import Test, primitive, protostructures, unhanded
+from crysdistill.corpus.matching import Test, primitive, space_groups, unhanded
 from crysdistill.structures import Crystal
 
 _CHUNK = 64  # crystals per job: a tenth of a second
-_SITE_BITS = 48  # of a label; the space group stands above them
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -48,7 +46,7 @@ class Collection(Protocol):
 
     @property
     def space_groups(self) -> np.ndarray:
-        """(B, 2) at the two tolerances of `SYMPREC`; 0, not known, is found if needed."""
+        """(B, 2) at both tolerances of `SYMPREC`; 0, not known, is found if needed."""
 
     @property
     def hash(self) -> str:
@@ -131,7 +129,6 @@ class Facts:
         self.groups = unhanded(np.asarray(crystals.space_groups)[:, :2])
         """(B, 2) space groups without handedness; 0 where not known (yet)."""
         self._fingerprints: dict[int, np.ndarray] = {}
-        self._labels: dict[int, tuple[int, ...]] = {}
         self._primitives: dict[int, Crystal | None] = {}
 
     def __len__(self) -> int:
@@ -139,27 +136,21 @@ class Facts:
 
     def forget(self) -> None:
         """Free the memory that grows with the number of crystals looked at."""
-        for table in (self._fingerprints, self._labels, self._primitives):
+        for table in (self._fingerprints, self._primitives):
             table.clear()
 
     def fingerprints(self, rows: np.ndarray, workers: Workers) -> np.ndarray:
-        """Return the fingerprints of crystals of one anonymised formula, (rows, S, F)."""
+        """Return the fingerprints of rows of one anonymised formula, (rows, S, F)."""
         self._work_out(self._fingerprints, rows, fingerprint, workers)
         return np.stack([self._fingerprints[row] for row in rows.tolist()])
 
-    def labels(self, rows: np.ndarray, workers: Workers) -> np.ndarray:
-        """Return numbers of the symmetry labels, (rows, 2) int64, 0 for none.
-
-        Equal numbers mean equal labels; see `Protostructure`.
-        """
-        self._work_out(self._labels, rows, _label_numbers, workers)
-        found = [self._labels[row] for row in rows.tolist()]
-        return np.array(found, np.int64).reshape(-1, 2)
-
     def space_groups(self, rows: np.ndarray, workers: Workers) -> np.ndarray:
-        """Return space groups without handedness, (rows, 2); 0 where there is none."""
-        unknown = np.unique(rows[~self.groups[rows].any(axis=1)])
-        self.groups[unknown] = self.labels(unknown, workers) >> _SITE_BITS
+        """Return space groups without handedness, (rows, 2), found where not known."""
+        unknown = rows[~self.groups[rows].any(axis=1)]
+        found: dict[int, tuple[int, ...]] = {}
+        self._work_out(found, unknown, space_groups, workers)
+        for row, groups in found.items():
+            self.groups[row] = groups
         return self.groups[rows]
 
     def primitives(
@@ -182,18 +173,6 @@ class Facts:
         missing = [row for row in np.unique(rows).tolist() if row not in table]
         crystals = (self.crystals.crystal(row) for row in missing)
         table.update(zip(missing, workers.map(function, crystals), strict=True))
-
-
-def _label_numbers(crystal: Crystal) -> tuple[int, ...]:
-    """Return each symmetry label as its space group and a hash of its sites."""
-    numbers = []
-    for label in protostructures(crystal):
-        digest = hashlib.sha256("|".join(label.sites).encode()).digest()
-        sites = int.from_bytes(digest[: _SITE_BITS // 8], "big")
-        numbers.append(
-            (label.space_group << _SITE_BITS | sites) * (label.space_group > 0)
-        )
-    return tuple(numbers)
 
 
 def _each(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:

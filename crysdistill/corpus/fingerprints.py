@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -20,6 +21,7 @@ NEIGHBORS = 32
 """Distances per profile: enough to reach the third shell of close packings, where
 stackings first differ."""
 
+_FEW_DISTANCES = 10_000  # below, a search tree costs more than it saves
 _MAX_PERMUTATIONS = 120  # beyond, an assignment problem per pair is cheaper
 _PAIRS_AT_ONCE = 4_000_000  # 32 MB of distances
 
@@ -51,47 +53,59 @@ def fingerprint(crystal: Crystal) -> np.ndarray:
         (S, 2 `NEIGHBORS`) float32. Species stand in the order of `composition`.
     """
     species, _ = composition(crystal.atomic_numbers)
-    atoms = len(crystal.atomic_numbers)
     profiles = np.empty((len(species), 2 * NEIGHBORS), np.float32)  # (S, F)
-    volume = abs(float(np.linalg.det(crystal.cell)))
-    among_all = _nearest(crystal.frac_coords, crystal.cell, volume)  # (N, K)
+    volume = crystal.volume
+    among_all = _nearest(crystal.frac_coords, crystal.cell)  # (N, K)
     for row, number in enumerate(species.tolist()):
         own = crystal.atomic_numbers == number
-        around = among_all[own].mean(axis=0)
-        profiles[row, :NEIGHBORS] = around / np.cbrt(volume / atoms)
+        among_own = among_all
         if len(species) > 1:
-            around = _nearest(crystal.frac_coords[own], crystal.cell, volume).mean(
-                axis=0
-            )
-        profiles[row, NEIGHBORS:] = around / np.cbrt(volume / own.sum())
+            among_own = _nearest(crystal.frac_coords[own], crystal.cell)
+        around = among_all[own].mean(axis=0)
+        profiles[row, :NEIGHBORS] = around / np.cbrt(volume / len(own))
+        profiles[row, NEIGHBORS:] = among_own.mean(axis=0) / np.cbrt(volume / own.sum())
     return profiles
 
 
-def _nearest(frac: np.ndarray, cell: np.ndarray, volume: float) -> np.ndarray:
+def _nearest(frac: np.ndarray, cell: np.ndarray) -> np.ndarray:
     """Return the distances from each point to its nearest periodic ones, (N, K), Å."""
-    free_length = np.cbrt(volume / len(frac))
+    inverse = np.linalg.inv(cell)
+    per_plane = np.sqrt((inverse * inverse).sum(axis=0))  # 1 / plane spacing, 1 / Å
+    free_length = np.cbrt(abs(np.linalg.det(cell)) / len(frac))
     sphere = np.cbrt(3 * NEIGHBORS / (4 * math.pi))  # holds that many on average
     radius = (sphere + 0.8) * free_length
+    centres = frac @ cell
     while True:
-        points = _images(frac, cell, radius)
+        points = _images(frac, radius * per_plane) @ cell
         if len(points) > NEIGHBORS:
-            # Each atom finds itself first, at distance 0.
-            found, _ = cKDTree(points).query(frac @ cell, k=NEIGHBORS + 1)
+            found = _nearest_points(centres, points)
             if found[:, -1].max() <= radius:
-                return found[:, 1:]
+                return found[:, 1:]  # each atom found itself first
         radius *= 1.25
 
 
-def _images(frac: np.ndarray, cell: np.ndarray, radius: float) -> np.ndarray:
-    """Return all periodic images within `radius` of the faces of the cell, (M, 3) Å."""
-    # Columns of the inverse are reciprocal vectors: 1 / length is the plane spacing.
-    margin = radius * np.linalg.norm(np.linalg.inv(cell), axis=0)  # (3,) fractional
-    steps = [np.arange(-math.ceil(m), math.ceil(m) + 1) for m in margin]
-    shifts = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)
-    images = (frac[None] + shifts[:, None]).reshape(-1, 3)
-    margin = margin + 1e-9  # so that rounding never loses an atom on the rim
-    near = ((images >= -margin) & (images <= 1 + margin)).all(axis=1)
-    return images[near] @ cell
+def _nearest_points(centres: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return the sorted distances to the `NEIGHBORS` + 1 nearest points, in Å."""
+    if len(centres) * len(points) > _FEW_DISTANCES:
+        return cKDTree(points).query(centres, k=NEIGHBORS + 1)[0]
+    delta = centres[:, None] - points
+    squared = np.einsum("ijk,ijk->ij", delta, delta)
+    squared.partition(NEIGHBORS, axis=1)
+    return np.sqrt(np.sort(squared[:, : NEIGHBORS + 1], axis=1))
+
+
+def _images(frac: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    """Return the periodic images within `margin` of the cell, all fractional."""
+    images = (frac + _shifts(*map(math.ceil, margin.tolist()))).reshape(-1, 3)
+    # A little more, so that rounding never loses an atom on the rim.
+    return images[(np.abs(images - 0.5) <= 0.5 + 1e-9 + margin).all(axis=1)]
+
+
+@lru_cache(maxsize=1024)
+def _shifts(*steps: int) -> np.ndarray:
+    """Return all lattice translations of at most so many steps, (M, 1, 3)."""
+    ranges = [np.arange(-n, n + 1.0) for n in steps]
+    return np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 1, 3)
 
 
 # ------------------------------------------------------------------------ compositions

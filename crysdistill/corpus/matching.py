@@ -9,13 +9,13 @@ therefore decide how closely two crystals must agree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from crysdistill.structures import ANGLE_TOLERANCE, SYMPREC, Crystal
+from crysdistill.structures import ANGLE_TOLERANCE, SYMPREC, Crystal, space_group
 
 if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher
@@ -52,59 +52,10 @@ def unhanded(space_groups: np.ndarray) -> np.ndarray:
     return table[np.asarray(space_groups, dtype=np.int64)]
 
 
-@dataclass(frozen=True, slots=True)
-class Protostructure:
-    """The structure type of a crystal as far as symmetry tells it.
-
-    The idea of the label is that of AFLOW and aviary: D. Hicks, C. Toher, D. C. Ford,
-    F. Rose, C. De Santo, O. Levy, M. J. Mehl and S. Curtarolo (2021), npj Comput.
-    Mater. 7, 30, doi:10.1038/s41524-020-00483-4.
-
-    Differs from the paper: sites are told apart by multiplicity and site symmetry
-    instead of by Wyckoff letter. Letters depend on the choice of origin and axes, and
-    making them canonical needs the normaliser of every group; what is lost the
-    fingerprint sees.
-
-    Args:
-        space_group: 1-230 without handedness, or 0 where spglib found none.
-        sites: per species, the sites as "multiplicity in the primitive cell, site
-            symmetry"; sorted, without the names of the species.
-    """
-
-    space_group: int
-    sites: tuple[str, ...]
-
-
-def protostructures(crystal: Crystal) -> tuple[Protostructure, ...]:
-    """Return the symmetry labels of a crystal, one for each tolerance of `SYMPREC`."""
-    return tuple(_protostructure(crystal, symprec) for symprec in SYMPREC)
-
-
-def _protostructure(crystal: Crystal, symprec: float) -> Protostructure:
-    import spglib
-
-    cell = (crystal.cell, crystal.frac_coords, crystal.atomic_numbers)
-    try:
-        found = spglib.get_symmetry_dataset(cell, symprec, ANGLE_TOLERANCE)
-    except Exception:  # spglib's errors differ by version; none concerns the user
-        found = None
-    if found is None:
-        return Protostructure(0, ())
-    primitive = len(np.unique(found.mapping_to_primitive))
-    orbits, first, count = np.unique(
-        found.crystallographic_orbits, return_index=True, return_counts=True
-    )
-    sites: dict[int, list[str]] = {}
-    for orbit in range(len(orbits)):
-        multiplicity = round(count[orbit] * primitive / len(crystal.atomic_numbers))
-        # Sorted letters do not depend on which axis came first: "mm2" is "2mm".
-        symbol = found.site_symmetry_symbols[first[orbit]].replace(".", "")
-        site = f"{multiplicity}{''.join(sorted(symbol))}"
-        sites.setdefault(int(crystal.atomic_numbers[first[orbit]]), []).append(site)
-    group = int(unhanded(np.array(found.number)))
-    return Protostructure(
-        group, tuple(sorted(" ".join(sorted(s)) for s in sites.values()))
-    )
+def space_groups(crystal: Crystal) -> tuple[int, ...]:
+    """Return the space group at each tolerance of `SYMPREC`, without handedness."""
+    groups = [space_group(crystal, symprec) for symprec in SYMPREC]
+    return tuple(unhanded(np.array(groups)).tolist())
 
 
 # ---------------------------------------------------------------------------- matching
@@ -123,11 +74,11 @@ def primitive(crystal: Crystal, test: Test = "same") -> Crystal | None:
     """
     import spglib
 
-    structure = (crystal.cell, crystal.frac_coords, crystal.atomic_numbers)
+    structure: Any = (crystal.cell, crystal.frac_coords, crystal.atomic_numbers)
     try:
         # Exact and fast; what is left to pymatgen is the search for near repetition.
-        found = spglib.find_primitive(structure, 1e-3, ANGLE_TOLERANCE)
-    except Exception:  # as above
+        found: Any = spglib.find_primitive(structure, 1e-3, ANGLE_TOLERANCE)
+    except Exception:  # spglib's errors differ by version; none concerns the user
         found = None
     if found is not None and len(found[2]) < len(crystal.atomic_numbers):
         cell, frac, numbers = found

@@ -197,17 +197,17 @@ class Overlap:
         for kind in wanted:
             if kind not in self.kinds:
                 raise InputError(
-                    f"`{kind}` pairs were not looked for; add it to `kinds` of the search"
+                    f"`{kind}` pairs were not looked for; search with it in `kinds`"
                 )
         numbers = [KINDS.index(kind) for kind in wanted]
         if dataset_rows is None:
             return np.flatnonzero(self.found.in_corpus[numbers].any(axis=0))
         for number in numbers:
-            if self.found.left_out[number]:
+            if left_out := int(self.found.left_out[number]):
                 raise InputError(
-                    f"{self.found.left_out[number]:,} `{KINDS[number]}` pairs were left "
-                    "out, so that those of single dataset rows are not known; search "
-                    "with a larger `pairs_per_entry`"
+                    f"{left_out:,} `{KINDS[number]}` pairs were left out, so those of "
+                    "single dataset rows are not known; search with a larger "
+                    "`pairs_per_entry`"
                 )
         corpus, dataset, kind_number = self.found.pairs.T
         chosen = np.isin(kind_number, numbers) & np.isin(dataset, dataset_rows)
@@ -219,14 +219,16 @@ class Overlap:
 
         Columns: `dataset_id`, `corpus_id`, `distance` (of fingerprints; shape only,
         density aside) and `formula`: `same`, or `other` where the corpus has only the
-        anonymised formula. Entries whose anonymised formula the corpus lacks are absent.
+        anonymised formula. Where it lacks that too, the entry is absent.
         """
         rows = np.flatnonzero(self.found.nearest_row >= 0)
         same = self.found.nearest_same[rows]
         return pd.DataFrame(
             {
-                "dataset_id": [self.dataset_ids[row] for row in rows],
-                "corpus_id": [self.corpus_ids[r] for r in self.found.nearest_row[rows]],
+                "dataset_id": [self.dataset_ids[row] for row in rows.tolist()],
+                "corpus_id": [
+                    self.corpus_ids[r] for r in self.found.nearest_row[rows].tolist()
+                ],
                 "distance": self.found.nearest_distance[rows],
                 "formula": np.where(same, "same", "other"),
             }
@@ -280,8 +282,8 @@ class Overlap:
         for kind, count in self.counts.items():
             if count["left_out"]:
                 remarks.append(
-                    f"{count['left_out']:,} `{kind}` pairs counted but not listed (more "
-                    f"than {self.pairs_per_entry:,} for a dataset entry)"
+                    f"{count['left_out']:,} `{kind}` pairs counted but not listed "
+                    f"(more than {self.pairs_per_entry:,} for a dataset entry)"
                 )
         if self.found.id_clashes:
             remarks.append(

@@ -204,7 +204,7 @@ class _Search:
         self.dataset.forget()
 
     def _propose(self, block: Block) -> tuple[_Pairs, _Pairs, _Pairs]:
-        """Return the pairs of a block that may be `formula`, `structure`, `prototype`."""
+        """Return pairs that may be of kind `formula`, `structure` and `prototype`."""
         amounts, rows, entries = block
         profiles = self.corpus.fingerprints(rows, self.workers)  # (B, S, F)
         queries = self.dataset.fingerprints(entries, self.workers)  # (A, S, F)
@@ -257,14 +257,14 @@ class _Search:
 
     def _confirm_prototypes(self, pairs: _Pairs) -> _Pairs:
         """Return the pairs that are of one structure type."""
-        first = self.corpus.labels(pairs.corpus, self.workers)
-        second = self.dataset.labels(pairs.dataset, self.workers)
+        first = self.corpus.space_groups(pairs.corpus, self.workers)
+        second = self.dataset.space_groups(pairs.dataset, self.workers)
         equal = _share(first, second)
         formula = (
             self.corpus.formula[pairs.corpus] == self.dataset.formula[pairs.dataset]
         )
-        # Within a formula, polymorphs and stackings are at stake; without equal
-        # labels, noise may pass for a structure: in both cases atoms must match.
+        # Within a formula, polymorphs and stackings are at stake; without a common
+        # group, noise may pass for a structure: in both cases atoms must match.
         twins = ~equal & ~formula & (pairs.distance <= TWIN_DISTANCE)
         doubtful = (equal & formula) | twins
         sure = equal & ~formula
@@ -318,7 +318,7 @@ class _Search:
         exchanged: np.ndarray,
     ) -> None:
         """Enter the nearest crystal of the same formula, else of any chemistry."""
-        has = same.any(axis=1)
+        has = np.asarray(same.any(axis=1))  # (A,)
         best = np.where(has[:, None], np.where(same, ordered, np.inf), exchanged)
         nearest = best.argmin(axis=1)
         self.found.nearest_row[entries] = rows[nearest]
@@ -366,12 +366,12 @@ def _portions(blocks: Sequence[Block]) -> Iterator[list[Block]]:
 def _share(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Tell whether two rows (P, 2) have a number above 0 in common."""
     equal = first[:, :, None] == second[:, None, :]  # (P, 2, 2)
-    return (equal & (first[:, :, None] > 0)).any(axis=(1, 2))
+    return np.any(equal & (first[:, :, None] > 0), axis=(1, 2))
 
 
 def _lost(groups: np.ndarray) -> np.ndarray:
     """Tell whether a crystal has no symmetry at any tolerance, (P,)."""
-    return (groups <= 1).all(axis=1)
+    return np.all(groups <= 1, axis=1)
 
 
 def _judge(job: tuple[Crystal | None, Crystal | None, Test]) -> bool | None:

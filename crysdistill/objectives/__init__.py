@@ -8,6 +8,7 @@ from typing import Any
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.objectives.connectivity import Connectivity
 from crysdistill.objectives.crystal_system import CrystalSystem
+from crysdistill.objectives.fingerprint import Fingerprint
 from crysdistill.objectives.node_features import NodeFeatures
 from crysdistill.objectives.objective import Embedded, Objective
 from crysdistill.objectives.space_group import SpaceGroup
@@ -18,6 +19,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "connectivity": Connectivity,
     "space_group": SpaceGroup,
     "crystal_system": CrystalSystem,
+    "fingerprint": Fingerprint,
 }
 """Objectives by the name that configurations and weights files use."""
 
@@ -27,6 +29,7 @@ __all__ = [
     "Connectivity",
     "CrystalSystem",
     "Embedded",
+    "Fingerprint",
     "MaskedAtoms",
     "NodeFeatures",
     "Objective",

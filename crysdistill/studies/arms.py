@@ -82,7 +82,7 @@ ARMS: dict[str, Arm] = {
         Arm("scratch", "trained on the labels alone", _scratch),
         Arm(
             "scratch-large",
-            "trained on the labels alone, with the architecture of the teacher",
+            "trained on the labels alone, with the architecture of `finetuned`",
             _scratch_large,
         ),
         Arm("distilled", "a pretrained teacher helps", _distilled),

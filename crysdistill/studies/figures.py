@@ -1,44 +1,34 @@
-"""Figures of the report: small SVG pictures whose colours follow the page.
-
-A picture is drawn in stand-in colours that are then replaced by the page's CSS
-variables, so that one file is readable on light, dark and printed pages. Text stays
-text. Points in large clouds become one image inside the SVG, to keep pages small.
-"""
+"""Figures of the report, as SVG whose colours follow the page."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from crysdistill.studies.canvas import (
+    COLOURS,
+    canvas,
+    headline,
+    legend,
+    plain,
+    plain_log_axis,
+    short,
+    svg,
+)
 from crysdistill.studies.tables import ResultGroup, ResultRow, metric_name, percent
 
-_COLOURS = {
-    "ink": "#010203",
-    "muted": "#020304",
-    "line": "#030405",
-    "surface": "#040506",
-    "better": "#050607",
-    "worse": "#060708",
-    "unsure": "#070809",
-    "none": "#08090a",
-    "reference": "#090a0b",
-    **{f"series-{i}": f"#0a0b{16 + i:02x}" for i in range(1, 7)},
-}
 _CLOUD = ("#4c86c6", "#7d8794")  # no CSS inside images: readable on light and dark
 _MANY = 1500  # points beyond which a cloud becomes an image
+_MARKERS = "osD^vPX"
 _WIDTH = 5.4  # inches; one point of the picture is about 1.3 px on a wide page
 
 
@@ -49,21 +39,21 @@ def values_figure(group: ResultGroup) -> Markup:
         group: arms that may be compared.
     """
     rows = [row for row in group.rows if row.n]
-    figure, ax = _canvas(_WIDTH, 0.85 + 0.4 * len(rows))
+    figure, ax = canvas(_WIDTH, 0.85 + 0.4 * len(rows))
     spans = [(row.mean, *row.values, *row.interval) for row in rows]
     reference = group.reference
     known = reference is not None and reference.n
     anchor = reference.mean if reference and known else rows[0].mean
     low, high = _limits(spans, anchor)
     if known:
-        ax.axvline(anchor, color=_COLOURS["reference"], lw=1, ls=(0, (4, 3)), zorder=1)
+        ax.axvline(anchor, color=COLOURS["reference"], lw=1, ls=(0, (4, 3)), zorder=1)
     for place, row in enumerate(rows):
         label = f"{row.mean:.{group.decimals}f}"
         _interval_row(
             ax, place, row, row.mean, row.interval, row.values, label, low, high
         )
     _arm_axis(ax, rows, low, high, group.metric_label)
-    return _svg(figure, f"{group.metric_label} of each arm, {group.labels} labels")
+    return svg(figure, f"{group.metric_label} of each arm, {group.labels} labels")
 
 
 def changes_figure(group: ResultGroup) -> Markup:
@@ -74,15 +64,15 @@ def changes_figure(group: ResultGroup) -> Markup:
     """
     rows = [row for row in group.rows if row.n]  # the same as beside the values
     name = group.reference.arm if group.reference else ""
-    figure, ax = _canvas(_WIDTH, 0.85 + 0.4 * len(rows))
+    figure, ax = canvas(_WIDTH, 0.85 + 0.4 * len(rows))
     compared = [row for row in rows if row.changes]
     spans = [(row.change, *row.changes, *row.change_interval) for row in compared]
     low, high = _limits(spans, 0.0)
-    ax.axvline(0, color=_COLOURS["reference"], lw=1, ls=(0, (4, 3)), zorder=1)
+    ax.axvline(0, color=COLOURS["reference"], lw=1, ls=(0, (4, 3)), zorder=1)
     for place, row in enumerate(rows):
         if not row.changes:
             word = "reference" if row.reference else "no common seed"
-            style: dict[str, Any] = {"color": _COLOURS[row.tone], "fontsize": 9.5}
+            style: dict[str, Any] = {"color": COLOURS[row.tone], "fontsize": 9.5}
             ax.text((high - low) * 0.015, place, word, va="center", **style)
             continue
         label = f"{percent(row.change)} %"
@@ -90,45 +80,53 @@ def changes_figure(group: ResultGroup) -> Markup:
         _interval_row(ax, place, row, row.change, ends, dots, label, low, high)
     title = f"change of {metric_name(group.metric)} against {name} (%), paired by seed"
     _arm_axis(ax, rows, low, high, title)
-    return _svg(figure, title)
+    return svg(figure, title)
 
 
-def labels_figure(groups: Sequence[ResultGroup]) -> Markup:
+def labels_figure(groups: Sequence[ResultGroup], changes: bool = False) -> Markup:
     """Draw the test value of each arm against the number of labels, with 95 % CI.
 
     Args:
         groups: of one target and metric, with different numbers of labels.
+        changes: whether to draw the change against the reference in percent instead,
+            without the arms that are far from all others.
     """
-    figure, ax = _canvas(_WIDTH, 3.1)
+    figure, ax = canvas(_WIDTH, 3.1)
     arms = list(dict.fromkeys(row.arm for group in groups for row in group.rows))
+    name = next((g.reference.arm for g in groups if g.reference), None)
+    others = [arm for arm in arms if arm != name]
+    rows = [(g.labels, row) for g in groups for row in g.rows if row.n]
+    if changes:
+        rows = [(labels, row) for labels, row in rows if row.changes]
+        ax.axhline(0, color=COLOURS["reference"], lw=1.2, ls=(0, (4, 3)))
+    numbers = [(r.change, *r.change_interval) for _, r in rows] if changes else []
+    limits = _limits(numbers, 0.0) if changes else (-math.inf, math.inf)
     for arm in arms:
-        found = [(g.labels, r) for g in groups for r in g.rows if r.arm == arm and r.n]
-        x = np.array([labels for labels, _ in found], float)
-        mean = np.array([row.mean for _, row in found])
-        ends = np.array([row.interval for _, row in found]).reshape(-1, 2)
-        is_reference = any(row.reference for _, row in found)
-        others = [a for g in groups for a in [r.arm for r in g.rows if not r.reference]]
-        colour = _series(arm, list(dict.fromkeys(others)), is_reference)
-        style: dict[str, Any] = {
-            "color": colour,
-            "lw": 1.6,
-            "ms": 4.5,
-            "label": _short(arm),
-        }
-        ax.plot(x, mean, "o--" if is_reference else "o-", **style)
-        ax.fill_between(x, *ends.T, color=colour, alpha=0.12, lw=0)
-    ticks = sorted({group.labels for group in groups})
+        mine = [(labels, row) for labels, row in rows if row.arm == arm]
+        middle = np.array([row.change if changes else row.mean for _, row in mine])
+        if not mine or not ((middle >= limits[0]) & (middle <= limits[1])).all():
+            continue
+        x = np.array([labels for labels, _ in mine], float)
+        ends = [row.change_interval if changes else row.interval for _, row in mine]
+        style = _series(arm, others, arm == name)
+        ax.fill_between(x, *np.array(ends).T, color=style["color"], alpha=0.1, lw=0)
+        if arm == name:
+            style["linestyle"] = "--"
+        marker = _MARKERS[arms.index(arm) % len(_MARKERS)]
+        ax.plot(x, middle, marker=marker, ms=5, lw=1.6, label=short(arm), **style)
+    if changes:
+        ax.set_ylim(*limits)
+    else:
+        _perhaps_log(ax, [row.mean for _, row in rows])
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_locator(FixedLocator(sorted({g.labels for g in groups})))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    ax.set_xlabel("training labels")
-    ax.set_ylabel(_plain(groups[0].metric_label))
-    ax.grid(axis="y", color=_COLOURS["line"], lw=0.7)
-    _legend(figure, ax)
-    return _svg(
-        figure, f"{groups[0].metric_label} against the number of training labels"
-    )
+    title = f"change against {name} (%)" if changes else groups[0].metric_label
+    ax.set(xlabel="training labels", ylabel=plain(title))
+    ax.grid(axis="y", color=COLOURS["line"], lw=0.7)
+    legend(figure, ax)
+    return svg(figure, f"{title}, over the number of training labels")
 
 
 def sparkline(values: Sequence[float], chance: float = math.nan) -> Markup:
@@ -142,12 +140,12 @@ def sparkline(values: Sequence[float], chance: float = math.nan) -> Markup:
     ax = figure.add_axes((0.01, 0.08, 0.96, 0.84))
     ax.set_axis_off()
     x = np.arange(len(values))
-    ax.plot(x, values, color=_COLOURS["series-1"], lw=1.6, solid_capstyle="round")
-    ax.plot(x[-1:], values[-1:], "o", color=_COLOURS["series-1"], ms=3.5, clip_on=False)
+    ax.plot(x, values, color=COLOURS["series-1"], lw=1.6, solid_capstyle="round")
+    ax.plot(x[-1:], values[-1:], "o", color=COLOURS["series-1"], ms=3.5, clip_on=False)
     if math.isfinite(chance):
-        ax.axhline(chance, color=_COLOURS["muted"], lw=1, ls=(0, (3, 2)))
+        ax.axhline(chance, color=COLOURS["muted"], lw=1, ls=(0, (3, 2)))
     ax.margins(x=0.04, y=0.15)
-    return _svg(figure, "course over the epochs; the dashed line is chance")
+    return svg(figure, "course over the epochs; the dashed line is chance")
 
 
 def parity_figure(
@@ -166,10 +164,10 @@ def parity_figure(
         limits: of both axes.
         reference: whether to draw in the neutral colour.
     """
-    figure, ax = _canvas(4.1, 4.1)
+    figure, ax = canvas(4.1, 4.1)
     truth = predictions["truth"].to_numpy(float)
     guess = predictions["prediction"].to_numpy(float)
-    ax.plot(limits, limits, color=_COLOURS["muted"], lw=1, zorder=1)
+    ax.plot(limits, limits, color=COLOURS["muted"], lw=1, zorder=1)
     many = len(truth) > _MANY
     cloud: dict[str, Any] = {
         "s": 9 if many else 14,
@@ -177,22 +175,22 @@ def parity_figure(
         "lw": 0,
         "zorder": 2,
     }
-    vector = _COLOURS["none" if reference else "series-1"]
+    vector = COLOURS["none" if reference else "series-1"]
     image = _CLOUD[reference]
     colour = image if many else vector
     ax.scatter(truth, guess, color=colour, rasterized=many, **cloud)
     ax.set(xlim=limits, ylim=limits, aspect="equal")
     for axis, word in ((ax.xaxis, "truth"), (ax.yaxis, "prediction")):
         axis.set_major_locator(MaxNLocator(5))
-        axis.set_label_text(_plain(f"{word} ({unit})" if unit else word))
+        axis.set_label_text(plain(f"{word} ({unit})" if unit else word))
     error = np.abs(guess - truth).mean()
     spread = ((truth - truth.mean()) ** 2).sum()
     r2 = 1 - ((guess - truth) ** 2).sum() / spread if spread > 0 else math.nan
     said = f"MAE {error:.3g} {unit}".rstrip() + f"\nR² {r2:.3f}\n{len(truth):,} points"
     place: dict[str, Any] = {"transform": ax.transAxes, "va": "top", "linespacing": 1.4}
-    ax.text(0.04, 0.96, _plain(said), color=_COLOURS["ink"], **place)
-    ax.set_title(_short(title, 40), loc="left", fontsize=10.5, fontweight="bold")
-    return _svg(figure, f"predictions against truth: {title}")
+    ax.text(0.04, 0.96, plain(said), color=COLOURS["ink"], **place)
+    headline(ax, title)
+    return svg(figure, f"predictions against truth: {title}")
 
 
 def roc_figure(predictions: pd.DataFrame, title: str) -> Markup:
@@ -202,22 +200,22 @@ def roc_figure(predictions: pd.DataFrame, title: str) -> Markup:
         predictions: columns `seed`, `prediction` (probability) and `truth` (0 or 1).
         title: above the picture.
     """
-    figure, ax = _canvas(4.1, 4.1)
-    ax.plot([0, 1], [0, 1], color=_COLOURS["muted"], lw=1, ls=(0, (4, 3)))
+    figure, ax = canvas(4.1, 4.1)
+    ax.plot([0, 1], [0, 1], color=COLOURS["muted"], lw=1, ls=(0, (4, 3)))
     areas = []
     for _, part in predictions.groupby("seed"):
         if part["truth"].nunique() < 2:
             continue  # no curve where the test part holds one class only
         wrong, right, _ = roc_curve(part["truth"], part["prediction"])
-        ax.plot(wrong, right, color=_COLOURS["series-1"], lw=1.3, alpha=0.75)
+        ax.plot(wrong, right, color=COLOURS["series-1"], lw=1.3, alpha=0.75)
         areas.append(roc_auc_score(part["truth"], part["prediction"]))
     if areas:
         said = f"AUC {np.mean(areas):.3f}\nseeds {len(areas)}"
-        ax.text(0.96, 0.05, said, ha="right", color=_COLOURS["ink"], linespacing=1.4)
+        ax.text(0.96, 0.05, said, ha="right", color=COLOURS["ink"], linespacing=1.4)
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     ax.set(xlabel="false positive rate", ylabel="true positive rate")
-    ax.set_title(_short(title, 40), loc="left", fontsize=10.5, fontweight="bold")
-    return _svg(figure, f"ROC curve: {title}")
+    headline(ax, title)
+    return svg(figure, f"ROC curve: {title}")
 
 
 def curves_figure(curves: pd.DataFrame, column: str, reference: str) -> Markup:
@@ -228,44 +226,27 @@ def curves_figure(curves: pd.DataFrame, column: str, reference: str) -> Markup:
         column: what to draw.
         reference: the arm in the neutral colour.
     """
-    figure, ax = _canvas(_WIDTH, 2.9)
+    figure, ax = canvas(_WIDTH, 2.9)
     known = curves[np.isfinite(pd.to_numeric(curves[column], errors="coerce"))]
     arms = list(dict.fromkeys(known["arm"]))
     others = [arm for arm in arms if arm != reference]
     for arm in arms:
-        colour = _series(arm, others, arm == reference)
+        style = _series(arm, others, arm == reference)
         wide = known[known["arm"] == arm].pivot_table(column, "epoch", "run")
         if wide.shape[1] > 1:
-            ax.plot(wide.index, wide, color=colour, lw=0.7, alpha=0.35)
+            ax.plot(wide.index, wide, lw=0.7, alpha=0.35, **style)
         mean = wide.dropna().mean(axis=1)  # as far as all runs of the arm go
         marker = "o" if len(mean) == 1 else None
-        style: dict[str, Any] = {"color": colour, "lw": 1.8, "label": _short(arm)}
-        ax.plot(mean.index, mean, marker=marker, **style)
+        ax.plot(mean.index, mean, marker=marker, lw=1.8, label=short(arm), **style)
     values = known[column].astype(float)
     if len(values) and values.min() > 0 and values.max() > 8 * values.min():
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-        ax.yaxis.set_minor_locator(NullLocator())
+        plain_log_axis(ax)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.set(xlabel="epoch", ylabel=_plain(column.replace("_", " ")))
-    ax.grid(axis="y", color=_COLOURS["line"], lw=0.7)
-    _legend(figure, ax)
-    return _svg(figure, f"{column} over the epochs")
-
-
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return an empty figure, in inches, in the page's colours, outside pyplot."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
-    ax = figure.add_subplot(facecolor="none")
-    for side, spine in ax.spines.items():
-        spine.set(visible=side in ("left", "bottom"), color=_COLOURS["muted"], lw=0.8)
-    ax.tick_params(color=_COLOURS["muted"], labelcolor=_COLOURS["muted"], labelsize=9)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.label.set(color=_COLOURS["muted"], fontsize=9.5)
-    ax.title.set_color(_COLOURS["ink"])
-    ax._left_title.set_color(_COLOURS["ink"])  # type: ignore[attr-defined]
-    return figure, ax
+    ax.set(xlabel="epoch", ylabel=plain(column.replace("_", " ")))
+    ax.grid(axis="y", color=COLOURS["line"], lw=0.7)
+    legend(figure, ax)
+    return svg(figure, f"{column} over the epochs")
 
 
 def _interval_row(
@@ -280,7 +261,7 @@ def _interval_row(
     high: float,
 ) -> None:
     """Draw one arm: the interval with its middle on a line, the seeds below it."""
-    colour = _COLOURS[row.tone]
+    colour = COLOURS[row.tone]
     if not low <= middle <= high:
         far = middle > high
         said = f"{label} →" if far else f"← {label}"
@@ -289,10 +270,11 @@ def _interval_row(
             "va": "center",
             "fontsize": 9.5,
         }
-        ax.text(high if far else low, place, said, color=colour, **side)
+        end = high if far else low + 0.015 * (high - low)
+        ax.text(end, place, said, color=colour, **side)
         return
     ax.plot(interval, [place - 0.08] * 2, color=colour, lw=2.4, solid_capstyle="butt")
-    ax.plot(middle, place - 0.08, "D", color=colour, ms=6.5, mec=_COLOURS["surface"])
+    ax.plot(middle, place - 0.08, "D", color=colour, ms=6.5, mec=COLOURS["surface"])
     dot: dict[str, Any] = {"s": 15, "color": colour, "alpha": 0.55, "lw": 0}
     ax.scatter(dots, [place + 0.22] * len(dots), **dot)
 
@@ -301,12 +283,12 @@ def _arm_axis(
     ax: Axes, rows: Sequence[ResultRow], low: float, high: float, title: str
 ) -> None:
     """Name the arms at the left, best on top, and the number below."""
-    ax.set(xlim=(low, high), ylim=(len(rows) - 0.45, -0.55), xlabel=_plain(title))
-    ax.set_yticks(range(len(rows)), [_short(row.arm) for row in rows])
-    ax.tick_params(axis="y", length=0, labelsize=10, labelcolor=_COLOURS["ink"])
+    ax.set(xlim=(low, high), ylim=(len(rows) - 0.45, -0.55), xlabel=plain(title))
+    ax.set_yticks(range(len(rows)), [short(row.arm) for row in rows])
+    ax.tick_params(axis="y", length=0, labelsize=10, labelcolor=COLOURS["ink"])
     ax.spines["left"].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.grid(axis="x", color=_COLOURS["line"], lw=0.7)
+    ax.grid(axis="x", color=COLOURS["line"], lw=0.7)
     ax.set_axisbelow(True)
 
 
@@ -325,62 +307,20 @@ def _limits(spans: Sequence[Sequence[float]], anchor: float) -> tuple[float, flo
     return float(ends.min() - margin), float(ends.max() + margin)
 
 
-def _series(arm: str, others: Sequence[str], reference: bool) -> str:
-    """Return the colour of an arm among others."""
-    if reference:
-        return _COLOURS["reference"]
-    return _COLOURS[f"series-{others.index(arm) % 6 + 1}"]
-
-
-def _short(name: str, most: int = 22) -> str:
-    """Return a name that fits beside an axis."""
-    return _plain(name if len(name) <= most else name[: most - 1] + "…")
-
-
-def _plain(text: str) -> str:
-    """Return text in which matplotlib finds no mathematics."""
-    return text.replace("$", r"\$")
-
-
-def _legend(figure: Figure, ax: Axes) -> None:
-    handles, names = ax.get_legend_handles_labels()
-    if not handles:
+def _perhaps_log(ax: Axes, values: Sequence[float]) -> None:
+    """Make the vertical axis logarithmic where the values span much."""
+    if not values or min(values) <= 0 or max(values) <= 3 * min(values):
         return
-    style: dict[str, Any] = {
-        "frameon": False,
-        "fontsize": 9.5,
-        "labelcolor": _COLOURS["ink"],
-    }
-    spacing: dict[str, Any] = {"columnspacing": 1.4, "handlelength": 1.6}
-    place: dict[str, Any] = {"loc": "outside upper left", "ncols": min(len(names), 4)}
-    figure.legend(handles, names, **place, **style, **spacing)
+    low, high = ax.get_ylim()
+    ends = (max(low, 0.6 * min(values)), min(high, 1.6 * max(values)))
+    ax.set(yscale="log", ylim=ends)
+    plain_log_axis(ax)
 
 
-def _svg(figure: Figure, title: str) -> Markup:
-    """Return a figure as an SVG element that needs nothing from elsewhere."""
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": title,  # the same picture has the same ids
-        "font.family": ["DejaVu Sans"],
-        "axes.unicode_minus": True,
-    }
-    buffer = io.StringIO()
-    with matplotlib.rc_context(settings):
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=nothing, dpi=160)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    width, height = (72 * inches for inches in figure.get_size_inches())
-    size = f'viewBox="0 0 {width:g} {height:g}" style="max-width: {1.35 * width:.0f}px"'
-    head = f'<svg {size} role="img" aria-label="{escape(title)}">'
-    text = head + text[text.index(">") + 1 :]
-    # Ids are those of the whole page: two pictures must not share them.
-    prefix = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}-"
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', text)
-    text = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}\1"', text)
-    text = text.replace("url(#", f"url(#{prefix}")
-    for name, stand_in in _COLOURS.items():
-        text = text.replace(stand_in, f"var(--{name})")
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", text)
-    return Markup(text)
+def _series(arm: str, others: Sequence[str], reference: bool) -> dict[str, Any]:
+    """Return colour and line style of an arm; the seventh has a colour again."""
+    if reference:
+        return {"color": COLOURS["reference"], "linestyle": "-"}
+    turn, place = divmod(others.index(arm), 6)
+    style = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))[turn % 3]
+    return {"color": COLOURS[f"series-{place + 1}"], "linestyle": style}

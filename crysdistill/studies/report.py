@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,18 @@ from markupsafe import Markup, escape
 
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.studies import figures, tables
-from crysdistill.studies.statistics import check_results, compare_paired
+from crysdistill.studies.findings import (
+    MEASURED,
+    OVERLAP_WORDS,
+    findings,
+    limits,
+    statistics_used,
+    tally,
+)
+from crysdistill.studies.statistics import check_results
 from crysdistill.studies.tables import ResultGroup, console_table, result_groups
 
 __all__ = ["console_table", "write_report"]
-
-OVERLAP_WORDS = {
-    "clean": "the pretraining corpus holds no crystal that matches a test crystal",
-    "transductive": "the pretraining corpus holds test crystals (without labels), so "
-    "the gain may be smaller on crystals that it has never seen",
-    "unknown": "nobody has checked whether the pretraining corpus holds test crystals",
-}
-"""What the word about an overlap means."""
-
-MEASURED = (
-    "Epochs and settings were selected on validation crystals only; the test crystals "
-    "were predicted once, by the selected weights.",
-    "Within a seed, all arms have the same training, validation and test crystals; "
-    "all trained networks have the same budget.",
-)
-"""How results are measured unless `facts["measured"]` says otherwise."""
 
 _CLASSIFICATION = {"auc", "average_precision", "accuracy", "balanced_accuracy", "f1"}
 _CLASSIFICATION |= {"mcc", "precision", "recall", "log_loss", "brier"}
@@ -90,21 +82,21 @@ def write_report(
     text = page.render(
         title=title,
         lead=_lead(table),
-        tally=tables.tally(groups) if len(groups) > 1 else [],
+        tally=tally(groups) if len(groups) > 1 else [],
         reference=reference,
-        targets=_targets(groups, table),
+        targets=_targets(groups, table, test_train_ratio),
         pretraining=None if pretraining is None else _pretraining(pretraining),
         parity=[] if predictions is None else _parity(predictions, groups),
         curves=[] if curves is None else _curves(curves, groups, reference),
         overlap=overlap,
         measured=[
             *facts.get("measured", MEASURED),
-            *_statistics_used(table, reference),
+            *statistics_used(table, reference),
         ],
         facts={k: v for k, v in facts.items() if k not in _SHOWN_ELSEWHERE},
         settings=_flat(facts.get("settings", {})),
         versions=facts.get("versions", {}),
-        limits=_limits(table, groups, reference, overlap),
+        limits=limits(table, groups, reference, overlap, test_train_ratio),
         runs=_runs(table, groups),
         next_steps=list(next_steps),
     )
@@ -142,7 +134,7 @@ def _lead(table: pd.DataFrame) -> str:
 
 
 def _targets(
-    groups: Iterable[ResultGroup], table: pd.DataFrame
+    groups: Sequence[ResultGroup], table: pd.DataFrame, test_train_ratio: float
 ) -> list[dict[str, Any]]:
     """Return the result tables and figures, target by target."""
     shown = []
@@ -155,9 +147,13 @@ def _targets(
                 pictures.append(figures.values_figure(group))
             if any(row.changes for row in group.rows):
                 pictures.append(figures.changes_figure(group))
-            said = tables.findings(group, table)
+            said = findings(group, table, test_train_ratio)
             panels.append({"group": group, "figures": pictures, "findings": said})
-        over_labels = figures.labels_figure(of_target) if len(of_target) > 1 else None
+        over_labels = []
+        if len(of_target) > 1:
+            over_labels.append(figures.labels_figure(of_target))
+            if any(row.changes for group in of_target for row in group.rows):
+                over_labels.append(figures.labels_figure(of_target, changes=True))
         shown.append(
             {"name": target, "metric": metric, "panels": panels, "labels": over_labels}
         )
@@ -171,6 +167,7 @@ def _pretraining(table: pd.DataFrame) -> dict[str, Any]:
     rows = []
     for name in ordered.columns:
         skip = name in ("epoch", "step") or str(name).endswith("_chance")
+        skip |= str(name).startswith("lr")  # the schedule, not what was learned
         values = pd.to_numeric(ordered[name], errors="coerce").to_numpy(float)
         values = values[np.isfinite(values)]
         if skip or not len(values):
@@ -220,10 +217,10 @@ def _parity(
                 figures.roc_figure(p, arm) for p, arm in zip(parts, arms, strict=True)
             ]
         else:
-            limits = _both_limits(pd.concat(parts))
+            ends = _both_limits(pd.concat(parts))
             name = group.reference.arm if group.reference else None
             panel["figures"] = [
-                figures.parity_figure(p, arm, group.unit, limits, arm == name)
+                figures.parity_figure(p, arm, group.unit, ends, arm == name)
                 for p, arm in zip(parts, arms, strict=True)
             ]
             panel["worst"] = _worst(parts[-1])
@@ -282,9 +279,12 @@ def _overlap(given: Any) -> dict[str, Any] | None:
     said = ""
     if isinstance(given, str):
         word, _, said = given.strip().partition(" ")
-        word, said = word.strip(":;,."), said.strip(" :;,.")
         if word not in OVERLAP_WORDS:
             word, said = "unknown", given
+        elif said.startswith("(") and said.endswith(")"):
+            said = said[1:-1]
+        elif said:
+            said = given
     elif isinstance(given, Mapping):
         facts = dict(given)
         word = str(facts.pop("status", "unknown"))
@@ -308,65 +308,6 @@ def _overlap(given: Any) -> dict[str, Any] | None:
         "columns": columns,
         "rows": [[row.get(name, "") for name in columns] for row in rows],
     }
-
-
-def _statistics_used(table: pd.DataFrame, reference: str) -> list[str]:
-    """Say how the numbers of this page were computed."""
-    said = [
-        "± is the standard deviation between seeds (n − 1); 95 % CI is Student's t "
-        "interval of the mean over seeds.",
-    ]
-    if reference in set(table["arm"]):
-        said.append(
-            f"Changes are paired: each run against the {reference} run of the same "
-            f"seed, in percent of the mean of {reference}. “Better” and “worse” mean "
-            "that the 95 % interval of the change excludes 0. Holm's correction is for "
-            "the number of arms; a verdict that does not stand after it says so."
-        )
-    return said
-
-
-def _limits(
-    table: pd.DataFrame,
-    groups: Sequence[ResultGroup],
-    reference: str,
-    overlap: Mapping[str, Any] | None,
-) -> list[str]:
-    """Say what the results do not show."""
-    seeds = table["seed"].nunique()
-    said = [
-        "A negative result is a result. “No difference shown” is not “equal”: the "
-        "interval says how large a difference is still possible.",
-    ]
-    if seeds == 1:
-        said.append("One seed gives no interval and no verdict; run at least three.")
-    elif seeds < 5:
-        said.append(
-            f"{seeds} seeds give wide intervals; five to ten would narrow them."
-        )
-    if seeds > 1:
-        said.append(
-            "The intervals describe the spread between seeds on this dataset, not on "
-            "other chemistries. Seeds share crystals, which makes the intervals somewhat "
-            "too narrow (Nadeau and Bengio 2003, doi:10.1023/A:1024068626366)."
-        )
-    if any(len(group.rows) > 2 for group in groups):
-        said.append(
-            "The arm called best was picked by its test values, which flatters it."
-        )
-    if overlap and overlap["word"] != "clean":
-        said.append(f"Overlap {overlap['word']}: {overlap['meaning']}.")
-    failed = int((~np.isfinite(table["value"])).sum())
-    if failed:
-        said.append(f"{failed} of {len(table)} runs gave no finite value; left out.")
-    if reference in set(table["arm"]):
-        unpaired = int(compare_paired(table, reference)["unpaired"].sum())
-        if unpaired:
-            said.append(
-                f"{unpaired} runs have no {reference} run of the same seed; they count "
-                "for the means but not for the changes."
-            )
-    return said
 
 
 def _runs(table: pd.DataFrame, groups: Sequence[ResultGroup]) -> list[dict[str, Any]]:

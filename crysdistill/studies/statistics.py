@@ -75,7 +75,7 @@ def check_results(results: pd.DataFrame) -> pd.DataFrame:
     for name, default in (("unit", ""), ("validation", np.nan), ("fold", 0)):
         if name not in columns:
             table[name] = default
-    table["unit"] = table["unit"].fillna("").astype(str)
+    table["unit"] = table["unit"].astype(object).fillna("").astype(str)
     for name in ("arm", "target", "metric"):
         table[name] = table[name].astype(str)
     for name in ("value", "validation", "labels"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,8 +100,9 @@ class ResultRow:
         if not math.isfinite(self.p_holm):
             return ""
         p = "< 0.001" if self.p_holm < 0.001 else f"= {self.p_holm:.2g}"
+        p = f"p {p}".replace(" ", "\u00a0")
         word = "not after Holm" if self.tone == "unsure" else "Holm"
-        return f"{word}: p {p}"
+        return f"{word}: {p}"
 
 
 @dataclass(frozen=True)
@@ -264,54 +265,6 @@ def result_groups(
     ]
 
 
-def findings(group: ResultGroup, results: pd.DataFrame) -> list[str]:
-    """Return what a group of arms shows, in sentences; none without a comparison.
-
-    Args:
-        group: one of `result_groups`.
-        results: the same results; they are read once more to compare the distilled arm
-            with the one whose teacher has random weights.
-    """
-    best, reference = group.best, group.reference
-    if best is None or reference is None or not best.changes:
-        return []
-    higher = higher_is_better(group.metric)
-    ahead = best.mean > reference.mean if higher else best.mean < reference.mean
-    start = (
-        f"{best.arm} has the best mean"
-        if ahead
-        else f"no arm has a better mean than {reference.arm}; next is {best.arm}"
-    )
-    value = f"{number(best.mean, group.decimals)} {group.unit}".rstrip()
-    change = _change_text(best.change, best.change_interval, len(best.changes))
-    return [
-        f"{start}, {metric_name(group.metric)} {value}, {change} against "
-        f"{reference.arm}: {best.judgement}.",
-        *_control_findings(group, best, check_results(results)),
-    ]
-
-
-def tally(groups: Sequence[ResultGroup]) -> list[str]:
-    """Return how often each arm was better or worse than the reference, in sentences.
-
-    Args:
-        groups: from `result_groups`.
-    """
-    said = []
-    for arm in dict.fromkeys(row.arm for group in groups for row in group.rows):
-        rows = [r for g in groups for r in g.rows if r.arm == arm and r.changes]
-        if not rows or arm in CONTROLS:
-            continue
-        name = next(g.reference.arm for g in groups if g.reference)
-        better, worse = (sum(r.tone == tone for r in rows) for tone in (BETTER, WORSE))
-        said.append(
-            f"{arm} against {name}, {len(rows)} comparison{'s' * (len(rows) != 1)}: "
-            f"{better} better, {worse} worse, {len(rows) - better - worse} undecided "
-            "after Holm's correction."
-        )
-    return said
-
-
 def console_table(results: pd.DataFrame, reference: str = "scratch") -> Table:
     """Return the results as a table for the terminal.
 
@@ -373,38 +326,3 @@ def _changes(table: pd.DataFrame, key: Mapping, line: Mapping) -> tuple[float, .
     pairs = (mine - other.reindex(mine.index)).dropna()
     scale = abs(line["reference_mean"])
     return tuple(100 * pairs / scale) if len(pairs) and scale > 0 else ()
-
-
-def _change_text(change: float, interval: tuple[float, float], pairs: int) -> str:
-    """Return a change in percent, with its interval where there is one."""
-    text = f"{percent(change)}\u00a0%"
-    if pairs < 2:
-        return text
-    return f"{text} (95\u00a0% CI {percent_span(interval)}\u00a0%, {pairs} seeds)"
-
-
-def _control_findings(
-    group: ResultGroup, best: ResultRow, table: pd.DataFrame
-) -> list[str]:
-    """Say where a control does as well as what is claimed."""
-    said = []
-    higher = higher_is_better(group.metric)
-    for row in group.rows:
-        ahead = row.mean > best.mean if higher else row.mean < best.mean
-        if row.arm in CONTROLS and ahead:
-            value = f"{number(row.mean, group.decimals)} {group.unit}".rstrip()
-            said.append(
-                f"The control {row.arm} has a better mean than {best.arm}: {value}."
-            )
-    pair = ["distilled", "random-teacher"]
-    if set(pair) <= {row.arm for row in group.rows if row.n}:
-        mask = (table["target"] == group.target) & (table["metric"] == group.metric)
-        mask &= (table["labels"] == group.labels) & table["arm"].isin(pair)
-        found = compare_paired(table[mask], "random-teacher").iloc[0]
-        ends = (found["change_low"], found["change_high"])
-        change = _change_text(found["change"], ends, found["n"])
-        said.append(
-            f"Knowledge, or only regularisation? distilled is at {change} against "
-            f"random-teacher: {found['verdict']}."
-        )
-    return said

@@ -29,6 +29,10 @@ from crysdistill.training.settings import OptimizerSettings, TrainerSettings
 from crysdistill.transfer.weights import Provenance, save_weights
 
 
+CRYSGNN = ("node_features", "connectivity", "space_group", "crystal_system")
+"""The objectives of CrysGNN, the default."""
+
+
 @dataclass
 class ObjectiveSettings:
     """What every objective can be told besides its own settings.
@@ -83,7 +87,7 @@ class PretrainConfig:
     objectives: Annotated[
         dict[str, dict[str, Any]],
         Choices(OBJECTIVES, ("encoder_width",), ObjectiveSettings, _published_defaults),
-    ] = field(default_factory=lambda: {name: {"weight": 0.25} for name in OBJECTIVES})
+    ] = field(default_factory=lambda: {name: {"weight": 0.25} for name in CRYSGNN})
     shared_view: bool = True
     exclude: list[Path] = field(default_factory=list)
     held_out: float = 0.05

@@ -1,0 +1,113 @@
+"""Sources: whatever structures come from, opened as a stream of records.
+
+A new kind of source is a file beside this one and a line in `open_source`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from crysdistill.corpus.folders import (
+    has_structures,
+    open_file,
+    open_folder,
+    open_zip,
+    structure_format,
+    tables_in,
+)
+from crysdistill.corpus.records import Record, Source, fingerprint, parse, stamp
+from crysdistill.corpus.tables import open_json, open_lines
+from crysdistill.errors import InputError, did_you_mean
+
+__all__ = ["ACCEPTED", "Record", "Source", "open_source", "open_sources", "parse"]
+
+ACCEPTED = (
+    "a CIF or POSCAR file, a folder or zip of them, `structures.jsonl[.gz]`, pymatgen "
+    "JSON (`.json[.gz]`) or a store (`.h5`)"
+)
+
+
+def open_source(
+    path: str | Path, keep_unlabelled: bool = False, labels: bool = True
+) -> Source:
+    """Open a source of structures; nothing but names and labels is read yet.
+
+    Args:
+        path: a CIF or POSCAR file; a folder or zip of them, with or without
+            `id_prop.csv` or `properties.csv`; `structures.jsonl[.gz]`, with or without
+            `properties.csv` beside it; pymatgen JSON; a store.
+        keep_unlabelled: whether a structure without a label is kept where a table of
+            labels lies beside it.
+        labels: whether to read labels at all.
+
+    Raises:
+        InputError: there is no such file, or it is none of these.
+    """
+    path = Path(path)
+    if not path.exists():
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(
+            f"{path}: no such file or folder{did_you_mean(path.name, near)}"
+        )
+    if path.is_dir():
+        return _open_folder(path, keep_unlabelled, labels)
+    name = path.name.lower().removesuffix(".gz")
+    if structure_format(path.name):
+        return open_file(path)
+    if name.endswith((".jsonl", ".ndjson")):
+        return open_lines(path, keep_unlabelled, labels)
+    if name.endswith(".json"):
+        return open_json(path, keep_unlabelled, labels)
+    if name.endswith(".zip"):
+        return open_zip(path, keep_unlabelled, labels)
+    if name.endswith((".h5", ".hdf5")):
+        return open_store_source(path, labels)
+    raise InputError(f"{path}: cannot read structures from it; give {ACCEPTED}")
+
+
+def open_sources(
+    paths: Sequence[str | Path], keep_unlabelled: bool = False, labels: bool = True
+) -> list[Source]:
+    """Open several sources, in order; all are looked at before any is read.
+
+    Raises:
+        InputError: none is given, or one cannot be opened.
+    """
+    if not paths:
+        raise InputError(f"no source; give {ACCEPTED}")
+    return [open_source(path, keep_unlabelled, labels) for path in paths]
+
+
+def open_store_source(path: Path, labels: bool = True) -> Source:
+    """Open a store as a source of its crystals and properties.
+
+    Raises:
+        InputError: it is no store, or one of another schema.
+    """
+    # Stores need torch, which a worker that only parses files can do without.
+    from crysdistill.corpus.store import Store
+
+    store = Store.open(path)
+
+    def records() -> Iterator[Record]:
+        for crystal in store.crystals(range(len(store))):
+            properties = crystal.properties if labels else {}
+            yield Record(str(path), crystal.material_id, "crystal", crystal, properties)
+
+    names = tuple(store.property_names) if labels else ()
+    return Source(path, records, len(store), names, fingerprint([stamp(path)], labels))
+
+
+def _open_folder(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
+    """Open a folder of structure files, or the only table of structures in it."""
+    tables = tables_in(path)
+    if tables and not has_structures(path):
+        if len(tables) > 1:
+            names = ", ".join(table.name for table in tables[:3])
+            raise InputError(
+                f"{path}: {len(tables)} tables of structures; give them one by one "
+                f"({names}, ...)"
+            )
+        return open_source(tables[0], keep_unlabelled, labels)
+    return open_folder(path, keep_unlabelled, labels)

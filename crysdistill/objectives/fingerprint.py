@@ -1,0 +1,138 @@
+"""Objective: say what surrounds an atom, as a fingerprint of its neighbours."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from crysdistill.elements import CGCNN_BLOCKS, cgcnn92
+from crysdistill.errors import InputError
+from crysdistill.graphs import (
+    CrystalBatch,
+    distances,
+    gather_neighbours,
+    sum_over_neighbours,
+)
+from crysdistill.objectives.objective import (
+    Embedded,
+    Objective,
+    Totals,
+    full_precision,
+    ratio,
+)
+
+__all__ = ["WEIGHTS", "Fingerprint", "fingerprints"]
+
+WEIGHTS = ("electronegativity", "covalent_radius", "valence_electrons", "atomic_volume")
+"""Element properties that weigh neighbours, besides the weight 1 for all."""
+
+_FIXED_POINT = 1 << 16  # sums of squares are kept as integers, exact over ranks
+
+
+def _element_weights() -> Tensor:
+    """Return (101, 1 + len(WEIGHTS)): 1, and bin centres of properties in (0, 1)."""
+    table, columns, start = torch.from_numpy(cgcnn92()), [torch.ones(101)], 0
+    for block, width in CGCNN_BLOCKS.items():
+        if block in WEIGHTS:
+            centre = (torch.arange(width) + 0.5) / width
+            columns.append(table[:, start : start + width] @ centre)
+        start += width
+    return torch.stack(columns, dim=1)
+
+
+def fingerprints(batch: CrystalBatch, radii: Tensor, weights: Tensor) -> Tensor:
+    """Return weighted radial symmetry functions of every atom, (N, R * W).
+
+    G_rw(i) = sum_j w(Z_j) exp(-((d_ij - radius_r) / spacing)^2), over the neighbours
+    that the graph has. Invariant to everything that leaves the crystal the same.
+
+    Source: M. Gastegger et al., J. Chem. Phys. 148, 241709 (2018),
+    doi:10.1063/1.5019667, Eq. 9, without angles and without a cutoff function (the
+    graph ends where it ends).
+
+    Args:
+        batch: the crystals, with their elements.
+        radii: (R,) Å, evenly spaced.
+        weights: (101, W), by atomic number.
+    """
+    spacing = radii[1] - radii[0]
+    shells = torch.exp(-((distances(batch)[:, None] - radii) / spacing).square())  # (E, R)
+    w = gather_neighbours(weights[batch.atomic_numbers], batch)  # (E, W)
+    each = (shells.unsqueeze(2) * w.unsqueeze(1)).flatten(1)  # (E, R * W)
+    return sum_over_neighbours(each, batch)  # (N, R * W)
+
+
+class Fingerprint(Objective):
+    """Regress a fingerprint of the surroundings of every atom.
+
+    The fingerprint (`fingerprints`) is computed in the step from the crystal as it
+    is, standardised with running statistics, and predicted from the atom's embedding.
+    Where the view hides elements, hidden neighbours have to be guessed.
+
+    Number: `fingerprint_r2`, the share of the variance that is explained; its chance
+    level, 0, always answers the mean.
+
+    Sources: the idea, S. Jia et al., arXiv:2503.01227 (2025); the fingerprint, see
+    `fingerprints`.
+
+    Args:
+        encoder_width: F, the width of the embeddings.
+        radii: how many shells.
+        longest: Å, the radius of the last; the first is at 1 Å.
+
+    Raises:
+        InputError: fewer than two radii, or a length out of range.
+    """
+
+    name: ClassVar[str] = "fingerprint"
+
+    radii: Tensor
+    element_weights: Tensor
+
+    def __init__(
+        self, encoder_width: int, *, radii: int = 12, longest: float = 6.5
+    ) -> None:
+        super().__init__()
+        if radii < 2:
+            raise InputError(f"`radii` is {radii} but must be at least 2")
+        if not longest > 1:
+            raise InputError(f"`longest` is {longest} but must be more than 1 Å")
+        weights = _element_weights()
+        grid = torch.linspace(1.0, longest, radii)
+        self.register_buffer("radii", grid, persistent=False)
+        self.register_buffer("element_weights", weights, persistent=False)
+        size = radii * weights.shape[1]
+        self.standardise = nn.BatchNorm1d(size, affine=False)
+        self.decoder = nn.Sequential(
+            nn.Linear(encoder_width, encoder_width),
+            nn.SiLU(),
+            nn.Linear(encoder_width, size),
+        )
+        self.totals = Totals(wrong=1, all=1)
+
+    def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
+        """Return the mean squared error in standard deviations."""
+        predicted, wanted = self._compare(embedded, batch)
+        return (predicted - wanted).square().mean()
+
+    def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
+        """Add a validation batch to the numbers."""
+        predicted, wanted = self._compare(embedded, batch)
+        for name, error in (("wrong", predicted - wanted), ("all", wanted)):
+            total = error.double().square().sum() * _FIXED_POINT
+            self.totals.update(**{name: total.long()})
+
+    def compute(self) -> dict[str, float]:
+        """Return the share of the variance that is explained, and its chance level."""
+        sums = self.totals.compute()
+        unexplained = ratio(sums["wrong"], sums["all"])
+        return {"fingerprint_r2": 1.0 - unexplained, "fingerprint_r2_chance": 0.0}
+
+    def _compare(self, embedded: Embedded, batch: CrystalBatch) -> tuple[Tensor, Tensor]:
+        """Return predicted and true fingerprints, both standardised, (N, R * W)."""
+        with torch.no_grad():
+            raw = fingerprints(batch, self.radii, self.element_weights)
+            wanted = self.standardise(raw)
+        return full_precision(self.decoder(embedded.atoms)), wanted
