@@ -89,13 +89,21 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _inspect_arguments(parser: Parser) -> None:
-    parser.add_argument("store", type=Path, metavar="STORE", help="a store")
+    add = parser.add_argument
+    add("store", type=Path, metavar="STORE", help="a store")
+    text = "a page to write with the same and pictures"
+    add("-o", "--out", type=Path, metavar="HTML", help=text)
 
 
 def _inspect(args: argparse.Namespace) -> None:
     from crysdistill.corpus.inspection import inspect
 
-    inspect(args.store)
+    inspection = inspect(args.store)
+    inspection.print()
+    if "out" in args:
+        from crysdistill.studies.inspection import write_page
+
+        print(f"\n{write_page(inspection, args.out)}")
 
 
 def _overlap_arguments(parser: Parser) -> None:
@@ -282,8 +290,8 @@ VERBS: dict[str, Verb] = {
         resume="the same command goes on",
     ),
     "inspect": Verb(
-        "Say what is in a store.",
-        "crysdistill inspect corpus.h5",
+        "Check a store and say what is in it.",
+        "crysdistill inspect corpus.h5 -o corpus.html",
         _inspect_arguments,
         _inspect,
         computes=False,

@@ -17,7 +17,7 @@ from crysdistill.errors import InputError, did_you_mean
 
 DONE, OUR_FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 class Parser(argparse.ArgumentParser):

@@ -30,7 +30,7 @@ PROMISED = {
     "import-cgcnn": "published.pth.tar -o weights",
     "demo": "--out folder",
     "overlap": "corpus.h5 dataset.h5 -o pairs.csv",
-    "inspect": "store.h5",
+    "inspect": "store.h5 -o store.html",
     "study": "config.yaml a=1 b.c=2",
     "report": "study -o report.html",
 }

@@ -211,6 +211,30 @@ def test_space_group_of_nothing_sensible_is_0(capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_search_that_fails_tears_no_progress_bar(capfd, monkeypatch):
+    # Two hcp cells with every atom about 0.15 Å out of place.
+    crystal = Crystal(
+        "bent-Mg",
+        np.full(4, 12, np.uint8),
+        np.array(
+            [
+                [0.1724, 0.6493, 0.2451],
+                [0.6617, 0.6198, 0.2357],
+                [0.3295, 0.3459, 0.7794],
+                [0.8233, 0.3319, 0.7654],
+            ]
+        ),
+        np.array(
+            [[6.426, 0.028, -0.002], [-1.611, 2.77, 0.001], [-0.038, -0.001, 5.201]]
+        ),
+    )
+    found = space_group(crystal, 0.1)
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv("SPGLIB_WARNING", "ON")  # as spglib is without us
+    assert space_group(crystal, 0.1) == found
+    assert "spglib: get_bravais_exact_positions_and_lattice" in capfd.readouterr().err
+
+
 def test_crystal_systems():
     first = [1, 3, 16, 75, 143, 168, 195]
     last = [2, 15, 74, 142, 167, 194, 230]

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -38,13 +39,17 @@ from crysdistill.corpus.shards import (
     read_list,
     read_shard,
 )
-from crysdistill.corpus.sources import Record, Source, open_sources
+from crysdistill.corpus.records import Record, Source
+from crysdistill.corpus.sources import open_sources
 from crysdistill.errors import InputError
 from crysdistill.neighbors import GraphSettings
 from crysdistill.structures import ANGLE_TOLERANCE, SYMPREC
 
 SHARD_SIZE = 256
 """Crystals in a shard: a second of work, so that little is lost when a build stops."""
+
+MANIFEST = "build.json"
+"""In the folder of shards: what they were made from. The last file to go."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ def build(
     symmetry: bool = True,
     max_atoms: int | None = None,
     keep_unlabelled: bool = False,
+    labels: bool = True,
     workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -94,6 +100,7 @@ def build(
         symmetry: whether to find space groups, the slowest part.
         max_atoms: crystals with more atoms are refused (and listed).
         keep_unlabelled: keep structures without a label in a labelled source.
+        labels: whether to read labels at all.
         workers: processes; all cores where None.
         overwrite: whether an existing store may be replaced.
         progress: whether to show a progress bar.
@@ -103,16 +110,17 @@ def build(
             writing it, or the interrupted build had other settings.
     """
     out = Path(out)
-    if out.exists() and not overwrite:
+    parts = out.with_name(out.name + ".parts")
+    # With its shards still there, the store is one whose build did not come to its end.
+    if out.exists() and not overwrite and not (parts / MANIFEST).exists():
         raise InputError(f"{out} exists; give another name or `--overwrite`")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder; create it first")
     if workers is not None and workers < 1:
         raise InputError(f"`workers` is {workers} but must be at least 1")
-    opened = open_sources(sources, keep_unlabelled=keep_unlabelled)
+    opened = open_sources(sources, keep_unlabelled, labels)
     settings = BuildSettings(graph or GraphSettings(), symmetry, max_atoms)
     properties = list(dict.fromkeys(name for s in opened for name in s.properties))
-    parts = out.with_name(out.name + ".parts")
     with _locked(parts, out):
         _check_resumable(parts, opened, settings, properties)
         shards = _make_shards(
@@ -137,6 +145,9 @@ def build(
         built, rejections = merge_shards(shards, out, facts)
         quarantine = out.with_name(out.name + ".quarantine.csv")
         _write_quarantine(quarantine, rejections)
+        for path in parts.iterdir():
+            if path.name != MANIFEST:
+                path.unlink()
         shutil.rmtree(parts)
     return BuildReport(out, quarantine, built + len(rejections), built, rejections)
 
@@ -178,7 +189,7 @@ def _check_resumable(
     }
     text = json.dumps(identity, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    manifest = parts / "build.json"
+    manifest = parts / MANIFEST
     if manifest.exists() and json.loads(manifest.read_text())["hash"] != digest:
         raise InputError(
             f"{parts} holds an interrupted build of other sources or settings; "
@@ -256,7 +267,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
         yield None
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         try:
             yield pool
         except BrokenProcessPool:
@@ -269,9 +280,18 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
             raise
 
 
-def _one_thread() -> None:
-    """Keep numerical libraries from starting threads in every worker."""
+def _start_worker() -> None:
+    """Keep numerical libraries from starting threads, and end with the build."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """End this process when the build has been killed, which no queue would tell it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _write_quarantine(path: Path, rejections: Sequence[Rejection]) -> None:

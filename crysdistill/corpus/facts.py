@@ -157,7 +157,7 @@ class Facts:
         self, rows: np.ndarray, test: Test, workers: Workers
     ) -> list[Crystal | None]:
         """Return the cells that the matcher compares, None where there is none."""
-        # The few that go through the strict test are of no use to the others.
+        # The cells of the strict test are few, and of no use to the others.
         table = {} if test == "strained" else self._primitives
         self._work_out(table, rows, partial(primitive, test=test), workers)
         return [table[row] for row in rows.tolist()]

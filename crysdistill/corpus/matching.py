@@ -9,7 +9,7 @@ therefore decide how closely two crystals must agree.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,15 +24,37 @@ if TYPE_CHECKING:
 MAX_ATOMS = 400
 """Atoms in the primitive cell up to which structures are matched atom by atom."""
 
-Test = Literal["same", "strained", "anonymous"]
-"""`same`: atoms may differ by 0.2 of the mean free length (cube root of the volume per
-atom; about 0.5 Å) in a cell that differs by 10 % and 5 degrees, both taken at one
-volume. `strained`: only the cell may differ; atoms by 0.02 of that length, as a
-homogeneous strain leaves them. `anonymous`: as `same`, with species exchanged for
-others one by one."""
+Test = Literal["same", "supercell", "strained", "averaged", "anonymous"]
+"""What may differ between two primitive cells, both taken at one volume. Displacements
+are in units of the mean free length, the cube root of the volume per atom.
 
-_SITE_TOLERANCE = {"same": 0.2, "strained": 0.02, "anonymous": 0.2}
-_PRIMITIVE_TOLERANCE = {"same": 0.25, "strained": 0.02, "anonymous": 0.25}  # Å
+- `same`: atoms by 0.2 (about 0.5 Å), the cell by 10 % and 5 degrees.
+- `supercell`: the same, where the search for one primitive cell stopped too early.
+- `strained`: the cell alone, as in `same`; atoms by 0.02, since a homogeneous strain
+  moves them no further. Primitive cells are found without averaging atoms.
+- `averaged`: nothing, once the primitive cell of either was found by averaging atoms
+  that nearly repeat: so pymatgen's `get_primitive_structure` changes a crystal.
+- `anonymous`: as `same`, with species exchanged for others one by one.
+"""
+
+
+@dataclass(frozen=True)
+class _Tolerances:
+    length: float = 0.1  # relative
+    angle: float = 5.0  # degrees
+    site: float = 0.2
+    repetition: float = 0.25  # Å, in the search for a primitive cell
+    supercell: bool = False
+
+
+_TOLERANCES: dict[Test, _Tolerances] = {
+    "same": _Tolerances(),
+    "supercell": _Tolerances(supercell=True),
+    "strained": _Tolerances(site=0.02, repetition=0.02),
+    "averaged": _Tolerances(length=3e-4, angle=0.03, site=0.005),
+    "anonymous": _Tolerances(),
+}
+_LARGEST_SUPERCELL = 8
 
 # Left- and right-handed forms of one crystal: the higher number becomes the lower.
 _MIRROR_IMAGES = {
@@ -92,7 +114,9 @@ def primitive(crystal: Crystal, test: Test = "same") -> Crystal | None:
         return None
     try:
         reduced = crystal.to_pymatgen().get_reduced_structure(reduction_algo="niggli")
-        reduced = reduced.get_primitive_structure(tolerance=_PRIMITIVE_TOLERANCE[test])
+        reduced = reduced.get_primitive_structure(
+            tolerance=_TOLERANCES[test].repetition
+        )
     except Exception:  # cells on the edge of what its algorithms can reduce
         return None
     return replace(
@@ -117,7 +141,9 @@ def agree(first: Crystal, second: Crystal, test: Test) -> bool:
 
 
 def _agree(first: Structure, second: Structure, test: Test) -> bool:
-    if len(first) != len(second):
+    small, large = sorted((len(first), len(second)))
+    most = _LARGEST_SUPERCELL if test == "supercell" else 1
+    if large % small or large // small > most:
         return False
     matcher = _matcher(test)
     fit = matcher.fit_anonymous if test == "anonymous" else matcher.fit
@@ -132,11 +158,12 @@ def _agree(first: Structure, second: Structure, test: Test) -> bool:
 def _matcher(test: Test) -> StructureMatcher:
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
+    tolerances = _TOLERANCES[test]
     return StructureMatcher(
-        ltol=0.1,
-        stol=_SITE_TOLERANCE[test],
-        angle_tol=5.0,
+        ltol=tolerances.length,
+        stol=tolerances.site,
+        angle_tol=tolerances.angle,
         primitive_cell=False,  # `primitive` has done it, once per crystal
         scale=True,
-        attempt_supercell=False,
+        attempt_supercell=tolerances.supercell,
     )

@@ -51,6 +51,7 @@ def merge_shards(
     """
     survey = _look(paths)
     partial = out.with_name(out.name + ".partial")
+    _check_space(partial, _size(survey, len(facts["properties"])))
     with h5py.File(partial, "w") as file:
         _write(file, paths, survey, properties=len(facts["properties"]))
         facts = {**facts, "sources": survey.sources, "hashes": _hashes(file)}
@@ -64,6 +65,28 @@ def merge_shards(
         os.fsync(file.fileno())
     partial.replace(out)
     return sum(int(keep.sum()) for keep in survey.keep), survey.rejections
+
+
+def _check_space(path: Path, size: int) -> None:
+    """Meet a full disk here, as a clear error: within HDF5 it crashes the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    finally:
+        path.unlink()
+
+
+def _size(survey: _Survey, properties: int) -> int:
+    """Return the bytes that a store takes, without what HDF5 adds."""
+    crystals, atoms, edges, id_bytes = (
+        sum(int(array.sum()) for array in arrays)
+        for arrays in (survey.keep, survey.atoms, survey.edges, survey.id_bytes)
+    )
+    per_crystal = 3 * 8 + 36 + 3 + 3 + 2 + 8 * properties
+    per_edge = 2 if survey.highest_code < 65536 else 4
+    return 4096 + per_crystal * crystals + 14 * atoms + per_edge * edges + id_bytes
 
 
 def _look(paths: Sequence[Path]) -> _Survey:

@@ -316,13 +316,13 @@ def find_overlap(
       20 %, and pymatgen's StructureMatcher pairs the atoms; supercells, primitive and
       conventional cells, shuffled atoms, other origins, rotated, mirrored and strained
       cells are the same. Where the space groups differ at both tolerances, and neither
-      crystal is a P1 copy with displaced atoms, nothing but a homogeneous strain may
+      crystal is P1 (where displaced atoms end), nothing but a homogeneous strain may
       separate them: displacive polymorphs are not merged.
     - `prototype`: the same structure type with other elements in it (or with elements
-      exchanged). Same anonymised formula, same `Protostructure` (space group and sites
-      of every species) at one of the two tolerances, and fingerprints alike; or almost
-      equal fingerprints whatever the symmetry, and an anonymous match by the
-      StructureMatcher.
+      exchanged). Same anonymised formula, same space group at one of the tolerances and
+      fingerprints alike; or almost equal fingerprints whatever the symmetry. An
+      anonymous match by the StructureMatcher is needed besides where that says little:
+      without a common group, in triclinic groups, and within one reduced formula.
     - `formula`: the same reduced formula.
 
     The result does not depend on the number of workers or the order of the rows.

@@ -31,9 +31,9 @@ STRUCTURE_DISTANCE = 0.08
 STRAIN_DISTANCE = 0.03
 """The same for crystals of different symmetry, which only a strain may separate."""
 
-PROTOTYPE_DISTANCE = 0.075
-"""Of fingerprints of one structure type; where anonymous matches begin to be rarer
-than misses among crystals with the same symmetry label."""
+PROTOTYPE_DISTANCE = 0.05
+"""Of fingerprints of one structure type in one space group; a search for anonymous
+matches confirms nearly all such pairs, and fewer and fewer beyond."""
 
 TWIN_DISTANCE = 0.015
 """Of fingerprints of one structure type whatever the symmetry: noise may hide it."""
@@ -222,7 +222,7 @@ class _Search:
             typical = new & (exchanged <= PROTOTYPE_DISTANCE)
             i, j = np.nonzero(typical)
             typical[i, j] = self._may_share_group(rows[j], some[i, 0])
-            typical |= new & ~same & (exchanged <= TWIN_DISTANCE)
+            typical |= new & (exchanged <= TWIN_DISTANCE)
             parts.append(
                 tuple(
                     _Pairs(rows[j], some[i, 0], distance[i, j])
@@ -245,14 +245,20 @@ class _Search:
     def _confirm_structures(self, pairs: _Pairs) -> _Pairs:
         """Return the pairs that are the same crystal."""
         agrees, judged = self._agree(pairs, "same")
+        near = pairs.distance <= STRAIN_DISTANCE
+        again = near & ~agrees & judged
+        agrees[again] = self._agree(pairs.where(again), "supercell")[0]
         alone = ~judged & (pairs.distance <= FINGERPRINT_ONLY)
         pairs, alone = pairs.where(agrees | alone), alone[agrees | alone]
         first = self.corpus.space_groups(pairs.corpus, self.workers)
         second = self.dataset.space_groups(pairs.dataset, self.workers)
         same = _share(first, second) | _lost(first) | _lost(second)
         self.found.by_fingerprint += int((same & alone).sum())
+        # Of other symmetry: either nothing but strain, or nothing but averaging.
         strained = ~same & ~alone & (pairs.distance <= STRAIN_DISTANCE)
         same[strained] = self._agree(pairs.where(strained), "strained")[0]
+        averaged = ~same & ~alone
+        same[averaged] = self._agree(pairs.where(averaged), "averaged")[0]
         return pairs.where(same)
 
     def _confirm_prototypes(self, pairs: _Pairs) -> _Pairs:
@@ -264,9 +270,11 @@ class _Search:
             self.corpus.formula[pairs.corpus] == self.dataset.formula[pairs.dataset]
         )
         # Within a formula, polymorphs and stackings are at stake; without a common
-        # group, noise may pass for a structure: in both cases atoms must match.
-        twins = ~equal & ~formula & (pairs.distance <= TWIN_DISTANCE)
-        doubtful = (equal & formula) | twins
+        # group, noise may pass for a structure; triclinic groups say little of it.
+        twins = ~equal & (pairs.distance <= TWIN_DISTANCE)
+        twins &= ~formula | _lost(first) | _lost(second)
+        triclinic = np.maximum(first, second).max(axis=1, initial=0) <= 2
+        doubtful = (equal & (formula | triclinic)) | twins
         sure = equal & ~formula
         sure[doubtful] = self._agree(pairs.where(doubtful), "anonymous")[0]
         return pairs.where(sure)
@@ -370,8 +378,8 @@ def _share(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _lost(groups: np.ndarray) -> np.ndarray:
-    """Tell whether a crystal has no symmetry at any tolerance, (P,)."""
-    return np.all(groups <= 1, axis=1)
+    """Tell whether a crystal has no symmetry at the tighter tolerance, (P,)."""
+    return np.asarray(groups[:, 0] <= 1)
 
 
 def _judge(job: tuple[Crystal | None, Crystal | None, Test]) -> bool | None:

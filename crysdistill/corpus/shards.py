@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crysdistill.corpus.sources import Record, parse
+from crysdistill.corpus.records import Record, parse
 from crysdistill.errors import BadStructure
 from crysdistill.neighbors import GraphSettings, Neighbors, find_neighbors
 from crysdistill.structures import ANGLE_TOLERANCE, SYMPREC, Crystal, space_group
@@ -64,11 +64,13 @@ def build_shard(
     graphs: list[Neighbors] = []
     packed: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     sources: list[str] = []
-    rejections: list[tuple[str, str, str]] = []
+    rejections: list[tuple[str, ...]] = []
     for record in records:
         try:
             if record.problem is not None:
                 raise BadStructure(record.problem)
+            if _printable(record.material_id) != record.material_id:
+                raise BadStructure("its name is not valid UTF-8; rename it")
             crystal = parse(record)
             atoms = len(crystal.atomic_numbers)
             if settings.max_atoms is not None and atoms > settings.max_atoms:
@@ -78,7 +80,8 @@ def build_shard(
             graph = find_neighbors(crystal.frac_coords, crystal.cell, settings.graph)
             codes = pack_edges(graph, atoms)
         except BadStructure as error:
-            rejections.append((record.source, record.material_id, str(error)))
+            refused = (record.source, record.material_id, str(error))
+            rejections.append(tuple(map(_printable, refused)))
             continue
         crystals.append(crystal)
         graphs.append(graph)
@@ -104,7 +107,9 @@ def build_shard(
             -1, 3
         ),
         "space_groups": np.array(groups, np.uint8).reshape(-1, len(SYMPREC)),
-        "properties": np.array(values, np.float64).reshape(-1, len(properties)),
+        "properties": np.array(values, np.float64).reshape(
+            len(crystals), len(properties)
+        ),
         "material_ids": _json([c.material_id for c in crystals]),
         "sources": _json(sources),
         "rejections": _json(rejections),
@@ -145,9 +150,15 @@ def pack_edges(
     return code, low, bits
 
 
+def _printable(text: str) -> str:
+    """Return text that can be written; names of files may hold any bytes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def write_shard(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a shard so that it is there whole or not at all."""
-    partial = path.with_suffix(".partial")
+    # Its own name: a worker may outlive a killed build by a moment.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     with partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
         file.flush()

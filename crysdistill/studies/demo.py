@@ -48,8 +48,8 @@ class DemoSize:
     """
 
     corpus: int = 6000
-    dataset: int = 1000
-    labels: int = 100
+    dataset: int = 2000
+    labels: int = 50
     seeds: int = 3
     pretrain_epochs: int = 8
     epochs: int = 60
@@ -107,12 +107,12 @@ def demo(
     config = _comparison(out, size, weights, stores["dataset"], workers)
     results = compare(config)
     _step(6, "reporting")
-    path = _report(out, results, config, overlap, stores, time.monotonic() - started)
+    path = _report(out, results, config, stores, time.monotonic() - started)
     rich.print(console_table(results))
     rich.print(f"\nreport:  {path}")
     rich.print(f"weights: {weights}")
     rich.print("\nNext, on your own crystals:")
-    for line in _next_steps(weights):
+    for line in _next_steps():
         rich.print(f"  {line}")
     return path
 
@@ -186,6 +186,9 @@ def _pretraining(out: Path, size: DemoSize) -> PretrainConfig:
         corpus=out / "corpus.h5",
         out=out / "pretrain",
         exclude=[out / "dataset.h5"],
+        # The student's architecture, so that the same network learns with and without.
+        encoder={"name": "cgcnn", "convolutions": 3},
+        objectives={"fingerprint": {"weight": 1.0}, "node_features": {"weight": 0.25}},
         trainer=TrainerSettings(epochs=size.pretrain_epochs, batch_size=128),
         overwrite=True,
     )
@@ -232,7 +235,6 @@ def _report(
     out: Path,
     results: pd.DataFrame,
     config: CompareConfig,
-    overlap: Any,
     stores: dict[str, Store],
     seconds: float,
 ) -> Path:
@@ -241,12 +243,12 @@ def _report(
         "corpus": f"{len(stores['corpus']):,} alloys without labels",
         "dataset": f"{len(stores['dataset']):,} alloys with EMT labels; test crystals "
         "have structure types of which no label was seen",
-        "overlap": overlap.statement,
+        "overlap": _pretraining_facts(out)["overlap"],
         "arms": about(arms),
         "epochs": config.base.trainer.epochs,
         "seeds": config.seeds,
-        "version": __version__,
-        "duration": f"{seconds / 60:.1f} minutes",
+        "versions": _environment(out),
+        "duration": seconds,
     }
     return write_report(
         out / "report.html",
@@ -256,8 +258,16 @@ def _report(
         pretraining=_history(out / "pretrain" / "metrics.csv"),
         curves=_curves(config),
         predictions=_predictions(config),
-        next_steps=_next_steps(config.weights),
+        next_steps=_next_steps(),
     )
+
+
+def _pretraining_facts(out: Path) -> dict[str, Any]:
+    return orjson.loads((out / "pretrain" / "results.json").read_bytes())
+
+
+def _environment(out: Path) -> dict[str, str]:
+    return orjson.loads((out / "pretrain" / "environment.json").read_bytes())
 
 
 def _history(path: Path) -> pd.DataFrame:
@@ -291,10 +301,12 @@ def _predictions(config: CompareConfig) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _next_steps(weights: Path) -> list[str]:
+def _next_steps() -> list[str]:
     return [
-        "crysdistill build MY_CRYSTALS/ -o dataset.h5",
-        "crysdistill distill configs/distill.yaml dataset=dataset.h5 target.name=target "
-        f"teacher={weights}",
-        "crysdistill predict runs/distill/weights.safetensors NEW_CIFS/ -o predictions.csv",
+        "crysdistill build MY_UNLABELLED_CIFS/ -o corpus.h5",
+        "crysdistill build MY_LABELLED_FOLDER/ -o dataset.h5",
+        "crysdistill pretrain corpus=corpus.h5 exclude=[dataset.h5]",
+        "crysdistill finetune dataset=dataset.h5 target.name=target "
+        "weights=runs/pretrain/weights.safetensors",
+        "crysdistill predict runs/finetune/weights.safetensors NEW_CIFS/ -o predictions.csv",
     ]

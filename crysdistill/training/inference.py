@@ -141,7 +141,7 @@ def _as_store(
             Path(folder) / "structures.h5",
             graph=graph,
             symmetry=False,
-            ignore_labels=True,
+            labels=False,
             workers=workers,
             progress=progress,
         )

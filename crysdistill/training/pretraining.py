@@ -257,7 +257,14 @@ def _clean_rows(store: Store, config: PretrainConfig) -> tuple[np.ndarray, str]:
         return rows, "not checked"
     names = []
     for path in config.exclude:
-        overlap = find_overlap(store, Store.open(path))
+        rich.print(f"looking for crystals of {path} in {config.corpus}")
+        overlap = find_overlap(
+            store,
+            Store.open(path),
+            kinds=("id", "structure"),
+            workers=config.trainer.threads,
+            progress=config.trainer.progress,
+        )
         rows = np.setdiff1d(rows, overlap.corpus_rows())
         names.append(path.name)
     left_out = len(store) - len(rows)

@@ -1,0 +1,1 @@
+"""Recipes: published experiments on top of pretrained weights, one script each."""

@@ -1,0 +1,1 @@
+"""Recipes: published ways of pretraining, one script each."""

@@ -1,0 +1,487 @@
+"""Building: nothing lost, nothing half-done, the same bytes every time."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crysdistill.cli import main
+from crysdistill.corpus import build as building
+from crysdistill.corpus import merge, shards
+from crysdistill.corpus.build import build
+from crysdistill.corpus.store import Store
+from crysdistill.errors import InputError
+from crysdistill.graphs import GraphSettings
+from tests.conftest import random_crystal
+from tests.toy_stores import labelled, simple_cif, write_lines
+
+SMALL = GraphSettings(cutoff=5.0, max_neighbors=6)
+
+
+def quarantine(store: Path) -> list[dict[str, str]]:
+    path = store.with_name(store.name + ".quarantine.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def quick(source: Path, out: Path, **options):
+    options = {"symmetry": False, "workers": 1, "graph": SMALL, **options}
+    return build([source], out, progress=False, **options)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(
+        p.name
+        for p in folder.iterdir()
+        if p.name.endswith((".parts", ".partial")) or p.name.startswith(".")
+    )
+
+
+# ------------------------------------------------------------------- every fault
+
+
+def cif(name: str, **changes: str) -> str:
+    """A CIF with words of it replaced."""
+    text = simple_cif(name, random_crystal(5, atoms=3))
+    for old, new in changes.items():
+        lines = text.splitlines()
+        found = [n for n, line in enumerate(lines) if line.startswith(old)]
+        assert found, old
+        lines[found[0]] = new
+        text = "\n".join(lines) + "\n"
+    return text
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A folder with one of each fault, and what is to be said of it."""
+    folder = tmp_path / "cifs"
+    folder.mkdir()
+    good = simple_cif("good", random_crystal(5, atoms=3))
+    last = good.splitlines()[-1]
+    symbol = last.split()[1]
+    lonely = (
+        "data_x\n_cell_length_a 9\n_cell_length_b 9\n_cell_length_c 9\n"
+        "_cell_angle_alpha 90\n_cell_angle_beta 90\n_cell_angle_gamma 90\n"
+        "loop_\n_atom_site_label\n_atom_site_type_symbol\n_atom_site_fract_x\n"
+        "_atom_site_fract_y\n_atom_site_fract_z\nAr1 Ar 0 0 0\n"
+    )
+    files = {
+        "good-1": good,
+        "good-2": simple_cif("good", random_crystal(6, atoms=4)),
+        "truncated": good[: good.index("_atom_site_fract_y") + 8],
+        "empty": "",
+        "partial": good.replace(last, last[:-1] + "0.5"),
+        "dummy": good.replace(f"2 {symbol} ", "2 Xx ").replace(f"{symbol}2", "Xx2"),
+        "nan": good.replace(last.split()[2], "nan"),
+        "zerocell": cif("z", _cell_length_b="_cell_length_b 0.0"),
+        "doubled": good + last.replace(f"{symbol}2", f"{symbol}3") + "\n",
+        "lonely": lonely,
+        "unlabelled": good,
+        "words": good,
+        "blank": good,
+        "twice": good,
+    }
+    for name, text in files.items():
+        (folder / f"{name}.cif").write_text(text)
+    rows = [f"{name},1.5" for name in files if name not in ("unlabelled", "twice")]
+    rows[rows.index("words,1.5")] = "words,three"
+    rows[rows.index("blank,1.5")] = "blank,"
+    rows += ["twice,1.0", "twice,2.0", "absent,1.0"]
+    (folder / "id_prop.csv").write_text("\n".join(rows) + "\n")
+    said = {
+        "truncated": "cut short",
+        "empty": "empty file",
+        "partial": "occupancy 0.5",
+        "dummy": "`Xx",
+        "nan": "not a number",
+        "zerocell": "impossible",
+        "doubled": "two atoms on one point",
+        "lonely": "no neighbour within 5.0 Å of atom 0; increase `cutoff`",
+        "unlabelled": "no row in id_prop.csv",
+        "words": "`target` is `three` in id_prop.csv",
+        "blank": "no label in id_prop.csv",
+        "twice": "a second row in id_prop.csv",
+        "absent": "there is no such structure",
+    }
+    return folder, said
+
+
+def test_every_fault_is_listed_with_its_own_reason(faulty, tmp_path):
+    folder, said = faulty
+    out = tmp_path / "store.h5"
+    report = quick(folder, out)
+    assert Store.open(out).material_ids == ["good-1", "good-2", "twice"]
+    assert report.built == 3
+    listed = quarantine(out)
+    assert report.read == report.built + len(listed) == 16
+    assert [row["source"] for row in listed] == [str(folder)] * len(listed)
+    reasons = {row["material_id"]: row["reason"] for row in listed}
+    assert set(reasons) == set(said)
+    for name, text in said.items():
+        assert text in reasons[name], name
+        assert "\n" not in reasons[name]
+    assert len(set(reasons.values())) == len(reasons)
+    assert [(r.material_id, r.reason) for r in report.rejections] == [
+        (row["material_id"], row["reason"]) for row in listed
+    ]
+
+
+def test_the_command_exits_with_zero_and_counts(faulty, tmp_path, capsys):
+    folder, said = faulty
+    out = tmp_path / "store.h5"
+    line = f"build {folder} -o {out} --cutoff 5 --no-symmetry --workers 1 --no-progress"
+    assert main(line.split()) == 0
+    shown = capsys.readouterr().out
+    assert "3 of 16 crystals" in shown
+    assert f"{out}.quarantine.csv: {len(said)} refused" in shown
+
+
+def test_duplicate_ids_across_sources(tmp_path):
+    first = write_lines(tmp_path / "a" / "s.jsonl", labelled(3))
+    second = write_lines(tmp_path / "b" / "s.jsonl", labelled(4, first=1))
+    out = tmp_path / "store.h5"
+    report = build(
+        [first, second], out, symmetry=False, workers=1, graph=SMALL, progress=False
+    )
+    assert Store.open(out).material_ids == [f"random-{n}" for n in range(5)]
+    assert (report.read, report.built) == (7, 5)
+    assert [row["material_id"] for row in quarantine(out)] == ["random-1", "random-2"]
+    assert {row["source"] for row in quarantine(out)} == {str(second)}
+    assert all("duplicate id" in row["reason"] for row in quarantine(out))
+
+
+def test_a_duplicate_id_is_counted_though_the_first_was_refused(tmp_path):
+    """A refused structure does not use up its name."""
+    big = random_crystal(1, atoms=6)
+    small = random_crystal(1, atoms=2)
+    source = write_lines(tmp_path / "s.jsonl", [big, small])
+    out = tmp_path / "store.h5"
+    report = quick(source, out, max_atoms=4)
+    assert (report.read, report.built) == (2, 1)
+    assert len(Store.open(out).crystal(0).atomic_numbers) == 2
+    assert "filtered: 6 atoms, more than `max_atoms` 4" in quarantine(out)[0]["reason"]
+
+
+def test_a_name_that_is_no_text_stops_nothing_else(tmp_path):
+    folder = tmp_path / "cifs"
+    folder.mkdir()
+    (folder / "good.cif").write_text(cif("good"))
+    try:
+        (folder / os.fsdecode(b"bad\xff.cif")).write_text(cif("bad"))
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    out = tmp_path / "store.h5"
+    report = quick(folder, out)
+    assert (report.read, report.built) == (2, 1)
+    assert "not valid UTF-8" in quarantine(out)[0]["reason"]
+
+
+def test_nothing_but_faults_gives_an_empty_store(tmp_path):
+    folder = tmp_path / "cifs"
+    folder.mkdir()
+    (folder / "empty.cif").write_text("")
+    out = tmp_path / "store.h5"
+    report = quick(folder, out)
+    assert (report.read, report.built, len(Store.open(out))) == (1, 0, 0)
+
+
+def test_keep_unlabelled(faulty, tmp_path):
+    folder, _ = faulty
+    out = tmp_path / "store.h5"
+    quick(folder, out, keep_unlabelled=True)
+    store = Store.open(out)
+    known = dict(zip(store.material_ids, store.property("target"), strict=True))
+    assert known["good-1"] == 1.5
+    assert known["twice"] == 1.0
+    assert np.isnan(known["unlabelled"])
+    assert np.isnan(known["blank"])
+    assert "words" not in known  # what is wrong is not the same as what is unknown
+
+
+# --------------------------------------------------------------------- same bytes
+
+
+@pytest.mark.slow
+def test_one_worker_and_two_give_the_same_bytes(tmp_path, monkeypatch):
+    source = write_lines(tmp_path / "s.jsonl", labelled(30))
+    monkeypatch.setattr(building, "SHARD_SIZE", 7)
+    for workers in (1, 2):
+        quick(source, tmp_path / f"{workers}.h5", workers=workers, symmetry=True)
+    assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "2.h5").read_bytes()
+    assert leftovers(tmp_path) == []
+
+
+def test_the_size_of_shards_leaves_no_trace(tmp_path, monkeypatch):
+    source = write_lines(tmp_path / "s.jsonl", labelled(20))
+    for size in (3, 256):
+        monkeypatch.setattr(building, "SHARD_SIZE", size)
+        quick(source, tmp_path / f"{size}.h5")
+    assert (tmp_path / "3.h5").read_bytes() == (tmp_path / "256.h5").read_bytes()
+
+
+class Stop(Exception):
+    """Stands for a power cut."""
+
+
+@pytest.mark.parametrize("when", ["shard", "merge", "replace", "quarantine", "clear"])
+def test_stopped_and_run_again(tmp_path, monkeypatch, when):
+    """Every step of a build may be the last one; the same command goes on."""
+    source = write_lines(tmp_path / "in" / "s.jsonl", [*labelled(20), *labelled(1)])
+    monkeypatch.setattr(building, "SHARD_SIZE", 4)
+    (tmp_path / "once").mkdir()
+    (tmp_path / "twice").mkdir()
+    quick(source, tmp_path / "once" / "s.h5")
+    out = tmp_path / "twice" / "s.h5"
+    calls = 0
+
+    def stop(real: Callable, at: int, after: bool = False) -> Callable:
+        def stopping(*args, **options):
+            nonlocal calls
+            calls += 1
+            if calls == at and not after:
+                raise Stop
+            result = real(*args, **options)
+            if calls == at:
+                raise Stop
+            return result
+
+        return stopping
+
+    with monkeypatch.context() as patch:
+        if when == "shard":
+            patch.setattr(building, "make_shard", stop(shards.make_shard, 3))
+        elif when == "merge":
+            patch.setattr(merge, "_kept", stop(merge._kept, 2))
+        elif when == "replace":
+            patch.setattr(merge, "_hashes", stop(merge._hashes, 1))
+        elif when == "quarantine":
+            patch.setattr(
+                building, "merge_shards", stop(merge.merge_shards, 1, after=True)
+            )
+        else:
+            patch.setattr(building.shutil, "rmtree", stop(lambda path: None, 1))
+        with pytest.raises(Stop):
+            quick(source, out)
+    assert calls
+    assert (tmp_path / "twice" / "s.h5.parts").is_dir()
+    report = quick(source, out)
+    assert (report.read, report.built) == (22, 20)
+    for name in ("s.h5", "s.h5.quarantine.csv"):
+        once, twice = tmp_path / "once" / name, tmp_path / "twice" / name
+        assert once.read_bytes() == twice.read_bytes()
+    assert leftovers(tmp_path / "twice") == []
+
+
+def test_finished_shards_are_not_made_again(tmp_path, monkeypatch):
+    source = write_lines(tmp_path / "s.jsonl", labelled(20))
+    monkeypatch.setattr(building, "SHARD_SIZE", 4)
+    out = tmp_path / "out.h5"
+    made = []
+
+    def count(path, *rest):
+        if len(made) == 3:
+            raise Stop
+        made.append(path.name)
+        return shards.make_shard(path, *rest)
+
+    monkeypatch.setattr(building, "make_shard", count)
+    with pytest.raises(Stop):
+        quick(source, out)
+    made.clear()
+    quick(source, out)
+    assert made == ["000003.npz", "000004.npz"]
+
+
+COMMAND = [sys.executable, "-m", "crysdistill", "build"]
+OPTIONS = ["--no-symmetry", "--no-progress", "--max-neighbors", "6", "--workers", "2"]
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_killed_at_random_moments_and_run_again(tmp_path):
+    source = write_lines(tmp_path / "in" / "s.jsonl", labelled(1000))
+    for name in ("once", "killed"):
+        (tmp_path / name).mkdir()
+    whole = tmp_path / "once" / "s.h5"
+    subprocess.run([*COMMAND, source, "-o", whole, *OPTIONS[:-1], "1"], check=True)
+    out = tmp_path / "killed" / "s.h5"
+    parts = tmp_path / "killed" / "s.h5.parts"
+    rng = random.Random(0)
+    kills = 0
+    for shard in (0, 2, 4):
+        process = subprocess.Popen([*COMMAND, source, "-o", out, *OPTIONS])
+        # Wait for so many shards, then for a moment more: in a shard, or in the merge.
+        while process.poll() is None and len([*parts.glob("*.npz")]) < shard:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.1))
+        below = children(process.pid) if process.poll() is None else []
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        end = time.monotonic() + 10
+        while any(map(running, below)) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not any(map(running, below)), "workers outlive the build"
+    assert kills >= 2
+    if not out.exists() or parts.exists():
+        subprocess.run([*COMMAND, source, "-o", out, *OPTIONS], check=True)
+    for name in ("s.h5", "s.h5.quarantine.csv"):
+        once, killed = tmp_path / "once" / name, tmp_path / "killed" / name
+        assert once.read_bytes() == killed.read_bytes()
+    assert leftovers(tmp_path / "killed") == []
+
+
+# --------------------------------------------------------------------- refusals
+
+
+def interrupted(source: Path, out: Path, monkeypatch) -> None:
+    """Leave what a build leaves that stopped before its last step."""
+
+    def stop(*args):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "merge_shards", stop)
+        with pytest.raises(Stop):
+            quick(source, out)
+
+
+def test_other_settings_do_not_go_on(tmp_path, monkeypatch):
+    source = write_lines(tmp_path / "s.jsonl", labelled(5))
+    out = tmp_path / "out.h5"
+    interrupted(source, out, monkeypatch)
+    message = "interrupted build of other sources or settings; delete it"
+    with pytest.raises(InputError, match=message):
+        quick(source, out, graph=GraphSettings(cutoff=6.0))
+    with pytest.raises(InputError, match=message):
+        quick(source, out, max_atoms=3)
+    with pytest.raises(InputError, match=message):
+        quick(source, out, labels=False)
+    write_lines(source, labelled(6))  # a changed source
+    with pytest.raises(InputError, match=message):
+        quick(source, out)
+
+
+def test_a_second_build_into_the_same_file(tmp_path):
+    source = write_lines(tmp_path / "s.jsonl", labelled(5))
+    out = tmp_path / "out.h5"
+    parts = tmp_path / "out.h5.parts"
+    with (
+        building._locked(parts, out),
+        pytest.raises(InputError, match=r"out\.h5 is being built by another process"),
+    ):
+        quick(source, out)
+    assert quick(source, out).built == 5
+
+
+def test_an_existing_store(tmp_path):
+    source = write_lines(tmp_path / "s.jsonl", labelled(5))
+    out = tmp_path / "out.h5"
+    quick(source, out)
+    before = out.read_bytes()
+    with pytest.raises(
+        InputError, match=r"out\.h5 exists; give another name or `--over"
+    ):
+        quick(source, out, max_atoms=2)
+    assert out.read_bytes() == before
+    assert leftovers(tmp_path) == []
+    assert quick(source, out, max_atoms=2, overwrite=True).built < 5
+    assert len(Store.open(out)) < 5
+
+
+def test_bad_arguments(tmp_path):
+    source = write_lines(tmp_path / "s.jsonl", labelled(2))
+    with pytest.raises(InputError, match="nowhere: no such folder; create it first"):
+        quick(source, tmp_path / "nowhere" / "out.h5")
+    with pytest.raises(InputError, match="`workers` is 0 but must be at least 1"):
+        quick(source, tmp_path / "out.h5", workers=0)
+    with pytest.raises(InputError, match="no source"):
+        build([], tmp_path / "out.h5")
+    with pytest.raises(
+        InputError, match=r"t\.jsonl: no such file.*did you mean `s\.js"
+    ):
+        quick(tmp_path / "t.jsonl", tmp_path / "out.h5")
+    assert leftovers(tmp_path) == []
+
+
+# --------------------------------------------------------------------- disk full
+
+
+def test_a_full_disk_keeps_finished_shards(tmp_path, monkeypatch, capsys):
+    source = write_lines(tmp_path / "s.jsonl", labelled(20))
+    monkeypatch.setattr(building, "SHARD_SIZE", 4)
+    out = tmp_path / "out.h5"
+    synced = []
+
+    def full(descriptor):
+        synced.append(descriptor)
+        if len(synced) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    line = f"build {source} -o {out} --cutoff 5 --no-symmetry --workers 1 --no-progress"
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.os, "fsync", full)
+        assert main(line.split()) == 2
+    assert capsys.readouterr().err == "error: No space left on device\n"
+    assert not out.exists()
+    parts = tmp_path / "out.h5.parts"
+    assert sorted(p.name for p in parts.glob("*.npz")) == ["000000.npz", "000001.npz"]
+    for path in parts.glob("*.npz"):
+        assert len(shards.read_shard(path)["atoms"]) == 4
+    assert main(line.split()) == 0
+    assert len(Store.open(out)) == 20
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [2_000, 100_000])
+def test_a_real_limit_of_file_sizes(tmp_path, limit):
+    """The small limit stops a shard, the larger one the store."""
+    source = write_lines(tmp_path / "s.jsonl", labelled(900))
+    out = tmp_path / "out.h5"
+    command = [*COMMAND, source, "-o", out, *OPTIONS[:-1], "1"]
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(
+        command, preexec_fn=small_files, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "File too large" in done.stderr
+    assert done.returncode == 2
+    assert not out.exists()
+    assert len([*(tmp_path / "out.h5.parts").glob("*.npz")]) == (limit > 2_000) * 4
+    subprocess.run(command, check=True, timeout=60)
+    Store.open(out).verify()
+    assert len(Store.open(out)) == 900
+    assert leftovers(tmp_path) == []
