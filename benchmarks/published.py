@@ -61,7 +61,9 @@ class PublishedConvolution(nn.Module):
 class PublishedCGCNN(nn.Module):
     """Embedding, convolutions, mean pooling by a loop, softplus, two Linears."""
 
-    def __init__(self, convolutions: int = 3, width: int = 64, hidden: int = 128):
+    def __init__(
+        self, convolutions: int = 3, width: int = 64, hidden: int = 128
+    ) -> None:
         super().__init__()
         self.embedding = nn.Linear(92, width)
         self.convolutions = nn.ModuleList(

@@ -206,6 +206,7 @@ def _study(results: Any) -> None:
     from crysdistill.studies.report import console_table
 
     rich.print(console_table(results))
+    rich.print("`crysdistill report DIR` makes a page of it")
 
 
 def _predict_arguments(parser: Parser, result: str, text: str) -> None:
@@ -261,19 +262,9 @@ def _report_arguments(parser: Parser) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    import pandas as pd
+    from crysdistill.studies.collect import report_study
 
-    from crysdistill.errors import InputError
-    from crysdistill.studies.compare import about
-    from crysdistill.studies.report import write_report
-
-    table = args.study / "results.csv"
-    if not table.exists():
-        raise InputError(f"{table}: no such file; `crysdistill study` writes it")
-    results = pd.read_csv(table)
-    facts = {"arms": about(list(dict.fromkeys(results["arm"])))}
-    out = vars(args).get("out", args.study / "report.html")
-    print(write_report(out, title=args.study.name, results=results, facts=facts))
+    print(report_study(args.study, vars(args).get("out")))
 
 
 _GO_ON = "the same command with `resume=true` goes on"

@@ -10,7 +10,7 @@ class InputError(ValueError):
     """Something that the user gave cannot be used; the text names it and the mend."""
 
 
-class BadStructure(InputError):
+class BadStructure(InputError):  # noqa: N818 - says what the error is about
     """One structure cannot be used; its entry goes to the quarantine table.
 
     Args:

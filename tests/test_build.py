@@ -232,8 +232,8 @@ def test_the_size_of_shards_leaves_no_trace(tmp_path, monkeypatch):
     assert (tmp_path / "3.h5").read_bytes() == (tmp_path / "256.h5").read_bytes()
 
 
-class Stop(Exception):
-    """Stands for a power cut."""
+class PowerCutError(Exception):
+    """Stands for whatever ends a process."""
 
 
 @pytest.mark.parametrize("when", ["shard", "merge", "replace", "quarantine", "clear"])
@@ -252,10 +252,10 @@ def test_stopped_and_run_again(tmp_path, monkeypatch, when):
             nonlocal calls
             calls += 1
             if calls == at and not after:
-                raise Stop
+                raise PowerCutError
             result = real(*args, **options)
             if calls == at:
-                raise Stop
+                raise PowerCutError
             return result
 
         return stopping
@@ -273,7 +273,7 @@ def test_stopped_and_run_again(tmp_path, monkeypatch, when):
             )
         else:
             patch.setattr(building.shutil, "rmtree", stop(lambda path: None, 1))
-        with pytest.raises(Stop):
+        with pytest.raises(PowerCutError):
             quick(source, out)
     assert calls
     assert (tmp_path / "twice" / "s.h5.parts").is_dir()
@@ -293,12 +293,12 @@ def test_finished_shards_are_not_made_again(tmp_path, monkeypatch):
 
     def count(path, *rest):
         if len(made) == 3:
-            raise Stop
+            raise PowerCutError
         made.append(path.name)
         return shards.make_shard(path, *rest)
 
     monkeypatch.setattr(building, "make_shard", count)
-    with pytest.raises(Stop):
+    with pytest.raises(PowerCutError):
         quick(source, out)
     made.clear()
     quick(source, out)
@@ -365,11 +365,11 @@ def interrupted(source: Path, out: Path, monkeypatch) -> None:
     """Leave what a build leaves that stopped before its last step."""
 
     def stop(*args):
-        raise Stop
+        raise PowerCutError
 
     with monkeypatch.context() as patch:
         patch.setattr(building, "merge_shards", stop)
-        with pytest.raises(Stop):
+        with pytest.raises(PowerCutError):
             quick(source, out)
 
 

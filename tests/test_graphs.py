@@ -81,5 +81,7 @@ def test_replace_leaves_the_original_alone(crystals):
 
 def test_make_batch_names_the_material():
     lonely = Crystal("He-1", np.array([2], np.uint8), np.zeros((1, 3)), np.eye(3) * 30)
-    with pytest.raises(BadStructure, match="He-1: no neighbour within 8.0 Å of atom 0"):
+    with pytest.raises(
+        BadStructure, match=r"He-1: no neighbour within 8\.0 Å of atom 0"
+    ):
         make_batch([lonely])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import json
 import re
 from dataclasses import replace
 from functools import cache
@@ -301,6 +303,48 @@ def test_left_and_right_handed_quartz_are_the_same_crystal() -> None:
     found = find_overlap(collection({"right": right}), collection({"left": left}))
     assert sorted(groups) == [152, 154]
     assert kinds_of(found) == {("right", "left"): "structure"}
+
+
+def test_a_primitive_cell_with_averaged_atoms_is_still_the_same_crystal() -> None:
+    tilted = polymorphs()["SrTiO3"]["tilted"]
+    averaged = tilted.get_primitive_structure()  # atoms move by up to 0.25 Å
+    assert (len(tilted), len(averaged)) == (20, 5)
+    found = find_overlap(collection({"a": tilted}), collection({"b": averaged}))
+    assert kinds_of(found) == {("a", "b"): "structure"}
+
+
+def test_a_supercell_that_did_not_shrink_still_agrees() -> None:
+    parent = Crystal.from_pymatgen(parents()["rutile"], "rutile")
+    double = Crystal.from_pymatgen(parents()["rutile"] * [1, 1, 2], "double")
+    triple = Crystal.from_pymatgen(parents()["rutile"] * [1, 1, 3], "triple")
+    assert matching.agree(parent, double, "supercell")
+    assert matching.agree(double, parent, "supercell")
+    assert not matching.agree(parent, double, "same")
+    assert not matching.agree(double, triple, "supercell")
+
+
+def test_space_groups_lose_their_hand() -> None:
+    groups = np.array([[154, 152], [213, 0], [96, 225]])
+    expected = [[152, 152], [212, 0], [92, 225]]
+    np.testing.assert_array_equal(matching.unhanded(groups), expected)
+
+
+def test_real_crystals_in_disguise_are_found(shared_data) -> None:
+    path = shared_data / "phonons" / "structures.jsonl.gz"
+    with gzip.open(path, "rt") as file:
+        records = [json.loads(line) for line in itertools.islice(file, 100)]
+    small_cells = [r for r in records if len(r["species"]) <= 12][:15]
+    corpus = {
+        r["id"]: Structure(Lattice(r["lattice"]), r["species"], r["frac"])
+        for r in small_cells
+    }
+    dataset = {
+        f"{name} {clothes}": disguises(structure, seed)[clothes]
+        for seed, (name, structure) in enumerate(corpus.items())
+        for clothes in ("all together", "primitive", "shaken")
+    }
+    found = kinds_of(find_overlap(collection(corpus), collection(dataset)))
+    assert [d for d in dataset if found.get((d.split()[0], d)) != "structure"] == []
 
 
 @pytest.mark.parametrize(

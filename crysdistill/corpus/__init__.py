@@ -1,0 +1,1 @@
+"""Many structures to one store: sources, build, reading, splits, overlap."""

@@ -32,6 +32,7 @@ from rich.progress import (
 
 from crysdistill import __version__
 from crysdistill.corpus.merge import merge_shards
+from crysdistill.corpus.records import Record, Source
 from crysdistill.corpus.shards import (
     BuildSettings,
     Rejection,
@@ -39,7 +40,6 @@ from crysdistill.corpus.shards import (
     read_list,
     read_shard,
 )
-from crysdistill.corpus.records import Record, Source
 from crysdistill.corpus.sources import open_sources
 from crysdistill.errors import InputError
 from crysdistill.neighbors import GraphSettings

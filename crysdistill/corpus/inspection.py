@@ -17,7 +17,7 @@ from crysdistill.graphs import distances
 from crysdistill.structures import CRYSTAL_SYSTEMS, crystal_system
 
 _ABSENT = "–"
-_CHUNK = 4096  # crystals whose edges are measured at once
+_CHUNK = 1024  # crystals whose edges are measured at once
 _LONGEST = 12  # rows of a table of which there may be any number
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 

@@ -79,14 +79,14 @@ def _check_space(path: Path, size: int) -> None:
 
 
 def _size(survey: _Survey, properties: int) -> int:
-    """Return the bytes that a store takes, without what HDF5 adds."""
+    """Return the bytes that a store takes, with room for what HDF5 adds."""
     crystals, atoms, edges, id_bytes = (
         sum(int(array.sum()) for array in arrays)
         for arrays in (survey.keep, survey.atoms, survey.edges, survey.id_bytes)
     )
     per_crystal = 3 * 8 + 36 + 3 + 3 + 2 + 8 * properties
     per_edge = 2 if survey.highest_code < 65536 else 4
-    return 4096 + per_crystal * crystals + 14 * atoms + per_edge * edges + id_bytes
+    return (1 << 20) + per_crystal * crystals + 14 * atoms + per_edge * edges + id_bytes
 
 
 def _look(paths: Sequence[Path]) -> _Survey:

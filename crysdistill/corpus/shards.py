@@ -75,7 +75,8 @@ def build_shard(
             atoms = len(crystal.atomic_numbers)
             if settings.max_atoms is not None and atoms > settings.max_atoms:
                 raise BadStructure(
-                    f"filtered: {atoms} atoms, more than `max_atoms` {settings.max_atoms}"
+                    f"filtered: {atoms} atoms, more than `max_atoms` "
+                    f"{settings.max_atoms}"
                 )
             graph = find_neighbors(crystal.frac_coords, crystal.cell, settings.graph)
             codes = pack_edges(graph, atoms)
@@ -123,7 +124,8 @@ def pack_edges(
 
     A translation needs few bits, and how few differs from crystal to crystal: two for
     a large cell, four for one of a single atom. With the fields as wide as the crystal
-    needs, 16 bits hold almost every edge, where a plain layout takes 40; 31 is the most.
+    needs, 16 bits hold almost every edge, where a plain layout takes 40; 31 is the
+    most.
 
     Args:
         graph: the edges of one crystal.

@@ -101,7 +101,8 @@ def _count(name: str, share: float, total: int) -> int:
     """Return how many of `total` a fraction or a number means."""
     if share < 0 or (share > 1 and share != int(share)):
         raise InputError(
-            f"`split.{name}` is {share} but must be a fraction up to 1 or a whole number"
+            f"`split.{name}` is {share} but must be a fraction up to 1 or a whole "
+            "number"
         )
     return int(share) if share > 1 else int(share * total + 1e-9)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ class Store:
         facts: what the file says of itself: graph settings, sources, hashes, ...
     """
 
-    def __init__(self, path: Path, arrays: dict[str, Tensor], facts: dict[str, Any]):
+    def __init__(
+        self, path: Path, arrays: dict[str, Tensor], facts: dict[str, Any]
+    ) -> None:
         self.path = path
         self.facts = facts
         self.graph = GraphSettings(**facts["graph"])
@@ -109,9 +112,7 @@ class Store:
         """The names of all crystals, in order."""
         raw = self._numpy("structures/material_ids").tobytes()
         ends = self._numpy("structures/material_id_offsets").tolist()
-        return [
-            raw[start:end].decode() for start, end in zip(ends, ends[1:], strict=False)
-        ]
+        return [raw[start:end].decode() for start, end in pairwise(ends)]
 
     def property(self, name: str) -> np.ndarray:
         """Return one property of all crystals, (B,) float64, NaN where not known.

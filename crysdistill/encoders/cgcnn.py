@@ -95,7 +95,8 @@ class GatedConvolution(nn.Module):
 class PublishedConvolution(GatedConvolution):
     """Eq. 5 as the published code computes it, with three batch norms.
 
-    v_i' = softplus(v_i + BN(sum_j sigmoid(BN(z W_f + b_f)) * softplus(BN(z W_s + b_s)))).
+    v_i' = softplus(v_i + BN(sum_j sigmoid(BN(z W_f + b_f))
+                                   * softplus(BN(z W_s + b_s)))).
 
     Differs from the paper: the batch norms and the outer softplus stand in the
     published code only.

@@ -58,7 +58,8 @@ def fingerprints(batch: CrystalBatch, radii: Tensor, weights: Tensor) -> Tensor:
         weights: (101, W), by atomic number.
     """
     spacing = radii[1] - radii[0]
-    shells = torch.exp(-((distances(batch)[:, None] - radii) / spacing).square())  # (E, R)
+    offsets = (distances(batch)[:, None] - radii) / spacing  # (E, R)
+    shells = torch.exp(-offsets.square())  # (E, R)
     w = gather_neighbours(weights[batch.atomic_numbers], batch)  # (E, W)
     each = (shells.unsqueeze(2) * w.unsqueeze(1)).flatten(1)  # (E, R * W)
     return sum_over_neighbours(each, batch)  # (N, R * W)
@@ -130,7 +131,9 @@ class Fingerprint(Objective):
         unexplained = ratio(sums["wrong"], sums["all"])
         return {"fingerprint_r2": 1.0 - unexplained, "fingerprint_r2_chance": 0.0}
 
-    def _compare(self, embedded: Embedded, batch: CrystalBatch) -> tuple[Tensor, Tensor]:
+    def _compare(
+        self, embedded: Embedded, batch: CrystalBatch
+    ) -> tuple[Tensor, Tensor]:
         """Return predicted and true fingerprints, both standardised, (N, R * W)."""
         with torch.no_grad():
             raw = fingerprints(batch, self.radii, self.element_weights)

@@ -1,0 +1,1 @@
+"""Grids of runs, their statistics, and the pages that show them."""

@@ -115,6 +115,7 @@ def make_arm(name: str) -> Arm:
     about = (
         "starts from the pretrained weights; the whole encoder stays as it is"
         if count == "all"
-        else f"starts from the pretrained weights; embedding and {count} convolutions stay"
+        else f"starts from the pretrained weights; embedding and {count} convolutions "
+        "stay"
     )
     return Arm(name, about, _frozen(count if count == "all" else int(count)))

@@ -23,6 +23,7 @@ from crysdistill.errors import InputError
 from crysdistill.studies.arms import Arm, make_arm
 from crysdistill.studies.baselines import BASELINES
 from crysdistill.training.supervised import TrainConfig
+from crysdistill.transfer.weights import read_header
 
 
 @dataclass
@@ -92,6 +93,8 @@ def compare(config: CompareConfig, progress: bool = True) -> pd.DataFrame:
         Columns `arm, target, unit, metric, labels, seed, value, validation`.
     """
     cells = list(_cells(config))
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "study.json").write_text(json.dumps(_facts(config), indent=2) + "\n")
     results = []
     with Progress(
         SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn(),
@@ -117,9 +120,23 @@ def about(arms: Sequence[str]) -> dict[str, str]:
     return {n: lines[n] if n in lines else make_arm(n).about for n in arms}
 
 
+def _facts(config: CompareConfig) -> dict[str, Any]:
+    """Return what a report should say of the study."""
+    before = read_header(config.weights).provenance
+    store = Store.open(config.base.dataset)
+    return {
+        "dataset": f"{config.base.dataset.name}, {len(store):,} crystals",
+        "overlap": before.overlap,
+        "weights": before.origin,
+        "epochs": config.base.trainer.epochs,
+        "seeds": config.seeds,
+    }
+
+
 def _cells(config: CompareConfig) -> Iterator[Cell]:
     arms = [make_arm(name) for name in config.arms]
-    for labels in config.labels or [None]:
+    sizes: Sequence[int | None] = config.labels or [None]
+    for labels in sizes:
         for seed in config.seeds:
             for arm in arms:
                 yield Cell(arm, labels, seed)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
-import pandas as pd
 import rich
 
 from crysdistill import __version__
@@ -24,8 +23,9 @@ from crysdistill.corpus.store import Store
 from crysdistill.elements import symbols
 from crysdistill.errors import InputError
 from crysdistill.structures import Crystal
-from crysdistill.studies.compare import CompareConfig, about, compare
-from crysdistill.studies.report import console_table, write_report
+from crysdistill.studies.collect import epochs, report_study
+from crysdistill.studies.compare import CompareConfig, compare
+from crysdistill.studies.tables import console_table
 from crysdistill.training.pretraining import PretrainConfig, pretrain
 from crysdistill.training.settings import SplitSettings, TrainerSettings
 from crysdistill.training.supervised import TrainConfig
@@ -107,7 +107,7 @@ def demo(
     config = _comparison(out, size, weights, stores["dataset"], workers)
     results = compare(config)
     _step(6, "reporting")
-    path = _report(out, results, config, stores, time.monotonic() - started)
+    path = _report(out, config, stores, time.monotonic() - started)
     rich.print(console_table(results))
     rich.print(f"\nreport:  {path}")
     rich.print(f"weights: {weights}")
@@ -128,11 +128,9 @@ def _prepare(out: Path, size: DemoSize, overwrite: bool) -> None:
     if mark.exists() and (overwrite or mark.read_bytes() != wanted):
         if not overwrite:
             raise InputError(
-                f"{out} holds a demo of another size or version; give another `--out` or "
-                "`--overwrite`"
+                f"{out} holds a demo of another size or version; give another `--out` "
+                "or `--overwrite`"
             )
-        import shutil
-
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     mark.write_bytes(wanted)
@@ -188,7 +186,7 @@ def _pretraining(out: Path, size: DemoSize) -> PretrainConfig:
         exclude=[out / "dataset.h5"],
         # The student's architecture, so that the same network learns with and without.
         encoder={"name": "cgcnn", "convolutions": 3},
-        objectives={"fingerprint": {"weight": 1.0}, "node_features": {"weight": 0.25}},
+        objectives={"fingerprint": {"weight": 1.0}},
         trainer=TrainerSettings(epochs=size.pretrain_epochs, batch_size=128),
         overwrite=True,
     )
@@ -232,73 +230,24 @@ def _write_split(path: Path, material_ids: Sequence[str]) -> None:
 
 
 def _report(
-    out: Path,
-    results: pd.DataFrame,
-    config: CompareConfig,
-    stores: dict[str, Store],
-    seconds: float,
+    out: Path, config: CompareConfig, stores: dict[str, Store], seconds: float
 ) -> Path:
-    arms = list(dict.fromkeys(results["arm"]))
-    facts = {
-        "corpus": f"{len(stores['corpus']):,} alloys without labels",
-        "dataset": f"{len(stores['dataset']):,} alloys with EMT labels; test crystals "
-        "have structure types of which no label was seen",
-        "overlap": _pretraining_facts(out)["overlap"],
-        "arms": about(arms),
-        "epochs": config.base.trainer.epochs,
-        "seeds": config.seeds,
-        "versions": _environment(out),
-        "duration": seconds,
-    }
-    return write_report(
+    """Write the report of the study, with what is special about the demo."""
+    pretraining = orjson.loads((out / "pretrain" / "results.json").read_bytes())
+    return report_study(
+        config.out,
         out / "report.html",
         title="Does pretraining help with few labels?",
-        results=results,
-        facts=facts,
-        pretraining=_history(out / "pretrain" / "metrics.csv"),
-        curves=_curves(config),
-        predictions=_predictions(config),
+        pretraining=epochs(out / "pretrain" / "metrics.csv"),
         next_steps=_next_steps(),
+        facts={
+            "corpus": f"{len(stores['corpus']):,} alloys without labels",
+            "dataset": f"{len(stores['dataset']):,} alloys with EMT labels; test "
+            "crystals have structure types of which no label was seen",
+            "overlap": pretraining["overlap"],
+            "duration": seconds,
+        },
     )
-
-
-def _pretraining_facts(out: Path) -> dict[str, Any]:
-    return orjson.loads((out / "pretrain" / "results.json").read_bytes())
-
-
-def _environment(out: Path) -> dict[str, str]:
-    return orjson.loads((out / "pretrain" / "environment.json").read_bytes())
-
-
-def _history(path: Path) -> pd.DataFrame:
-    """Return the held-out numbers of every epoch of pretraining."""
-    log = pd.read_csv(path)
-    return log.groupby("epoch").first().reset_index()
-
-
-def _runs(config: CompareConfig) -> Iterable[tuple[str, int, Path]]:
-    for folder in sorted((config.out / "runs").iterdir()):
-        arm, _, seed = folder.name.rsplit("-", 2)
-        yield arm, int(seed), folder
-
-
-def _curves(config: CompareConfig) -> pd.DataFrame:
-    tables = []
-    for arm, seed, folder in _runs(config):
-        log = pd.read_csv(folder / "metrics.csv").groupby("epoch").first().reset_index()
-        log["run"] = f"{arm} {seed}"
-        tables.append(log)
-    return pd.concat(tables, ignore_index=True)
-
-
-def _predictions(config: CompareConfig) -> pd.DataFrame:
-    tables = []
-    for arm, seed, folder in _runs(config):
-        table = pd.read_csv(folder / "predictions.csv")
-        table["arm"], table["seed"] = arm, seed
-        table["target"] = config.base.target.name
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
 
 
 def _next_steps() -> list[str]:
@@ -308,5 +257,5 @@ def _next_steps() -> list[str]:
         "crysdistill pretrain corpus=corpus.h5 exclude=[dataset.h5]",
         "crysdistill finetune dataset=dataset.h5 target.name=target "
         "weights=runs/pretrain/weights.safetensors",
-        "crysdistill predict runs/finetune/weights.safetensors NEW_CIFS/ -o predictions.csv",
+        "crysdistill predict runs/finetune/weights.safetensors NEW/ -o predictions.csv",
     ]

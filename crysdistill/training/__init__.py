@@ -1,0 +1,1 @@
+"""Runs: Lightning modules, loaders, run directories, inference."""

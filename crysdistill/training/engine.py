@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import lightning as L
@@ -19,6 +20,7 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.runs import RunDirectory
@@ -187,7 +189,8 @@ def fit(
             trainer.fit(module, train, val, ckpt_path=resume)
         except SystemExit:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt(
-                f"stopped after {trainer.global_step} steps; `resume=true` goes on there"
+                f"stopped after {trainer.global_step} steps; `resume=true` goes on "
+                "there"
             ) from None
         finally:
             keeper.restore()
@@ -220,7 +223,7 @@ _NOT_FOR_US = (
 
 
 class _Quiet:
-    """Keeps Lightning's start-up notices and advice that does not apply off the screen."""
+    """Keeps start-up notices and advice that does not apply off the screen."""
 
     def __enter__(self) -> None:
         self._logger = logging.getLogger("lightning.pytorch")
@@ -231,8 +234,13 @@ class _Quiet:
         for message in _NOT_FOR_US:
             warnings.filterwarnings("ignore", message)
 
-    def __exit__(self, *exc: object) -> None:
-        self._warnings.__exit__(*exc)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._warnings.__exit__(kind, error, trace)
         self._logger.setLevel(self._level)
 
 
@@ -241,7 +249,7 @@ def make_optimizer(
     settings: OptimizerSettings,
     steps: int,
     steps_per_epoch: int,
-) -> dict[str, Any]:
+) -> OptimizerLRSchedulerConfig:
     """Return the optimizer and schedule in the form that Lightning takes.
 
     Args:
@@ -250,7 +258,7 @@ def make_optimizer(
         steps: of the whole run.
         steps_per_epoch: of one epoch.
     """
-    trained = [
+    trained: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.requires_grad], "lr": lr}
         for parameters, lr in groups
     ]

@@ -12,6 +12,7 @@ import lightning as L
 import numpy as np
 import rich
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from rich.table import Table
 from torch import nn
 
@@ -27,7 +28,6 @@ from crysdistill.training.loader import BatchLoader
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import OptimizerSettings, TrainerSettings
 from crysdistill.transfer.weights import Provenance, save_weights
-
 
 CRYSGNN = ("node_features", "connectivity", "space_group", "crystal_system")
 """The objectives of CrysGNN, the default."""
@@ -190,7 +190,7 @@ class PretrainModule(L.LightningModule):
             self.log_dict(objective.compute())
             objective.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return optimizer and schedule."""
         steps = int(self.trainer.estimated_stepping_batches)
         per_epoch = max(1, steps // (self.trainer.max_epochs or 1))
@@ -220,8 +220,8 @@ def pretrain(config: PretrainConfig) -> Path:
     module = PretrainModule(encoder, objectives, weights, config.optimizer, config.seed)
     size = config.trainer.batch_size
     rich.print(
-        f"pretraining {_count(encoder):,} weights ({_count(module):,} with decoders) on "
-        f"{len(train):,} crystals, judged on {len(held_out):,}; overlap: {statement}"
+        f"pretraining {_count(encoder):,} weights ({_count(module):,} with decoders) "
+        f"on {len(train):,} crystals, judged on {len(held_out):,}; overlap: {statement}"
     )
     fit(
         module,
@@ -237,8 +237,11 @@ def pretrain(config: PretrainConfig) -> Path:
     run.write_json(
         "results.json", {"numbers": numbers, "corpus": store.hash, "overlap": statement}
     )
-    overlap = "clean" if config.exclude else "unknown"
-    provenance = Provenance(store.hash, overlap, origin=f"{config.out}: {statement}")
+    provenance = Provenance(
+        store.hash,
+        "clean" if config.exclude else "unknown",
+        origin=f"{config.out}: {statement}",
+    )
     save_weights(run.weights, encoder, store.graph, provenance)
     rich.print(numbers_table(numbers))
     run.print_tree()

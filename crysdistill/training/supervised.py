@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import rich
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanMetric
 from torchmetrics.classification import BinaryAUROC
@@ -195,7 +196,7 @@ class SupervisedModule(L.LightningModule):
         self.val_metric.reset()
         self.val_loss.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return optimizer and schedule."""
         steps = int(self.trainer.estimated_stepping_batches)
         per_epoch = max(1, steps // (self.trainer.max_epochs or 1))
@@ -218,7 +219,7 @@ def distill(config: DistillConfig) -> Path:
 
 
 def finetune(config: FinetuneConfig) -> Path:
-    """Train a predictor from pretrained weights; return the path of its weights file."""
+    """Train a predictor from pretrained weights; return its weights file's path."""
     return _run(config, "finetune")
 
 
@@ -240,8 +241,8 @@ def _run(config: TrainConfig, verb: str) -> Path:
     size, name = config.trainer.batch_size, config.target.name
     unlabelled = int(np.isnan(labels).sum())
     rich.print(
-        f"{verb}: {name} from {len(split.train):,} crystals, {len(split.val):,} to choose "
-        f"the epoch, {len(split.test):,} to judge"
+        f"{verb}: {name} from {len(split.train):,} crystals, {len(split.val):,} to "
+        f"choose the epoch, {len(split.test):,} to judge"
         + (f"; {unlabelled:,} have no `{name}`" if unlabelled else "")
     )
     rich.print(f"weights: {module.predictor.frozen_report()}")
@@ -329,8 +330,9 @@ def _pretrained(path: Path, store: Store) -> Encoder:
     header = read_header(path)
     if header.graph != store.graph:
         raise InputError(
-            f"{path} learned on another graph ({header.graph.to_dict()}) than {store.path} "
-            f"holds ({store.graph.to_dict()}); build the dataset with the former"
+            f"{path} learned on another graph ({header.graph.to_dict()}) than "
+            f"{store.path} holds ({store.graph.to_dict()}); build the dataset with the "
+            "former"
         )
     return load_encoder(path)
 

@@ -1,0 +1,149 @@
+"""The order of the modules: each imports only what stands above it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The highest first. A package stands for all modules in it.
+LAYERS = (
+    "errors",
+    "elements",
+    "structures",
+    "operations",
+    "cif",
+    "readers",
+    "neighbors",
+    "graphs",
+    "corpus",
+    "encoders",
+    "objectives",
+    "transfer",
+    "schema",
+    "configs",
+    "training",
+    "studies",
+    "command",
+    "cli",
+    "__main__",
+)
+# Beside the order: who may import these at all.
+ONLY_FOR = {
+    "lightning": ("training",),
+    "crysdistill.configs": ("cli",),
+}
+NEVER = ("pretrain", "finetune", "tests", "benchmarks")
+LONGEST = 450  # lines
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    module_name(path): path for path in sorted((ROOT / "crysdistill").rglob("*.py"))
+}
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield line and module of every import, those inside of functions as well."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            source = node.module or ""
+            for alias in node.names:
+                whole = f"{source}.{alias.name}"
+                yield node.lineno, whole if whole in MODULES else source
+
+
+def layer(module: str) -> str:
+    """Return the layer of a module of the package; "" for the package itself."""
+    return ".".join(module.split(".")[1:2])
+
+
+def is_in(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def test_every_module_has_its_layer():
+    assert {layer(name) for name in MODULES} - {""} == set(LAYERS)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_what_stands_above_it(name):
+    for line, found in imports(MODULES[name]):
+        where = f"{name}, line {line}"
+        assert not any(is_in(found, other) for other in NEVER), (
+            f"{where}: imports {found}, which is no part of the package"
+        )
+        if not is_in(found, "crysdistill") or not layer(found):
+            continue
+        assert layer(name), f"{where}: the package itself imports {found}"
+        assert LAYERS.index(layer(found)) <= LAYERS.index(layer(name)), (
+            f"{where}: `{layer(name)}` imports {found}, which stands below it"
+        )
+
+
+@pytest.mark.parametrize("package", ONLY_FOR)
+def test_some_things_are_for_few(package):
+    allowed = (*ONLY_FOR[package], package.rpartition(".")[2])
+    for name, path in MODULES.items():
+        for line, found in imports(path):
+            assert not is_in(found, package) or layer(name) in allowed, (
+                f"{name}, line {line}: {package} is for {', '.join(allowed)} only"
+            )
+
+
+def test_no_modules_import_each_other():
+    graph = {
+        name: {found for _, found in imports(path) if found in MODULES} - {name}
+        for name, path in MODULES.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import each other: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize(
+    ("kept_out", "layers"),
+    [
+        ("lightning", LAYERS[: LAYERS.index("training")]),
+        ("torch", LAYERS[: LAYERS.index("graphs")]),
+        ("torch", ("command", "cli")),
+    ],
+)
+def test_what_a_fresh_process_does_not_load(kept_out, layers):
+    wanted = [name for name in MODULES if layer(name) in layers]
+    assert wanted
+    code = f"""
+import importlib, sys
+for name in {wanted}:
+    importlib.import_module(name)
+    assert {kept_out!r} not in sys.modules, name + " loads {kept_out}"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("folder", ["crysdistill", "pretrain", "finetune"])
+def test_files_are_short_enough_to_read(folder):
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines())
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    too_long = {name: lines for name, lines in lengths.items() if lines > LONGEST}
+    assert not too_long, f"more than {LONGEST} lines: {too_long}"

@@ -1,0 +1,209 @@
+"""The README: its blocks run, and what it names is there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from crysdistill.cli import VERBS
+from crysdistill.corpus.alloys import demo_sets
+from tests.test_layers import LAYERS, ROOT
+from tests.test_published_cgcnn import published_checkpoint
+
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = ("README.md", "CONTRIBUTING.md")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
+
+# What keeps a run small: later overrides count.
+SMALL = ["trainer.epochs=1", "trainer.progress=false"]
+SMALLER = {
+    "pretrain": SMALL,
+    "train": SMALL,
+    "distill": SMALL,
+    "finetune": SMALL,
+    "study": ["base.trainer.epochs=1", "seeds=[0, 1]"],
+}
+LABELLED, UNLABELLED, NEW = 40, 50, 10
+
+# One process for all lines: importing torch anew for each would take most of the time.
+RUN = """
+import json, sys
+from crysdistill.cli import main
+for argv in json.load(sys.stdin):
+    print("$ crysdistill", *argv, flush=True)
+    if code := main(argv):
+        sys.exit(f"exit code {code}")
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return [text for found, text in BLOCKS if found == language]
+
+
+def commands(block: str) -> list[list[str]]:
+    """Return the words of every command in a shell block."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def is_doors(block: str) -> bool:
+    return all(words[0] == "make" for words in commands(block))
+
+
+def run(folder: Path, *argv: str, given: str = "") -> str:
+    done = subprocess.run(
+        [sys.executable, *argv],
+        cwd=folder,
+        input=given,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def crystals(tmp_path_factory) -> Path:
+    """The folders of CIFs that the README speaks of."""
+    folder = tmp_path_factory.mktemp("crystals")
+    corpus, dataset = demo_sets(
+        seed=0, corpus_size=UNLABELLED + NEW, dataset_size=LABELLED
+    )
+    sets = {
+        "my_crystals": dataset,
+        "unlabelled": corpus[:UNLABELLED],
+        "new": corpus[UNLABELLED:],
+    }
+    for name, found in sets.items():
+        (folder / name).mkdir()
+        for crystal in found:
+            path = folder / name / f"{crystal.material_id}.cif"
+            crystal.to_pymatgen().to(str(path))
+    with (folder / "my_crystals" / "id_prop.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            (c.material_id, c.properties["formation_energy"]) for c in dataset
+        )
+    return folder
+
+
+def prepared(crystals: Path, folder: Path) -> Path:
+    """Return a checkout as the README finds it."""
+    shutil.copytree(crystals, folder, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    checkpoint = folder / "formation-energy-per-atom.pth.tar"
+    torch.save(published_checkpoint(), checkpoint)
+    return folder
+
+
+def predictions(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path).set_index("material_id")
+
+
+@pytest.mark.slow
+def test_the_shell_blocks_do_what_they_say(crystals, tmp_path):
+    folder = prepared(crystals, tmp_path)
+    lines = []
+    for words in [w for b in blocks("sh") if not is_doors(b) for w in commands(b)]:
+        assert words[0] == "crysdistill", f"cannot check `{' '.join(words)}`"
+        stops = {"--keys", "--show"} & set(words)
+        lines.append(words[1:] + ([] if stops else SMALLER.get(words[1], [])))
+    assert {argv[0] for argv in lines} >= {
+        "build", "overlap", "pretrain", "distill", "finetune", "train", "predict",
+        "embed", "study", "report", "import-cgcnn",
+    }  # fmt: skip
+    shown = run(folder, "-c", RUN, given=json.dumps(lines))
+    assert f"{UNLABELLED} of {UNLABELLED} crystals" in shown
+    assert f"{LABELLED} of {LABELLED} crystals" in shown
+
+    new = {path.stem for path in (folder / "new").iterdir()}
+    table = predictions(folder / "predictions.csv")
+    assert (set(table.index), list(table.columns)) == (new, ["target"])
+    assert table["target"].notna().all()
+    assert set(predictions(folder / "published.csv").index) == new
+    embeddings = pd.read_parquet(folder / "embeddings.parquet")
+    assert set(embeddings["material_id"]) == new
+    assert (folder / "overlap.csv").read_text().startswith("corpus_id,dataset_id,kind")
+    assert (folder / "runs" / "study" / "report.html").stat().st_size > 10_000
+
+    others = [b for b in blocks("python") if "build(" not in b]
+    assert len(others) == 2
+    for block in others:
+        (folder / "block.py").write_text(block)
+        shown = run(folder, "block.py")
+        assert "eV/atom" in shown
+
+
+@pytest.mark.slow
+def test_the_long_python_block_does_the_same(crystals, tmp_path):
+    folder = prepared(crystals, tmp_path)
+    (block,) = [b for b in blocks("python") if "build(" in b]
+    small, count = re.subn(r"epochs=\d+", "epochs=1", block)
+    assert count == 1
+    (folder / "block.py").write_text(small)
+    shown = run(folder, "block.py")
+    assert "clean" in shown
+    for name in ("pretrain", "distill", "finetune", "train"):
+        assert (folder / "runs" / name / "weights.safetensors").exists()
+    assert len(predictions(folder / "predictions.csv")) == NEW
+    assert len(pd.read_parquet(folder / "embeddings.parquet")) == NEW
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_doors_are_in_the_makefile(page):
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    text = (ROOT / page).read_text("utf-8")
+    shell = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
+    named = re.findall(r"`make ([\w-]+)`", text)
+    for words in [w for block in shell if is_doors(block) for w in commands(block)]:
+        assert words[2:] in ([], ["&&", ".", ".venv/bin/activate"])
+        named.append(words[1])
+    assert set(named) <= set(targets)
+    assert named
+
+
+def test_every_block_is_run():
+    assert {language for language, _ in BLOCKS} == {"sh", "python", "text"}
+    assert README.count("```") == 2 * len(BLOCKS)
+
+
+def test_the_first_screen_has_the_two_commands():
+    assert commands(blocks("sh")[0]) == [["make", "demo"], ["make", "test"]]
+    assert README.index("make test") < 1000
+
+
+def test_every_verb_is_in_the_table():
+    table = re.findall(r"^\| `([\w-]+)` \|", README, re.M)
+    assert sorted(table) == sorted(VERBS)
+
+
+def test_what_is_where():
+    (tree,) = blocks("text")
+    paths = [line.split()[0] for line in tree.splitlines()]
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert not missing
+    named = [Path(p).stem for p in paths if p.startswith("crysdistill/")]
+    assert named == [name for name in LAYERS if name != "__main__"]
+    recipes = {p for p in paths if p.startswith(("pretrain/", "finetune/"))}
+    assert recipes == {
+        str(path.relative_to(ROOT))
+        for name in ("pretrain", "finetune")
+        for path in (ROOT / name).glob("[!_]*.py")
+    }
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / page).read_text("utf-8")):
+        assert (ROOT / target).exists(), f"{page}: no {target}"

@@ -1,0 +1,813 @@
+"""Runs: what they leave, that they can be stopped, and that nothing leaks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crysdistill.corpus.store import Store
+from crysdistill.errors import InputError
+from crysdistill.graphs import GraphSettings
+from crysdistill.training import engine, pretraining, supervised
+from crysdistill.training.pretraining import PretrainConfig, pretrain
+from crysdistill.training.runs import CONTENTS
+from crysdistill.training.settings import (
+    FreezeSettings,
+    HeadSettings,
+    OptimizerSettings,
+    SplitSettings,
+    TrainerSettings,
+)
+from crysdistill.training.supervised import (
+    DistillConfig,
+    FinetuneConfig,
+    TrainConfig,
+    distill,
+    finetune,
+    train,
+)
+from crysdistill.transfer.targets import Target
+from crysdistill.transfer.weights import load_encoder, load_predictor, read_header
+from tests.toy_stores import SMALL_ENCODER, labelled, write_store
+
+DENSITY = Target("density", "1/Å³")
+SHORT = TrainerSettings(epochs=3, batch_size=8, accelerator="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    crystals = labelled(40)
+    path = tmp_path_factory.mktemp("dataset") / "dataset.h5"
+    return write_store(path, crystals, symmetry=True)
+
+
+@pytest.fixture
+def config(dataset, tmp_path) -> TrainConfig:
+    return TrainConfig(
+        dataset=dataset,
+        target=DENSITY,
+        out=tmp_path / "run",
+        encoder=SMALL_ENCODER,
+        head=HeadSettings(hidden=8),
+        split=SplitSettings(train=24, val=8, test=8),
+        trainer=SHORT,
+    )
+
+
+@pytest.fixture(scope="module")
+def pretrained(dataset, tmp_path_factory) -> Path:
+    """An encoder that learned a little."""
+    return pretrain(pretraining_config(dataset, tmp_path_factory.mktemp("p") / "run"))
+
+
+def pretraining_config(corpus: Path, out: Path, **more) -> PretrainConfig:
+    settings = {
+        "encoder": {**SMALL_ENCODER, "bias": False, "normalize": True},
+        "trainer": SHORT,
+        "held_out": 0.2,
+        **more,
+    }
+    return PretrainConfig(corpus=corpus, out=out, **settings)
+
+
+def shared(config: TrainConfig) -> dict:
+    return {name: getattr(config, name) for name in TrainConfig.__dataclass_fields__}
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path)
+
+
+def same(first: Path, second: Path) -> bool:
+    a, b = weights_of(first), weights_of(second)
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def history(run: Path, name: str) -> list[float]:
+    return [float(r[name]) for r in rows(run / "metrics.csv") if r.get(name)]
+
+
+def results(run: Path) -> dict:
+    return json.loads((run / "results.json").read_text())
+
+
+# ------------------------------------------------------------------ the run directory
+
+
+class TestRunDirectory:
+    def test_every_promised_file(self, config):
+        assert train(config) == config.out / "weights.safetensors"
+        found = {path.name for path in config.out.iterdir()}
+        assert found == set(CONTENTS) - {"teacher.safetensors"}
+        assert any((config.out / "tensorboard").iterdir())
+        assert len(rows(config.out / "split.csv")) == 40
+        environment = json.loads((config.out / "environment.json").read_text())
+        assert environment["torch"] == torch.__version__.split("+")[0] or (
+            environment["torch"] == torch.__version__
+        )
+        assert "epochs: 3" in (config.out / "config.yaml").read_text()
+
+    def test_predictions_are_those_of_the_weights(self, config):
+        store = Store.open(config.dataset)
+        predictor = load_predictor(train(config))
+        row_of = {name: row for row, name in enumerate(store.material_ids)}
+        table = rows(config.out / "predictions.csv")
+        asked = [row_of[line["material_id"]] for line in table]
+        assert len(asked) == 8
+        expected = predictor.predict(store.batch(asked))
+        written = torch.tensor([float(line["prediction"]) for line in table])
+        assert torch.equal(written, expected)
+        truth = [float(line["truth"]) for line in table]
+        assert np.allclose(truth, store.property("density")[asked])
+        mae = np.abs(expected.numpy() - store.property("density")[asked]).mean()
+        assert results(config.out)["test"] == pytest.approx(mae, rel=1e-5)
+        subset = {r["material_id"]: r["subset"] for r in rows(config.out / "split.csv")}
+        assert {subset[line["material_id"]] for line in table} == {"test"}
+
+    def test_the_best_epoch_is_kept(self, config):
+        config.trainer = replace(SHORT, epochs=6)
+        config.optimizer = OptimizerSettings(lr=0.05, schedule="constant")
+        train(config)
+        validation = history(config.out, "val_mae")
+        assert len(validation) == 6
+        assert min(validation) < validation[-1]  # else this test shows nothing
+        assert results(config.out)["val"] == pytest.approx(min(validation), rel=1e-5)
+
+    def test_an_earlier_run_is_not_overwritten(self, config):
+        train(config)
+        before = weights_of(config.out / "weights.safetensors")
+        message = "holds an earlier run; give another `out`, or `resume=true` to go on"
+        with pytest.raises(InputError, match=message):
+            train(config)
+        config.overwrite, config.seed = True, 5
+        train(config)
+        after = weights_of(config.out / "weights.safetensors")
+        assert any(not torch.equal(before[n], after[n]) for n in before)
+
+    def test_something_else_is_never_overwritten(self, config):
+        config.out.mkdir()
+        (config.out / "thesis.tex").write_text("years of work")
+        config.overwrite = True
+        with pytest.raises(InputError, match="is not a run directory, so it will not"):
+            train(config)
+        assert (config.out / "thesis.tex").exists()
+
+    def test_nothing_to_resume(self, config):
+        config.resume = True
+        train(config)  # a folder that is not there: begin
+        (config.out / "checkpoints" / "last.ckpt").unlink()
+        with pytest.raises(InputError, match="has no checkpoint to resume; start anew"):
+            train(config)
+
+    def test_another_configuration_does_not_resume(self, config):
+        train(config)
+        config.resume = True
+        config.optimizer = OptimizerSettings(lr=0.5)
+        config.seed = 4
+        message = (
+            r"begun with another configuration; now different: .*lr: 0\.5; seed: 4"
+        )
+        with pytest.raises(InputError, match=message):
+            train(config)
+
+    def test_a_finished_run_resumed_stays_as_it_is(self, config):
+        train(config)
+        before = weights_of(config.out / "weights.safetensors")
+        validation = history(config.out, "val_mae")
+        config.resume = True
+        train(config)
+        after = weights_of(config.out / "weights.safetensors")
+        assert all(torch.equal(before[n], after[n]) for n in before)
+        assert history(config.out, "val_mae") == validation
+
+    def test_the_same_run_twice_gives_the_same_bits(self, config):
+        first = train(config)
+        second = train(replace(config, out=config.out.with_name("again")))
+        assert same(first, second)
+        assert not same(
+            first, train(replace(config, out=config.out.with_name("other"), seed=1))
+        )
+
+
+# --------------------------------------------------------------------- no leakage
+
+
+class TestTestLabelsStayUnseen:
+    def changed(self, dataset, tmp_path, subset: str) -> Path:
+        """A store whose labels of one subset are others, in the same rows."""
+        split = supervised._split(
+            Store.open(dataset),
+            Store.open(dataset).property("density"),
+            SplitSettings(train=24, val=8, test=8),
+        )
+        crystals = labelled(40)
+        for row in getattr(split, subset):
+            known = {**crystals[row].properties, "density": 5.0 + row}
+            crystals[row] = replace(crystals[row], properties=known)
+        return write_store(tmp_path / "changed.h5", crystals, symmetry=True)
+
+    def test_weights_do_not_depend_on_test_labels(self, config, tmp_path):
+        first = train(config)
+        other = self.changed(config.dataset, tmp_path, "test")
+        second = train(
+            replace(config, dataset=other, out=config.out.with_name("other"))
+        )
+        assert same(first, second)
+        assert read_header(first).normalizer == read_header(second).normalizer
+        assert (
+            results(config.out)["test"]
+            != results(config.out.with_name("other"))["test"]
+        )
+
+    def test_only_the_choice_of_the_epoch_depends_on_validation_labels(
+        self, config, tmp_path
+    ):
+        first = train(config)
+        other = self.changed(config.dataset, tmp_path, "val")
+        second = train(
+            replace(config, dataset=other, out=config.out.with_name("other"))
+        )
+        assert read_header(first).normalizer == read_header(second).normalizer
+        assert history(config.out, "train_loss") == history(
+            config.out.with_name("other"), "train_loss"
+        )
+
+    def test_the_scale_is_that_of_the_training_labels(self, config):
+        train(config)
+        store = Store.open(config.dataset)
+        subset = {r["material_id"]: r["subset"] for r in rows(config.out / "split.csv")}
+        known = [
+            value
+            for name, value in zip(
+                store.material_ids, store.property("density"), strict=True
+            )
+            if subset[name] == "train"
+        ]
+        scale = read_header(config.out / "weights.safetensors").normalizer
+        assert scale.mean == pytest.approx(np.mean(known))
+        assert scale.std == pytest.approx(np.std(known, ddof=1))
+
+
+# --------------------------------------------------------------- stopping and resuming
+
+
+def stop_at(step: int, how: Callable[[], None]) -> type[engine.SeededSteps]:
+    """A callback of the engine that does something before a step."""
+
+    class Stopping(engine.SeededSteps):
+        def on_train_batch_start(self, trainer, *rest):
+            if trainer.global_step == step:
+                how()
+            super().on_train_batch_start(trainer, *rest)
+
+    return Stopping
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class CrashError(Exception):
+    """Stands for whatever ends a process without a word."""
+
+
+def crash() -> None:
+    raise CrashError
+
+
+def stopped(monkeypatch, run: Callable, config, step: int, how=press_ctrl_c) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "SeededSteps", stop_at(step, how))
+        with pytest.raises((KeyboardInterrupt, CrashError)):
+            run(config)
+
+
+# 24 crystals in batches of 8 are 3 steps an epoch.
+MOMENTS = [(4, press_ctrl_c), (5, terminate), (6, press_ctrl_c), (7, crash), (8, crash)]
+
+
+class TestResume:
+    @pytest.mark.parametrize(("step", "how"), MOMENTS)
+    def test_training(self, config, monkeypatch, step, how):
+        whole = train(replace(config, out=config.out.with_name("whole")))
+        stopped(monkeypatch, train, config, step, how)
+        assert not (config.out / "weights.safetensors").exists()
+        assert same(train(replace(config, resume=True)), whole)
+        one, other = results(config.out), results(whole.parent)
+        assert one == other
+        for name in ("val_mae", "val_loss", "train_loss"):
+            told, expected = history(config.out, name), history(whole.parent, name)
+            assert len(told) == 3, name
+            if name != "train_loss":  # an average over the part of the epoch after it
+                assert told == expected, name
+
+    def test_twice(self, config, monkeypatch):
+        whole = train(replace(config, out=config.out.with_name("whole")))
+        stopped(monkeypatch, train, config, 4)
+        stopped(monkeypatch, train, replace(config, resume=True), 7)
+        assert same(train(replace(config, resume=True)), whole)
+
+    def test_a_second_ctrl_c_leaves_no_half_step(self, config, monkeypatch):
+        """It may come in the middle of a step: the last epoch's checkpoint counts."""
+        whole = train(replace(config, out=config.out.with_name("whole")))
+        real = torch.optim.AdamW.step
+        calls = 0
+
+        def interrupted(self, closure=None):
+            nonlocal calls
+            calls += 1
+            if calls == 5:
+                with torch.no_grad():
+                    self.param_groups[0]["params"][0].add_(1.0)  # half of a step
+                press_ctrl_c()
+                press_ctrl_c()
+            return real(self, closure)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                train(config)
+        assert calls == 5
+        assert same(train(replace(config, resume=True)), whole)
+
+    def test_signals_are_given_back(self, config, monkeypatch):
+        before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+        stopped(monkeypatch, train, config, 4)
+        train(replace(config, resume=True))
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+    @pytest.mark.parametrize("how", [press_ctrl_c, crash])
+    def test_the_best_epoch_before_the_stop_is_remembered(
+        self, config, monkeypatch, how
+    ):
+        """Validation is made to be 3, 1, 2, 4, ...: the second epoch is the best."""
+        values = {3: 3.0, 6: 1.0, 9: 2.0, 12: 4.0}
+
+        def log_planned(self):
+            self.log("val_mae", values[self.trainer.global_step])
+            self.val_metric.reset()
+            self.val_loss.reset()
+
+        monkeypatch.setattr(
+            supervised.SupervisedModule, "on_validation_epoch_end", log_planned
+        )
+        config.trainer = replace(SHORT, epochs=4)
+        whole = train(replace(config, out=config.out.with_name("whole")))
+        stopped(monkeypatch, train, config, 6, how)
+        assert same(train(replace(config, resume=True)), whole)
+
+    @pytest.mark.parametrize("step", [6, 7, 9])
+    @pytest.mark.parametrize("how", [press_ctrl_c, crash])
+    def test_patience(self, config, monkeypatch, step, how):
+        """The epochs that did not help before the stop count as well."""
+
+        def log_planned(self):
+            value = max(1.0, 4.0 - self.trainer.global_step)  # best after one epoch
+            self.log("val_mae", value)
+            self.val_metric.reset()
+            self.val_loss.reset()
+
+        monkeypatch.setattr(
+            supervised.SupervisedModule, "on_validation_epoch_end", log_planned
+        )
+        config.trainer = replace(SHORT, epochs=9, patience=3)
+        whole = train(replace(config, out=config.out.with_name("whole")))
+        stopped(monkeypatch, train, config, step, how)
+        assert same(train(replace(config, resume=True)), whole)
+        for run in (config.out, whole.parent):
+            assert len(history(run, "val_mae")) == 4
+
+    def test_a_run_that_patience_ended_does_not_go_on(self, config):
+        config.optimizer = OptimizerSettings(lr=0.3, schedule="constant")
+        config.trainer = replace(SHORT, epochs=20, patience=1)
+        train(config)
+        before = weights_of(config.out / "weights.safetensors")
+        epochs = history(config.out, "val_mae")
+        assert len(epochs) < 20
+        train(replace(config, resume=True))
+        after = weights_of(config.out / "weights.safetensors")
+        assert history(config.out, "val_mae") == epochs
+        assert all(torch.equal(before[n], after[n]) for n in before)
+
+    @pytest.mark.parametrize(("step", "how"), [(3, press_ctrl_c), (5, crash)])
+    def test_dropout(self, config, monkeypatch, step, how):
+        config.target = Target("class", task="classification")
+        whole = train(replace(config, out=config.out.with_name("whole")))
+        stopped(monkeypatch, train, config, step, how)
+        assert same(train(replace(config, resume=True)), whole)
+
+    @pytest.mark.parametrize(("step", "how"), [(5, press_ctrl_c), (6, crash)])
+    def test_pretraining(self, dataset, tmp_path, monkeypatch, step, how):
+        config = pretraining_config(dataset, tmp_path / "run")
+        whole = pretrain(replace(config, out=tmp_path / "whole"))
+        stopped(monkeypatch, pretrain, config, step, how)
+        assert same(pretrain(replace(config, resume=True)), whole)
+        assert results(config.out)["numbers"] == results(whole.parent)["numbers"]
+
+    def test_distillation(self, config, monkeypatch, pretrained):
+        given = {**shared(config), "teacher": str(pretrained)}
+        helped = DistillConfig(**given)
+        whole = distill(replace(helped, out=config.out.with_name("whole")))
+        stopped(monkeypatch, distill, helped, 4)
+        assert same(distill(replace(helped, resume=True)), whole)
+
+    def test_half_a_checkpoint(self, config, monkeypatch):
+        stopped(monkeypatch, train, config, 7, crash)
+        last = config.out / "checkpoints" / "last.ckpt"
+        last.write_bytes(last.read_bytes()[:1000])
+        with pytest.raises(InputError, match=r"last\.ckpt is damaged.*start anew"):
+            train(replace(config, resume=True))
+
+
+COMMAND = """
+import sys
+from crysdistill.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def arguments(config: TrainConfig, *more: str) -> list[str]:
+    given = {
+        "dataset": config.dataset,
+        "target.name": "density",
+        "target.unit": "1/Å³",
+        "out": config.out,
+        **{f"encoder.{name}": value for name, value in SMALL_ENCODER.items()},
+        "head.hidden": 8,
+        "split.train": 24,
+        "split.val": 8,
+        "split.test": 8,
+        "trainer.epochs": config.trainer.epochs,
+        "trainer.batch_size": 8,
+        "trainer.accelerator": "cpu",
+        "trainer.progress": "false",
+    }
+    words = [f"{name}={value}" for name, value in given.items()]
+    return [sys.executable, "-m", "crysdistill", "train", *words, *more]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_process_stopped_by_a_signal(config, number):
+    config.trainer = replace(SHORT, epochs=150)
+    whole = train(replace(config, out=config.out.with_name("whole")))
+    process = subprocess.Popen(
+        arguments(config), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    log = config.out / "metrics.csv"
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        if log.exists() and log.read_text().count("\n") > 10:
+            break
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert said.splitlines()[-1] == (
+            "interrupted; the same command with `resume=true` goes on"
+        )
+    else:
+        assert process.returncode == -signal.SIGKILL
+    assert not (config.out / "weights.safetensors").exists()
+    done = subprocess.run(
+        arguments(config, "resume=true"), capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert same(config.out / "weights.safetensors", whole)
+    assert results(config.out) == results(whole.parent)
+    assert history(config.out, "val_mae") == history(whole.parent, "val_mae")
+
+
+# ---------------------------------------------------------------- teachers, freezing
+
+
+class TestDistillation:
+    def test_the_teacher_is_frozen(self, config, pretrained):
+        before = pretrained.read_bytes()
+        distill(DistillConfig(**shared(config), teacher=str(pretrained)))
+        assert pretrained.read_bytes() == before
+        cache = load_file(config.out / "teacher.safetensors")
+        store = Store.open(config.dataset)
+        encoder = load_encoder(pretrained)
+        known = encoder(store.batch(cache["rows"]))
+        assert torch.allclose(cache["embeddings"], known, atol=1e-6)
+        names = weights_of(config.out / "weights.safetensors")
+        assert not [name for name in names if "teacher" in name or "projector" in name]
+
+    def test_only_training_crystals_meet_the_teacher(self, config, pretrained):
+        distill(DistillConfig(**shared(config), teacher=str(pretrained)))
+        met = load_file(config.out / "teacher.safetensors")["rows"].tolist()
+        store = Store.open(config.dataset)
+        subset = {r["material_id"]: r["subset"] for r in rows(config.out / "split.csv")}
+        assert {subset[store.material_ids[row]] for row in met} == {"train"}
+
+    def test_alpha_0_is_plain_training(self, config, pretrained):
+        plain = train(replace(config, out=config.out.with_name("plain")))
+        config.out = config.out.with_name("distilled")
+        helped = DistillConfig(**shared(config), teacher=str(pretrained), alpha=0.0)
+        assert same(distill(helped), plain)
+
+    def test_the_teacher_matters(self, config, pretrained):
+        made = []
+        for teacher in (str(pretrained), "random"):
+            out = config.out.with_name(f"by-{Path(teacher).stem}")
+            given = shared(replace(config, out=out))
+            encoder = {**SMALL_ENCODER, "normalize": True}
+            made.append(
+                distill(
+                    DistillConfig(**given, teacher=teacher, teacher_encoder=encoder)
+                )
+            )
+            assert "train_embedding" in rows(out / "metrics.csv")[0]
+        assert not same(*made)
+
+    def test_another_width_needs_no_word(self, config, pretrained):
+        config.encoder = {**SMALL_ENCODER, "width": 6}
+        weights = distill(DistillConfig(**shared(config), teacher=str(pretrained)))
+        assert load_predictor(weights).encoder.width == 6
+
+    def test_alpha_out_of_range(self, config):
+        with pytest.raises(
+            InputError, match="`alpha` is 2 but must be between 0 and 1"
+        ):
+            DistillConfig(**shared(config), teacher="random", alpha=2)
+
+
+class TestFinetuning:
+    def run(self, config, pretrained, **more) -> tuple[dict, dict]:
+        """Return the encoder's tensors before and after."""
+        weights = finetune(FinetuneConfig(**shared(config), weights=pretrained, **more))
+        before, after = weights_of(pretrained), weights_of(weights)
+        return before, {n: t for n, t in after.items() if n.startswith("encoder.")}
+
+    def changed(self, before: dict, after: dict) -> set[str]:
+        assert before.keys() == after.keys()
+        return {n for n in before if not torch.equal(before[n], after[n])}
+
+    def test_frozen_all(self, config, pretrained):
+        frozen = FreezeSettings(convolutions="all")
+        assert self.changed(*self.run(config, pretrained, freeze=frozen)) == set()
+        report = results(config.out)
+        assert report["convolutions"] == 2
+        assert report["trainable_parameters"] == 8 * 8 + 8 + 8 + 1
+        assert report["fixed_batch_norms"] > 0
+
+    def test_frozen_one(self, config, pretrained):
+        moved = self.changed(
+            *self.run(config, pretrained, freeze=FreezeSettings(convolutions=1))
+        )
+        stages = load_encoder(pretrained).stages()
+        still = {
+            id(t)
+            for stage in stages[:2]
+            for t in stage.state_dict(keep_vars=True).values()
+        }
+        encoder = load_encoder(pretrained)
+        frozen = [
+            name
+            for stage in encoder.stages()[:2]
+            for name in self.names_of(encoder, stage)
+        ]
+        last = self.names_of(encoder, encoder.stages()[2])
+        assert still
+        assert not moved & set(frozen)
+        assert moved & set(last)
+
+    def names_of(self, encoder, stage) -> list[str]:
+        inside = {id(t) for t in stage.state_dict(keep_vars=True).values()}
+        return [
+            f"encoder.{name}"
+            for name, tensor in encoder.state_dict(keep_vars=True).items()
+            if id(tensor) in inside
+        ]
+
+    def test_adaptive_batch_norms_move_and_nothing_else(self, config, pretrained):
+        frozen = FreezeSettings(convolutions="all", batch_norm="adaptive")
+        moved = self.changed(*self.run(config, pretrained, freeze=frozen))
+        assert moved
+        statistics = ("running_mean", "running_var", "num_batches_tracked")
+        assert all(name.endswith(statistics) for name in moved)
+        assert results(config.out)["fixed_batch_norms"] == 0
+
+    def test_nothing_frozen(self, config, pretrained):
+        before, after = self.run(config, pretrained)
+        moved = self.changed(before, after)
+        assert moved == {n for n in before if n != "encoder.element_table"}
+
+    def test_more_than_there_are(self, config, pretrained):
+        with pytest.raises(
+            InputError, match="`convolutions` is 7 but the encoder has 2"
+        ):
+            self.run(config, pretrained, freeze=FreezeSettings(convolutions=7))
+
+    def test_a_slower_encoder(self, config, pretrained):
+        fast = self.run(config, pretrained)
+        slow = self.run(
+            replace(config, out=config.out.with_name("slow")),
+            pretrained,
+            encoder_lr=1e-3,
+        )
+        name = "encoder.embedding.weight"
+        steps = [
+            (after[name] - before[name]).abs().max() for before, after in (fast, slow)
+        ]
+        assert steps[1] < 0.1 * steps[0]
+        with pytest.raises(InputError, match="`encoder_lr` is 0 but must be positive"):
+            FinetuneConfig(**shared(config), weights=pretrained, encoder_lr=0)
+
+
+@pytest.mark.parametrize("verb", ["finetune", "distill"])
+def test_weights_of_another_graph(config, tmp_path, pretrained, verb):
+    other = write_store(tmp_path / "other.h5", labelled(40), graph=GraphSettings())
+    config.dataset = other
+    with pytest.raises(
+        InputError, match=r"learned on another graph \(.*build the data"
+    ):
+        if verb == "finetune":
+            finetune(FinetuneConfig(**shared(config), weights=pretrained))
+        else:
+            distill(DistillConfig(**shared(config), teacher=str(pretrained)))
+    assert not config.out.exists()  # so that the mended command runs
+
+
+# --------------------------------------------------------------------------- targets
+
+
+def test_classification_end_to_end(config):
+    config.target = Target("class", task="classification")
+    config.split = SplitSettings(train=20, val=10, test=10)
+    config.trainer = replace(SHORT, epochs=20)
+    config.optimizer = OptimizerSettings(lr=0.02)
+    weights = train(config)
+    found = results(config.out)
+    assert found["metric"] == "auc"
+    assert 0.8 < found["val"] <= 1
+    assert found["val"] == pytest.approx(max(history(config.out, "val_auc")))
+    table = rows(config.out / "predictions.csv")
+    probabilities = [float(line["prediction"]) for line in table]
+    assert all(0 <= p <= 1 for p in probabilities)
+    assert {float(line["truth"]) for line in table} == {0.0, 1.0}
+    ones = [p for p, r in zip(probabilities, table, strict=True) if float(r["truth"])]
+    zeros = [
+        p for p, r in zip(probabilities, table, strict=True) if not float(r["truth"])
+    ]
+    pairs = [(a > b) + 0.5 * (a == b) for a in ones for b in zeros]
+    assert found["test"] == pytest.approx(np.mean(pairs))
+    assert read_header(weights).target.task == "classification"
+
+
+def test_a_logarithmic_target_comes_back_in_its_unit(config, tmp_path):
+    crystals = [
+        replace(c, properties={"modulus": 10 ** (1 + 2 * c.properties["density"])})
+        for c in labelled(40)
+    ]
+    config.dataset = write_store(tmp_path / "log.h5", crystals)
+    config.target = Target("modulus", "GPa", transform="log10")
+    config.trainer = replace(SHORT, epochs=10)
+    weights = train(config)
+    known = {c.material_id: c.properties["modulus"] for c in crystals}
+    table = rows(config.out / "predictions.csv")
+    for line in table:
+        assert float(line["truth"]) == pytest.approx(known[line["material_id"]])
+        assert float(line["prediction"]) > 5
+    errors = [abs(float(r["truth"]) - float(r["prediction"])) for r in table]
+    assert results(config.out)["test"] == pytest.approx(np.mean(errors), rel=1e-4)
+    scale = read_header(weights).normalizer
+    assert 1 < scale.mean < 5  # of the logarithm
+
+
+def test_labels_that_are_not_known_are_left_out(config, tmp_path, capsys):
+    crystals = labelled(50)
+    for row in range(0, 50, 5):
+        crystals[row] = replace(crystals[row], properties={"class": 1.0})
+    config.dataset = write_store(tmp_path / "gaps.h5", crystals)
+    train(config)
+    assert "10 have no `density`" in " ".join(capsys.readouterr().out.split())
+    used = {r["material_id"] for r in rows(config.out / "split.csv")}
+    assert used == {c.material_id for c in crystals if "density" in c.properties}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": Target("densty")}, "no property `densty`.*did you mean `density`"),
+        (
+            {"target": Target("density", task="classification")},
+            "but a class must be 0 or 1",
+        ),
+        ({"split": SplitSettings(train=90, val=8, test=8)}, "only 40 crystals have a"),
+        ({"split": SplitSettings(train=24, val=0, test=8)}, "no crystal for `val`"),
+        ({"encoder": {"name": "cgcn"}}, "cgcn.*did you mean `cgcnn`"),
+        ({"dataset": Path("nowhere.h5")}, "no such store"),
+    ],
+)
+def test_bad_settings_leave_no_folder_behind(config, change, message):
+    with pytest.raises(InputError, match=message):
+        train(replace(config, **change))
+    assert not config.out.exists()
+
+
+def test_a_split_file(config, tmp_path):
+    names = Store.open(config.dataset).material_ids
+    lines = [f"{n},{'train' if i < 20 else 'val' if i < 30 else 'test'}"
+             for i, n in enumerate(names)]  # fmt: skip
+    path = tmp_path / "split.csv"
+    path.write_text("\n".join(["material_id,subset", *lines]))
+    config.split = SplitSettings(file=str(path), train_subset=12)
+    train(config)
+    subset = {r["material_id"]: r["subset"] for r in rows(config.out / "split.csv")}
+    assert {n for n, s in subset.items() if s == "test"} == set(names[30:])
+    chosen = {n for n, s in subset.items() if s == "train"}
+    assert len(chosen) == 12 <= len(set(names[:20]))
+    assert chosen < set(names[:20])
+    assert results(config.out)["labels"] == 12
+
+
+def test_no_test_crystals(config):
+    config.split = SplitSettings(train=24, val=8, test=0)
+    train(config)
+    assert not (config.out / "predictions.csv").exists()
+    assert "test" not in results(config.out)
+
+
+# ----------------------------------------------------------------------- pretraining
+
+
+class TestPretraining:
+    def test_the_folder_and_the_numbers(self, dataset, tmp_path):
+        weights = pretrain(pretraining_config(dataset, tmp_path / "run"))
+        numbers = results(tmp_path / "run")["numbers"]
+        assert numbers
+        assert all(np.isfinite(value) for value in numbers.values())
+        chances = [name for name in numbers if name.endswith("_chance")]
+        assert all(name.removesuffix("_chance") in numbers for name in chances)
+        assert len(history(tmp_path / "run", "val_loss")) == 3
+        header = read_header(weights)
+        assert header.kind == "encoder"
+        assert header.provenance.overlap == "unknown"
+        assert header.provenance.corpus == Store.open(dataset).hash
+
+    def test_overlapping_crystals_are_left_out(self, tmp_path, monkeypatch):
+        corpus = labelled(40)
+        planted = [replace(c, material_id=f"copy-{c.material_id}") for c in corpus[5:9]]
+        corpus_path = write_store(tmp_path / "corpus.h5", corpus)
+        other = write_store(tmp_path / "judge.h5", [*planted, *labelled(4, first=100)])
+        seen: set[str] = set()
+        real = pretraining.BatchLoader
+
+        def watching(store, rows, *rest, **options):
+            seen.update(store.material_ids[row] for row in rows)
+            return real(store, rows, *rest, **options)
+
+        monkeypatch.setattr(pretraining, "BatchLoader", watching)
+        weights = pretrain(
+            pretraining_config(corpus_path, tmp_path / "run", exclude=[other])
+        )
+        assert not seen & {c.material_id for c in corpus[5:9]}
+        assert len(seen) == 36
+        assert read_header(weights).provenance.overlap == "clean"
+        assert "clean of judge.h5 (4 corpus" in results(tmp_path / "run")["overlap"]
+
+    def test_labels_are_not_read(self, dataset, tmp_path):
+        blank = [replace(c, properties={}) for c in labelled(40)]
+        without = write_store(tmp_path / "blank.h5", blank, symmetry=True)
+        first = pretrain(pretraining_config(dataset, tmp_path / "a"))
+        second = pretrain(pretraining_config(without, tmp_path / "b"))
+        assert same(first, second)
+
+    def test_bad_settings(self, dataset, tmp_path):
+        with pytest.raises(
+            InputError, match="`objectives` is empty; name at least one"
+        ):
+            pretraining_config(dataset, tmp_path, objectives={})
+        with pytest.raises(InputError, match="`held_out` is 0 but must be between 0"):
+            pretraining_config(dataset, tmp_path, held_out=0)
+        few = write_store(tmp_path / "few.h5", labelled(3))
+        with pytest.raises(
+            InputError, match="leaves 1 crystals to learn from; use a la"
+        ):
+            pretrain(pretraining_config(few, tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
