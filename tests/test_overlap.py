@@ -494,6 +494,7 @@ def test_kinds_that_are_not_wanted_are_not_looked_for() -> None:
     assert set(overlap.pairs["kind"]) == {"id", "formula"}
     assert kinds_of(overlap)["mp-2", "x-2"] == "formula"
     assert list(overlap.counts) == ["id", "formula"]
+    assert set(overlap.nearest["formula"]) == {"same"}
 
 
 def test_long_lists_of_prototypes_are_cut_but_counted() -> None:

@@ -441,13 +441,6 @@ class TestResume:
             train(replace(config, resume=True))
 
 
-COMMAND = """
-import sys
-from crysdistill.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 def arguments(config: TrainConfig, *more: str) -> list[str]:
     given = {
         "dataset": config.dataset,
@@ -643,13 +636,12 @@ class TestFinetuning:
 def test_weights_of_another_graph(config, tmp_path, pretrained, verb):
     other = write_store(tmp_path / "other.h5", labelled(40), graph=GraphSettings())
     config.dataset = other
-    with pytest.raises(
-        InputError, match=r"learned on another graph \(.*build the data"
-    ):
-        if verb == "finetune":
-            finetune(FinetuneConfig(**shared(config), weights=pretrained))
-        else:
-            distill(DistillConfig(**shared(config), teacher=str(pretrained)))
+    run, extra = {
+        "finetune": (finetune, FinetuneConfig(**shared(config), weights=pretrained)),
+        "distill": (distill, DistillConfig(**shared(config), teacher=str(pretrained))),
+    }[verb]
+    with pytest.raises(InputError, match=r"learned on another graph.*build the data"):
+        run(extra)
     assert not config.out.exists()  # so that the mended command runs
 
 
@@ -677,6 +669,17 @@ def test_classification_end_to_end(config):
     pairs = [(a > b) + 0.5 * (a == b) for a in ones for b in zeros]
     assert found["test"] == pytest.approx(np.mean(pairs))
     assert read_header(weights).target.task == "classification"
+
+
+def test_one_class_alone_has_no_auc(config, tmp_path):
+    crystals = [replace(c, properties={"class": 1.0}) for c in labelled(40)]
+    crystals[0] = replace(crystals[0], properties={"class": 0.0})
+    config.dataset = write_store(tmp_path / "one.h5", crystals)
+    config.target = Target("class", task="classification")
+    with pytest.raises(
+        InputError, match="all `(train|val)` crystals have `class` 1; en"
+    ):
+        train(config)
 
 
 def test_a_logarithmic_target_comes_back_in_its_unit(config, tmp_path):

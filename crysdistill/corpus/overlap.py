@@ -219,7 +219,8 @@ class Overlap:
 
         Columns: `dataset_id`, `corpus_id`, `distance` (of fingerprints; shape only,
         density aside) and `formula`: `same`, or `other` where the corpus has only the
-        anonymised formula. Where it lacks that too, the entry is absent.
+        anonymised formula. Where it lacks that too, the entry is absent; other
+        chemistries are looked at only in a search for `prototype`.
         """
         rows = np.flatnonzero(self.found.nearest_row >= 0)
         same = self.found.nearest_same[rows]
@@ -330,7 +331,7 @@ def find_overlap(
     Args:
         corpus: the unlabelled crystals.
         dataset: the labelled ones.
-        kinds: which to look for; without `prototype` it takes a third of the time.
+        kinds: which to look for; without `prototype` it takes half the time or less.
         pairs_per_entry: every rock salt is a prototype of every other: of each kind,
             list at most so many pairs per dataset entry, the nearest. All are counted.
         workers: processes; where None, all cores if the task is large, else this one.

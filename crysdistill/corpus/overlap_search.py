@@ -117,7 +117,7 @@ def search(
     """Search all pairs; the arguments are those of `find_overlap`, checked."""
     numbers: dict[Formula, int] = {}
     sides = Facts(corpus, numbers), Facts(dataset, numbers)
-    blocks = _blocks(*sides)
+    blocks = _blocks(*sides, across="prototype" in kinds)
     total = sum(len(rows) + len(entries) for _, rows, entries in blocks)
     if workers is None:
         workers = (os.cpu_count() or 1) if total > _WORTH_A_POOL else 1
@@ -349,12 +349,26 @@ def _id_numbers(corpus: Facts, dataset: Facts) -> tuple[np.ndarray, np.ndarray]:
     return corpus_id, dataset_id
 
 
-def _blocks(corpus: Facts, dataset: Facts) -> list[Block]:
-    """Return the anonymised formulas that both collections have."""
-    both = sorted(corpus.rows_of.keys() & dataset.rows_of.keys())
-    return [
-        (a, np.array(corpus.rows_of[a]), np.array(dataset.rows_of[a])) for a in both
-    ]
+def _blocks(corpus: Facts, dataset: Facts, across: bool) -> list[Block]:
+    """Return the anonymised formulas that both collections have.
+
+    Args:
+        corpus: one side.
+        dataset: the other.
+        across: whether crystals of other chemistry matter; where not, those whose
+            reduced formula the other side lacks are left out.
+    """
+    blocks = []
+    for amounts in sorted(corpus.rows_of.keys() & dataset.rows_of.keys()):
+        rows = np.array(corpus.rows_of[amounts])
+        entries = np.array(dataset.rows_of[amounts])
+        if not across:
+            both = np.intersect1d(corpus.formula[rows], dataset.formula[entries])
+            rows = rows[np.isin(corpus.formula[rows], both)]
+            entries = entries[np.isin(dataset.formula[entries], both)]
+        if len(rows):
+            blocks.append((amounts, rows, entries))
+    return blocks
 
 
 def _portions(blocks: Sequence[Block]) -> Iterator[list[Block]]:

@@ -23,7 +23,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 """Objectives by the name that configurations and weights files use."""
 
+CRYSGNN = ("node_features", "connectivity", "space_group", "crystal_system")
+"""The objectives of CrysGNN."""
+
 __all__ = [
+    "CRYSGNN",
     "OBJECTIVES",
     "Clean",
     "Connectivity",

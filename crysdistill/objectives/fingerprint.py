@@ -22,13 +22,14 @@ from crysdistill.objectives.objective import (
     full_precision,
     ratio,
 )
+from crysdistill.objectives.views import Clean, MaskedAtoms
 
 __all__ = ["WEIGHTS", "Fingerprint", "fingerprints"]
 
 WEIGHTS = ("electronegativity", "covalent_radius", "valence_electrons", "atomic_volume")
 """Element properties that weigh neighbours, besides the weight 1 for all."""
 
-_FIXED_POINT = 1 << 16  # sums of squares are kept as integers, exact over ranks
+_FIXED_POINT = 1 << 16  # sums are kept as integers, exact over ranks
 
 
 def _element_weights() -> Tensor:
@@ -69,11 +70,12 @@ class Fingerprint(Objective):
     """Regress a fingerprint of the surroundings of every atom.
 
     The fingerprint (`fingerprints`) is computed in the step from the crystal as it
-    is, standardised with running statistics, and predicted from the atom's embedding.
-    Where the view hides elements, hidden neighbours have to be guessed.
+    is, and the square roots of its entries, which are all of order one, are predicted
+    from the atom's embedding. Where the view hides elements, hidden neighbours have
+    to be guessed.
 
-    Number: `fingerprint_r2`, the share of the variance that is explained; its chance
-    level, 0, always answers the mean.
+    Number: `fingerprint_r2`, the share of the variance over atoms that is explained,
+    0 where there is none to speak of; its chance level, 0, always answers the mean.
 
     Sources: the idea, S. Jia et al., arXiv:2503.01227 (2025); the fingerprint, see
     `fingerprints`.
@@ -82,9 +84,10 @@ class Fingerprint(Objective):
         encoder_width: F, the width of the embeddings.
         radii: how many shells.
         longest: Å, the radius of the last; the first is at 1 Å.
+        mask_fraction: the chance of each atom to be hidden; 0 hides none.
 
     Raises:
-        InputError: fewer than two radii, or a length out of range.
+        InputError: fewer than two radii, or a length or fraction out of range.
     """
 
     name: ClassVar[str] = "fingerprint"
@@ -93,49 +96,66 @@ class Fingerprint(Objective):
     element_weights: Tensor
 
     def __init__(
-        self, encoder_width: int, *, radii: int = 12, longest: float = 6.5
+        self,
+        encoder_width: int,
+        *,
+        radii: int = 12,
+        longest: float = 6.5,
+        mask_fraction: float = 0.15,
     ) -> None:
         super().__init__()
         if radii < 2:
             raise InputError(f"`radii` is {radii} but must be at least 2")
         if not longest > 1:
             raise InputError(f"`longest` is {longest} but must be more than 1 Å")
+        if not 0 <= mask_fraction <= 1:
+            raise InputError(
+                f"`mask_fraction` is {mask_fraction} but must be between 0 and 1"
+            )
+        self.view = MaskedAtoms(mask_fraction) if mask_fraction else Clean()
         weights = _element_weights()
         grid = torch.linspace(1.0, longest, radii)
         self.register_buffer("radii", grid, persistent=False)
         self.register_buffer("element_weights", weights, persistent=False)
-        size = radii * weights.shape[1]
-        self.standardise = nn.BatchNorm1d(size, affine=False)
+        self.size = radii * weights.shape[1]
         self.decoder = nn.Sequential(
             nn.Linear(encoder_width, encoder_width),
             nn.SiLU(),
-            nn.Linear(encoder_width, size),
+            nn.Linear(encoder_width, self.size),
         )
-        self.totals = Totals(wrong=1, all=1)
+        sizes = {"atoms": 1, "wrong": 1, "total": self.size, "squares": 1}
+        self.totals = Totals(**sizes)
 
     def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
-        """Return the mean squared error in standard deviations."""
+        """Return the mean squared error over atoms and entries."""
         predicted, wanted = self._compare(embedded, batch)
-        return (predicted - wanted).square().mean()
+        weight = torch.tensor(float(wanted.numel()), device=wanted.device)
+        return self.mean((predicted - wanted).square().sum(), weight)
 
     def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
         """Add a validation batch to the numbers."""
-        predicted, wanted = self._compare(embedded, batch)
-        for name, error in (("wrong", predicted - wanted), ("all", wanted)):
-            total = error.double().square().sum() * _FIXED_POINT
-            self.totals.update(**{name: total.long()})
+        predicted, wanted = (x.double() for x in self._compare(embedded, batch))
+        sums = {
+            "wrong": (predicted - wanted).square().sum(),
+            "total": wanted.sum(dim=0),
+            "squares": wanted.square().sum(),
+        }
+        counts = {name: (value * _FIXED_POINT).long() for name, value in sums.items()}
+        self.totals.update(atoms=torch.tensor(len(wanted)), **counts)
 
     def compute(self) -> dict[str, float]:
         """Return the share of the variance that is explained, and its chance level."""
-        sums = self.totals.compute()
-        unexplained = ratio(sums["wrong"], sums["all"])
-        return {"fingerprint_r2": 1.0 - unexplained, "fingerprint_r2_chance": 0.0}
+        sums = {name: value.double() for name, value in self.totals.compute().items()}
+        # In units of the fixed point: sum of squares minus squared sum over atoms.
+        mean = sums["total"] / sums["atoms"]
+        variance = sums["squares"] - (mean * sums["total"]).sum() / _FIXED_POINT
+        r2 = 1.0 - ratio(sums["wrong"], variance)
+        return {"fingerprint_r2": max(r2, 0.0), "fingerprint_r2_chance": 0.0}
 
     def _compare(
         self, embedded: Embedded, batch: CrystalBatch
     ) -> tuple[Tensor, Tensor]:
-        """Return predicted and true fingerprints, both standardised, (N, R * W)."""
+        """Return predicted and true roots of the fingerprints, (N, R * W)."""
         with torch.no_grad():
-            raw = fingerprints(batch, self.radii, self.element_weights)
-            wanted = self.standardise(raw)
+            wanted = fingerprints(batch, self.radii, self.element_weights).sqrt()
         return full_precision(self.decoder(embedded.atoms)), wanted

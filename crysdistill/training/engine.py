@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import signal
 import threading
@@ -15,6 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import (
     Callback,
+    Checkpoint,
     EarlyStopping,
     ModelCheckpoint,
     TQDMProgressBar,
@@ -22,6 +24,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
+from crysdistill.errors import InputError
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import OptimizerSettings, TrainerSettings
@@ -43,6 +46,7 @@ class KeepWork(Callback):
         self.run = run
         self.loader = loader
         self.asked = False
+        self._between_steps = False
         self._handlers: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -65,13 +69,14 @@ class KeepWork(Callback):
     ) -> None:
         """Stop here if asked to: the last step is complete, the next not begun."""
         if self.asked:
+            self._between_steps = True
             raise KeyboardInterrupt
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Save where the run stopped between two steps."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.training:
+        if self._between_steps:
             save_checkpoint(trainer, self.run.last_checkpoint)
 
     def on_load_checkpoint(
@@ -90,8 +95,12 @@ class KeepWork(Callback):
             signal.signal(number, handler)
 
 
-class EpochCheckpoint(Callback):
-    """Writes `last.ckpt` after every epoch, whole or not at all."""
+class EpochCheckpoint(Checkpoint):
+    """Writes `last.ckpt` after every epoch, whole or not at all.
+
+    Lightning calls a `Checkpoint` after the other callbacks: what they know of this
+    epoch, such as which one is the best so far, must be in it.
+    """
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
@@ -108,6 +117,15 @@ def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
     partial = path.with_suffix(".partial")
     trainer.save_checkpoint(partial)
     partial.replace(path)
+
+
+class Patience(EarlyStopping):
+    """Stops a run that no longer improves, and leaves it so when it is resumed."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Do not begin an epoch that the run before did not begin."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class SeededSteps(Callback):
@@ -162,10 +180,14 @@ def fit(
     keeper = KeepWork(run, train)
     callbacks: list[Callback] = [best, EpochCheckpoint(run), keeper, SeededSteps(seed)]
     if settings.patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode=mode, patience=settings.patience))
+        callbacks.append(Patience(monitor, mode=mode, patience=settings.patience))
     if settings.progress:
         callbacks.append(ProgressBar(refresh_rate=10))
+    earlier = _earlier_metrics(run) if run.resumed else []
     with _Quiet():
+        log = CSVLogger(run.path, name=None, version="")
+        log.experiment.metrics.extend(earlier)  # making it deleted the file
+        log.save()
         trainer = L.Trainer(
             accelerator=settings.accelerator,
             devices=1,
@@ -174,7 +196,7 @@ def fit(
             gradient_clip_val=settings.clip,
             callbacks=callbacks,
             logger=[
-                CSVLogger(run.path, name=None, version=""),
+                log,
                 TensorBoardLogger(run.path, name=None, version="tensorboard"),
             ],
             enable_progress_bar=settings.progress,
@@ -197,6 +219,27 @@ def fit(
     if best.best_model_path:
         state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
         module.load_state_dict(state)
+
+
+def _earlier_metrics(run: RunDirectory) -> list[dict[str, str]]:
+    """Return what a run had logged when its checkpoint was written.
+
+    Raises:
+        InputError: the checkpoint cannot be read.
+    """
+    path = run.last_checkpoint
+    try:
+        step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
+    except Exception as error:  # a damaged pickle raises whatever it likes
+        raise InputError(
+            f"{path} is damaged ({type(error).__name__}); start anew with "
+            "`resume=false overwrite=true`"
+        ) from None
+    log = run.path / "metrics.csv"
+    if not log.exists():
+        return []
+    with log.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if int(row["step"]) < step]
 
 
 class ProgressBar(TQDMProgressBar):

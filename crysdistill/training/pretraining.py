@@ -21,17 +21,13 @@ from crysdistill.corpus.store import Store
 from crysdistill.encoders import ENCODERS, Encoder, make_encoder
 from crysdistill.errors import InputError
 from crysdistill.graphs import CrystalBatch
-from crysdistill.objectives import OBJECTIVES, Clean, Embedded, Objective, View
+from crysdistill.objectives import CRYSGNN, OBJECTIVES, Clean, Embedded, Objective, View
 from crysdistill.schema import Choice, Choices, dump_config
 from crysdistill.training.engine import fit, make_optimizer, step_seed
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import OptimizerSettings, TrainerSettings
 from crysdistill.transfer.weights import Provenance, save_weights
-
-CRYSGNN = ("node_features", "connectivity", "space_group", "crystal_system")
-"""The objectives of CrysGNN, the default."""
-
 
 @dataclass
 class ObjectiveSettings:
@@ -208,7 +204,6 @@ def pretrain(config: PretrainConfig) -> Path:
     store.verify()
     rows, statement = _clean_rows(store, config)
     train, held_out = _hold_out(rows, config)
-    run = RunDirectory(config.out, dump_config(config), config.resume, config.overwrite)
     L.seed_everything(config.seed, verbose=False)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -218,6 +213,8 @@ def pretrain(config: PretrainConfig) -> Path:
         counts = np.bincount(store.space_groups[train, 0], minlength=231)
         objective.prepare(torch.from_numpy(counts))
     module = PretrainModule(encoder, objectives, weights, config.optimizer, config.seed)
+    # Only now, so that a mistake in the configuration leaves no folder behind.
+    run = RunDirectory(config.out, dump_config(config), config.resume, config.overwrite)
     size = config.trainer.batch_size
     rich.print(
         f"pretraining {_count(encoder):,} weights ({_count(module):,} with decoders) "

@@ -229,15 +229,21 @@ def _run(config: TrainConfig, verb: str) -> Path:
     store.verify()
     labels = store.property(config.target.name)
     split = _split(store, labels, config.split)
-    run = RunDirectory(config.out, dump_config(config), config.resume, config.overwrite)
-    split.write(run.path / "split.csv", store.material_ids)
+    ids = np.array(store.material_ids)
+    config.target.check(labels, store.material_ids)
+    _check_classes(config, labels, split)
+    normalizer = Normalizer.fit(config.target, labels[split.train], ids[split.train])
     L.seed_everything(config.seed, verbose=False)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    ids = np.array(store.material_ids)
-    config.target.check(labels, store.material_ids)
-    normalizer = Normalizer.fit(config.target, labels[split.train], ids[split.train])
-    module = _module(config, store, normalizer, run, split)
+    predictor = _predictor(config, store, normalizer)
+    teacher = (
+        _teacher(config, store, split) if isinstance(config, DistillConfig) else None
+    )
+    # Only now, so that a mistake in the configuration leaves no folder behind.
+    run = RunDirectory(config.out, dump_config(config), config.resume, config.overwrite)
+    split.write(run.path / "split.csv", store.material_ids)
+    module = _module(config, predictor, teacher, store, run, split)
     size, name = config.trainer.batch_size, config.target.name
     unlabelled = int(np.isnan(labels).sum())
     rich.print(
@@ -284,22 +290,27 @@ def _split(store: Store, labels: np.ndarray, settings: SplitSettings) -> Split:
     )
 
 
-def _module(
-    config: TrainConfig,
-    store: Store,
-    normalizer: Normalizer,
-    run: RunDirectory,
-    split: Split,
-) -> SupervisedModule:
-    """Make the predictor, and for distillation the teacher's side of the loss."""
-    encoder_lr = 1.0
+def _check_classes(config: TrainConfig, labels: np.ndarray, split: Split) -> None:
+    """Refuse subsets of one class: no AUC is defined there, and zero would be wrong."""
+    if config.target.task != "classification":
+        return
+    for subset in ("train", "val", "test"):
+        known = np.unique(labels[getattr(split, subset)])
+        if len(known) == 1:
+            raise InputError(
+                f"all `{subset}` crystals have `{config.target.name}` {known[0]:g}; "
+                "enlarge that subset or change `split.seed`"
+            )
+
+
+def _predictor(config: TrainConfig, store: Store, normalizer: Normalizer) -> Predictor:
+    """Make the predictor, from pretrained weights where there are some."""
     if isinstance(config, FinetuneConfig):
         source = _pretrained(config.weights, store)
         encoder = make_encoder(
             source.name, **{**source.settings, "normalize": config.normalize}
         )
         encoder.load_state_dict(source.state_dict())
-        encoder_lr = config.encoder_lr
     else:
         encoder = make_encoder(**{"cutoff": store.graph.cutoff, **config.encoder})
     task = config.target.task
@@ -309,9 +320,21 @@ def _module(
     predictor = Predictor(encoder, head, config.target, normalizer, store.graph)
     if isinstance(config, FinetuneConfig):
         predictor.freeze(config.freeze.convolutions, config.freeze.batch_norm)
-    if not isinstance(config, DistillConfig):
-        return SupervisedModule(predictor, config.optimizer, encoder_lr=encoder_lr)
-    teacher = _teacher(config, store, split)
+    return predictor
+
+
+def _module(
+    config: TrainConfig,
+    predictor: Predictor,
+    teacher: Teacher | None,
+    store: Store,
+    run: RunDirectory,
+    split: Split,
+) -> SupervisedModule:
+    """Join the predictor with the teacher's side of the loss, where there is one."""
+    if teacher is None or not isinstance(config, DistillConfig):
+        lr = config.encoder_lr if isinstance(config, FinetuneConfig) else 1.0
+        return SupervisedModule(predictor, config.optimizer, encoder_lr=lr)
     cache = load_or_cache(
         run.path / "teacher.safetensors",
         teacher,
@@ -320,7 +343,10 @@ def _module(
         store.hash,
     )
     distillation = Distillation(
-        encoder.width, teacher.width, config.alpha, projector=config.projector
+        predictor.encoder.width,
+        teacher.width,
+        config.alpha,
+        projector=config.projector,
     )
     return SupervisedModule(predictor, config.optimizer, distillation, cache)
 
