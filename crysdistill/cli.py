@@ -119,9 +119,12 @@ def _overlap(args: argparse.Namespace) -> None:
 
     from crysdistill.corpus.overlap import find_overlap
     from crysdistill.corpus.store import Store
+    from crysdistill.errors import InputError
 
     given = {"progress": True, **vars(args)}
     out = given.pop("out")
+    if not out.parent.is_dir():  # before the work, not after it
+        raise InputError(f"{out.parent}: no such folder; create it first")
     corpus, dataset = (Store.open(given.pop(name)) for name in ("corpus", "dataset"))
     overlap = find_overlap(corpus, dataset, **given)
     overlap.write(out)

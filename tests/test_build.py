@@ -306,7 +306,12 @@ def test_finished_shards_are_not_made_again(tmp_path, monkeypatch):
 
 
 COMMAND = [sys.executable, "-m", "crysdistill", "build"]
-OPTIONS = ["--no-symmetry", "--no-progress", "--max-neighbors", "6", "--workers", "2"]
+OPTIONS = ["--no-symmetry", "--no-progress", "--max-neighbors", "6", "--workers"]
+
+
+def go_on(source: Path, out: Path) -> None:
+    """Do what COMMAND does, in this process."""
+    assert main(["build", str(source), "-o", str(out), *OPTIONS, "1"]) == 0
 
 
 def children(pid: int) -> list[int]:
@@ -331,13 +336,13 @@ def test_killed_at_random_moments_and_run_again(tmp_path):
     for name in ("once", "killed"):
         (tmp_path / name).mkdir()
     whole = tmp_path / "once" / "s.h5"
-    subprocess.run([*COMMAND, source, "-o", whole, *OPTIONS[:-1], "1"], check=True)
+    go_on(source, whole)
     out = tmp_path / "killed" / "s.h5"
     parts = tmp_path / "killed" / "s.h5.parts"
     rng = random.Random(0)
     kills = 0
     for shard in (0, 2, 4):
-        process = subprocess.Popen([*COMMAND, source, "-o", out, *OPTIONS])
+        process = subprocess.Popen([*COMMAND, source, "-o", out, *OPTIONS, "2"])
         # Wait for so many shards, then for a moment more: in a shard, or in the merge.
         while process.poll() is None and len([*parts.glob("*.npz")]) < shard:
             time.sleep(0.002)
@@ -350,8 +355,8 @@ def test_killed_at_random_moments_and_run_again(tmp_path):
             time.sleep(0.05)
         assert not any(map(running, below)), "workers outlive the build"
     assert kills >= 2
-    if not out.exists() or parts.exists():
-        subprocess.run([*COMMAND, source, "-o", out, *OPTIONS], check=True)
+    if not out.exists() or parts.exists():  # else the last one came too late
+        go_on(source, out)
     for name in ("s.h5", "s.h5.quarantine.csv"):
         once, killed = tmp_path / "once" / name, tmp_path / "killed" / name
         assert once.read_bytes() == killed.read_bytes()
@@ -466,7 +471,7 @@ def test_a_real_limit_of_file_sizes(tmp_path, limit):
     """The small limit stops a shard, the larger one the store."""
     source = write_lines(tmp_path / "s.jsonl", labelled(900))
     out = tmp_path / "out.h5"
-    command = [*COMMAND, source, "-o", out, *OPTIONS[:-1], "1"]
+    command = [*COMMAND, source, "-o", out, *OPTIONS, "1"]
 
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -481,7 +486,7 @@ def test_a_real_limit_of_file_sizes(tmp_path, limit):
     assert done.returncode == 2
     assert not out.exists()
     assert len([*(tmp_path / "out.h5.parts").glob("*.npz")]) == (limit > 2_000) * 4
-    subprocess.run(command, check=True, timeout=60)
+    go_on(source, out)
     Store.open(out).verify()
     assert len(Store.open(out)) == 900
     assert leftovers(tmp_path) == []

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,12 @@ from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
 from crysdistill.graphs import GraphSettings
 from crysdistill.training import engine, pretraining, supervised
+from crysdistill.training.plans import (
+    DistillConfig,
+    FinetuneConfig,
+    LabelledConfig,
+    TrainConfig,
+)
 from crysdistill.training.pretraining import PretrainConfig, pretrain
 from crysdistill.training.runs import CONTENTS
 from crysdistill.training.settings import (
@@ -31,14 +37,7 @@ from crysdistill.training.settings import (
     SplitSettings,
     TrainerSettings,
 )
-from crysdistill.training.supervised import (
-    DistillConfig,
-    FinetuneConfig,
-    TrainConfig,
-    distill,
-    finetune,
-    train,
-)
+from crysdistill.training.supervised import distill, finetune, train
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import load_encoder, load_predictor, read_header
 from tests.toy_stores import SMALL_ENCODER, labelled, write_store
@@ -83,8 +82,12 @@ def pretraining_config(corpus: Path, out: Path, **more) -> PretrainConfig:
     return PretrainConfig(corpus=corpus, out=out, **settings)
 
 
-def shared(config: TrainConfig) -> dict:
-    return {name: getattr(config, name) for name in TrainConfig.__dataclass_fields__}
+def shared(config: TrainConfig, kind: type = TrainConfig) -> dict:
+    return {field.name: getattr(config, field.name) for field in fields(kind)}
+
+
+def tuning(config: TrainConfig, weights: Path, **more) -> FinetuneConfig:
+    return FinetuneConfig(**shared(config, LabelledConfig), weights=weights, **more)
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:
@@ -462,34 +465,35 @@ def arguments(config: TrainConfig, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_process_stopped_by_a_signal(config, number):
-    config.trainer = replace(SHORT, epochs=150)
+def test_a_process_stopped_by_signals(config):
+    """By Ctrl-C first, then, gone on, by a kill that it cannot answer."""
+    config.trainer = replace(SHORT, epochs=100)
     whole = train(replace(config, out=config.out.with_name("whole")))
-    process = subprocess.Popen(
-        arguments(config), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
     log = config.out / "metrics.csv"
-    end = time.monotonic() + 60
-    while time.monotonic() < end and process.poll() is None:
-        if log.exists() and log.read_text().count("\n") > 10:
-            break
-        time.sleep(0.01)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
-    if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert said.splitlines()[-1] == (
-            "interrupted; the same command with `resume=true` goes on"
-        )
-    else:
-        assert process.returncode == -signal.SIGKILL
-    assert not (config.out / "weights.safetensors").exists()
-    done = subprocess.run(
-        arguments(config, "resume=true"), capture_output=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert same(config.out / "weights.safetensors", whole)
+
+    def lines() -> int:
+        return log.read_text().count("\n") if log.exists() else 0
+
+    for number, more in ((signal.SIGINT, []), (signal.SIGKILL, ["resume=true"])):
+        wanted = lines() + 8
+        process = subprocess.Popen(
+            arguments(config, *more), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            text=True,
+        )  # fmt: skip
+        end = time.monotonic() + 60
+        while lines() < wanted and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+        if number == signal.SIGINT:
+            assert process.returncode == 130
+            assert said.splitlines()[-1] == (
+                "interrupted; the same command with `resume=true` goes on"
+            )
+        else:
+            assert process.returncode == -signal.SIGKILL
+        assert not (config.out / "weights.safetensors").exists()
+    assert same(train(replace(config, resume=True)), whole)
     assert results(config.out) == results(whole.parent)
     assert history(config.out, "val_mae") == history(whole.parent, "val_mae")
 
@@ -552,7 +556,7 @@ class TestDistillation:
 class TestFinetuning:
     def run(self, config, pretrained, **more) -> tuple[dict, dict]:
         """Return the encoder's tensors before and after."""
-        weights = finetune(FinetuneConfig(**shared(config), weights=pretrained, **more))
+        weights = finetune(tuning(config, pretrained, **more))
         before, after = weights_of(pretrained), weights_of(weights)
         return before, {n: t for n, t in after.items() if n.startswith("encoder.")}
 
@@ -629,7 +633,7 @@ class TestFinetuning:
         ]
         assert steps[1] < 0.1 * steps[0]
         with pytest.raises(InputError, match="`encoder_lr` is 0 but must be positive"):
-            FinetuneConfig(**shared(config), weights=pretrained, encoder_lr=0)
+            tuning(config, pretrained, encoder_lr=0)
 
 
 @pytest.mark.parametrize("verb", ["finetune", "distill"])
@@ -637,10 +641,12 @@ def test_weights_of_another_graph(config, tmp_path, pretrained, verb):
     other = write_store(tmp_path / "other.h5", labelled(40), graph=GraphSettings())
     config.dataset = other
     run, extra = {
-        "finetune": (finetune, FinetuneConfig(**shared(config), weights=pretrained)),
+        "finetune": (finetune, tuning(config, pretrained)),
         "distill": (distill, DistillConfig(**shared(config), teacher=str(pretrained))),
     }[verb]
-    with pytest.raises(InputError, match=r"learned on another graph.*build the data"):
+    with pytest.raises(
+        InputError, match=r"learned on another graph.*--mode shells --cutoff 7"
+    ):
         run(extra)
     assert not config.out.exists()  # so that the mended command runs
 
@@ -677,7 +683,7 @@ def test_one_class_alone_has_no_auc(config, tmp_path):
     config.dataset = write_store(tmp_path / "one.h5", crystals)
     config.target = Target("class", task="classification")
     with pytest.raises(
-        InputError, match="all `(train|val)` crystals have `class` 1; en"
+        InputError, match=r"all `(train|val)` crystals have `class` 1; en"
     ):
         train(config)
 
@@ -776,7 +782,7 @@ class TestPretraining:
     def test_overlapping_crystals_are_left_out(self, tmp_path, monkeypatch):
         corpus = labelled(40)
         planted = [replace(c, material_id=f"copy-{c.material_id}") for c in corpus[5:9]]
-        corpus_path = write_store(tmp_path / "corpus.h5", corpus)
+        corpus_path = write_store(tmp_path / "corpus.h5", corpus, symmetry=True)
         other = write_store(tmp_path / "judge.h5", [*planted, *labelled(4, first=100)])
         seen: set[str] = set()
         real = pretraining.BatchLoader
@@ -808,7 +814,11 @@ class TestPretraining:
             pretraining_config(dataset, tmp_path, objectives={})
         with pytest.raises(InputError, match="`held_out` is 0 but must be between 0"):
             pretraining_config(dataset, tmp_path, held_out=0)
-        few = write_store(tmp_path / "few.h5", labelled(3))
+        plain = write_store(tmp_path / "plain.h5", labelled(20))
+        message = "holds no space groups.*objectives.space_group=false"
+        with pytest.raises(InputError, match=message):
+            pretrain(pretraining_config(plain, tmp_path / "run"))
+        few = write_store(tmp_path / "few.h5", labelled(3), symmetry=True)
         with pytest.raises(
             InputError, match="leaves 1 crystals to learn from; use a la"
         ):

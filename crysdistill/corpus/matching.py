@@ -19,7 +19,6 @@ from crysdistill.structures import ANGLE_TOLERANCE, SYMPREC, Crystal, space_grou
 
 if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.core import Structure
 
 MAX_ATOMS = 400
 """Atoms in the primitive cell up to which structures are matched atom by atom."""
@@ -137,21 +136,26 @@ def agree(first: Crystal, second: Crystal, test: Test) -> bool:
         second: from `primitive`.
         test: what may differ.
     """
-    return _agree(first.to_pymatgen(), second.to_pymatgen(), test)
-
-
-def _agree(first: Structure, second: Structure, test: Test) -> bool:
-    small, large = sorted((len(first), len(second)))
+    counts = len(first.atomic_numbers), len(second.atomic_numbers)
     most = _LARGEST_SUPERCELL if test == "supercell" else 1
-    if large % small or large // small > most:
+    if max(counts) % min(counts) or max(counts) // min(counts) > most:
         return False
     matcher = _matcher(test)
     fit = matcher.fit_anonymous if test == "anonymous" else matcher.fit
+    one, other = first.to_pymatgen(), second.to_pymatgen()
     # A match found from one side is now and then missed from the other.
     return bool(
-        fit(first, second, skip_structure_reduction=True)
-        or fit(second, first, skip_structure_reduction=True)
+        fit(one, other, skip_structure_reduction=True)
+        or fit(other, one, skip_structure_reduction=True)
     )
+
+
+def judge(job: tuple[Crystal | None, Crystal | None, Test]) -> bool | None:
+    """Call `agree` with a pair and a test; None where a primitive cell is missing."""
+    first, second, test = job
+    if first is None or second is None:
+        return None
+    return agree(first, second, test)
 
 
 @cache

@@ -29,6 +29,7 @@ __all__ = ["WEIGHTS", "Fingerprint", "fingerprints"]
 WEIGHTS = ("electronegativity", "covalent_radius", "valence_electrons", "atomic_volume")
 """Element properties that weigh neighbours, besides the weight 1 for all."""
 
+_LEAST_VARIANCE = 1e-3
 _FIXED_POINT = 1 << 16  # sums are kept as integers, exact over ranks
 
 
@@ -127,10 +128,17 @@ class Fingerprint(Objective):
         self.totals = Totals(**sizes)
 
     def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
-        """Return the mean squared error over atoms and entries."""
+        """Return the unexplained share of each entry's variance, averaged over them."""
         predicted, wanted = self._compare(embedded, batch)
-        weight = torch.tensor(float(wanted.numel()), device=wanted.device)
-        return self.mean((predicted - wanted).square().sum(), weight)
+        atoms = torch.tensor(float(len(wanted)), device=wanted.device)
+        atoms, total, squares = (
+            self.sum_over_ranks(amount)
+            for amount in (atoms, wanted.sum(dim=0), wanted.square().sum(dim=0))
+        )
+        variance = squares - total.square() / atoms  # (R * W,), times atoms
+        wrong = (predicted - wanted).square().sum(dim=0)  # (R * W,)
+        # An entry that hardly varies in this batch is no reason for large steps.
+        return (wrong / (variance + _LEAST_VARIANCE * atoms)).mean()
 
     def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
         """Add a validation batch to the numbers."""

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.training.settings import FreezeSettings
-from crysdistill.training.supervised import (
+from crysdistill.training.plans import (
     DistillConfig,
     FinetuneConfig,
+    LabelledConfig,
     TrainConfig,
-    distill,
-    finetune,
-    train,
 )
+from crysdistill.training.settings import FreezeSettings
+from crysdistill.training.supervised import distill, finetune, train
 from crysdistill.transfer.weights import read_header
 
 
@@ -36,9 +35,11 @@ class Arm:
     run: Callable[[TrainConfig, Path], Path]
 
 
-def _shared(config: TrainConfig) -> dict[str, Any]:
-    """Return the fields of a configuration, nested ones as they are."""
-    return {field.name: getattr(config, field.name) for field in fields(TrainConfig)}
+def _shared(
+    config: TrainConfig, kind: type[LabelledConfig] = TrainConfig
+) -> dict[str, Any]:
+    """Return the fields that another kind of run has too, nested ones as they are."""
+    return {field.name: getattr(config, field.name) for field in fields(kind)}
 
 
 def _scratch(config: TrainConfig, weights: Path) -> Path:
@@ -64,13 +65,13 @@ def _random_teacher(config: TrainConfig, weights: Path) -> Path:
 
 
 def _finetuned(config: TrainConfig, weights: Path) -> Path:
-    return finetune(FinetuneConfig(**_shared(config), weights=weights))
+    return finetune(FinetuneConfig(**_shared(config, LabelledConfig), weights=weights))
 
 
 def _frozen(convolutions: int | str) -> Callable[[TrainConfig, Path], Path]:
     def run(config: TrainConfig, weights: Path) -> Path:
         freeze = FreezeSettings(convolutions=convolutions)  # type: ignore[arg-type]
-        shared = _shared(config)
+        shared = _shared(config, LabelledConfig)
         return finetune(FinetuneConfig(**shared, weights=weights, freeze=freeze))
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,10 @@ from sklearn.metrics import roc_auc_score
 from crysdistill.corpus.splits import read_split
 from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
+from crysdistill.schema import dump_config
 from crysdistill.studies.arms import Arm, make_arm
 from crysdistill.studies.baselines import BASELINES
-from crysdistill.training.supervised import TrainConfig
+from crysdistill.training.plans import TrainConfig
 from crysdistill.transfer.weights import read_header
 
 
@@ -62,6 +64,17 @@ class CompareConfig:
                 )
         if not self.seeds or not self.arms:
             raise InputError("a study needs at least one of `arms` and one of `seeds`")
+        for name in ("arms", "baselines", "labels", "seeds"):
+            values = getattr(self, name)
+            twice = [value for value in values if values.count(value) > 1]
+            if twice:
+                raise InputError(f"`{name}` names {twice[0]} twice; remove one")
+        if self.workers < 1:
+            raise InputError(f"`workers` is {self.workers} but must be at least 1")
+        if self.base.split.file is None and not self.base.split.test:
+            raise InputError(
+                "`base.split.test` is 0, but a study compares on test crystals"
+            )
 
 
 @dataclass(frozen=True)
@@ -91,8 +104,12 @@ def compare(config: CompareConfig, progress: bool = True) -> pd.DataFrame:
 
     Returns:
         Columns `arm, target, unit, metric, labels, seed, value, validation`.
+
+    Raises:
+        InputError: the folder holds a study of other settings or weights.
     """
     cells = list(_cells(config))
+    _check_same(config)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "study.json").write_text(json.dumps(_facts(config), indent=2) + "\n")
     results = []
@@ -112,6 +129,31 @@ def compare(config: CompareConfig, progress: bool = True) -> pd.DataFrame:
     table = pd.DataFrame(results)
     table.to_csv(config.out / "results.csv", index=False)
     return table
+
+
+def _check_same(config: CompareConfig) -> None:
+    """Refuse to put cells of other settings beside those that have run."""
+    base = replace(
+        config.base, out=Path(), seed=0, resume=False, overwrite=False,
+        split=replace(config.base.split, seed=0, train_subset=None),
+        trainer=replace(config.base.trainer, progress=False),
+    )  # fmt: skip
+    if not config.weights.is_file():
+        raise InputError(f"{config.weights}: no such weights file")
+    digest = hashlib.sha256(config.weights.read_bytes()).hexdigest()
+    wanted = f"{dump_config(base)}weights: {config.weights.name} {digest[:16]}\n"
+    path = config.out / "shared.yaml"
+    if path.exists():
+        known = path.read_text("utf-8").splitlines()
+        changed = [line.strip() for line in wanted.splitlines() if line not in known]
+        if changed:
+            raise InputError(
+                f"{config.out} holds a study whose runs shared other settings; now "
+                f"different: {'; '.join(changed)}; give another `out`"
+            )
+        return
+    config.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(wanted, encoding="utf-8")
 
 
 def about(arms: Sequence[str]) -> dict[str, str]:

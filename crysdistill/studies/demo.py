@@ -26,9 +26,9 @@ from crysdistill.structures import Crystal
 from crysdistill.studies.collect import epochs, report_study
 from crysdistill.studies.compare import CompareConfig, compare
 from crysdistill.studies.tables import console_table
+from crysdistill.training.plans import TrainConfig
 from crysdistill.training.pretraining import PretrainConfig, pretrain
 from crysdistill.training.settings import SplitSettings, TrainerSettings
-from crysdistill.training.supervised import TrainConfig
 from crysdistill.transfer.targets import Target
 
 TARGET = Target("formation_energy", PROPERTIES["formation_energy"])
@@ -254,7 +254,7 @@ def _next_steps() -> list[str]:
     return [
         "crysdistill build MY_UNLABELLED_CIFS/ -o corpus.h5",
         "crysdistill build MY_LABELLED_FOLDER/ -o dataset.h5",
-        "crysdistill pretrain corpus=corpus.h5 exclude=[dataset.h5]",
+        "crysdistill pretrain corpus=corpus.h5 'exclude=[dataset.h5]'",
         "crysdistill finetune dataset=dataset.h5 target.name=target "
         "weights=runs/pretrain/weights.safetensors",
         "crysdistill predict runs/finetune/weights.safetensors NEW/ -o predictions.csv",

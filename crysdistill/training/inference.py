@@ -114,6 +114,8 @@ def _writable(out: str | Path) -> Path:
     out = Path(out)
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder; create it first")
+    if out.is_dir():
+        raise InputError(f"{out}: a folder; give the name of a file in it")
     return out
 
 
@@ -130,6 +132,8 @@ def _as_store(
     A store that has this graph is read as it is; anything else is built into a
     temporary one, by the same code that builds corpora.
     """
+    quarantine = out.with_name(out.name + ".quarantine.csv")
+    quarantine.unlink(missing_ok=True)  # that of an earlier result
     if len(sources) == 1 and Path(sources[0]).suffix == ".h5":
         store = Store.open(sources[0])
         if store.graph == graph:
@@ -146,5 +150,6 @@ def _as_store(
             progress=progress,
         )
         if report.rejections:
-            shutil.copy(report.quarantine, f"{out}.quarantine.csv")
+            shutil.copy(report.quarantine, quarantine)
+            print(f"{quarantine}: {len(report.rejections):,} refused, and why")
         yield Store.open(report.store)

@@ -29,6 +29,7 @@ from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import OptimizerSettings, TrainerSettings
 from crysdistill.transfer.weights import Provenance, save_weights
 
+
 @dataclass
 class ObjectiveSettings:
     """What every objective can be told besides its own settings.
@@ -271,6 +272,17 @@ def _clean_rows(store: Store, config: PretrainConfig) -> tuple[np.ndarray, str]:
     return rows, f"clean of {', '.join(names)} ({left_out:,} corpus crystals left out)"
 
 
+def _check_symmetry(store: Store, config: PretrainConfig) -> None:
+    """Refuse objectives that would have nothing to say."""
+    asked = [n for n in ("space_group", "crystal_system") if n in config.objectives]
+    if asked and not store.space_groups[:, 0].any():
+        without = " ".join(f"objectives.{name}=false" for name in asked)
+        raise InputError(
+            f"{config.corpus} holds no space groups (`--no-symmetry`); build it again "
+            f"with them, or leave them out: {without}"
+        )
+
+
 def _hold_out(
     rows: np.ndarray, config: PretrainConfig
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -283,7 +295,7 @@ def _hold_out(
     if len(train) < 2:
         raise InputError(
             f"{config.corpus} leaves {len(train)} crystals to learn from; use a larger "
-            "corpus or a smaller `held_out`"
+            "corpus, a smaller `held_out`, or fewer datasets in `exclude`"
         )
     return np.sort(train), np.sort(order[:count])
 

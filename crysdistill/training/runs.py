@@ -109,8 +109,9 @@ class RunDirectory:
     def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
         """Write a JSON file into the folder."""
         path = self.path / name
-        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        return path
+        partial = path.with_suffix(".partial")  # whole or not at all
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        return partial.replace(path)
 
     def write_csv(
         self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -17,24 +17,27 @@ from torchmetrics.classification import BinaryAUROC
 
 from crysdistill.corpus.splits import Split, random_split, read_split
 from crysdistill.corpus.store import Store
-from crysdistill.encoders import ENCODERS, Encoder, make_encoder
+from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.errors import InputError
 from crysdistill.graphs import CrystalBatch
-from crysdistill.schema import Choice, dump_config
+from crysdistill.schema import dump_config
 from crysdistill.training.engine import fit, make_optimizer
 from crysdistill.training.loader import BatchLoader
+from crysdistill.training.plans import (
+    DistillConfig,
+    FinetuneConfig,
+    LabelledConfig,
+    TrainConfig,
+)
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import (
-    FreezeSettings,
-    HeadSettings,
     OptimizerSettings,
     SplitSettings,
-    TrainerSettings,
 )
 from crysdistill.transfer.distillation import Distillation, Teacher, random_teacher
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.predictor import Predictor
-from crysdistill.transfer.targets import Normalizer, Target
+from crysdistill.transfer.targets import Normalizer
 from crysdistill.transfer.teacher_cache import TeacherCache, load_or_cache
 from crysdistill.transfer.weights import (
     Provenance,
@@ -42,93 +45,6 @@ from crysdistill.transfer.weights import (
     read_header,
     save_weights,
 )
-
-
-@dataclass
-class TrainConfig:
-    """A predictor trained on labels alone.
-
-    Args:
-        dataset: a store with the property.
-        target: the property: `name`, `unit`, `task`, `transform`.
-        out: the run directory.
-        encoder: `name` and the settings of that encoder.
-        head: hidden layers on top of the encoder.
-        split: which crystals train, choose and judge.
-        optimizer: how weights move.
-        trainer: how long and on what.
-        seed: of weights, order and dropout.
-        resume: go on with an interrupted run.
-        overwrite: delete what an earlier run left.
-    """
-
-    dataset: Path
-    target: Target
-    out: Path = Path("runs/train")
-    encoder: Annotated[dict[str, Any], Choice(ENCODERS)] = field(
-        default_factory=lambda: {"name": "cgcnn"}
-    )
-    head: HeadSettings = field(default_factory=HeadSettings)
-    split: SplitSettings = field(default_factory=SplitSettings)
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    trainer: TrainerSettings = field(default_factory=TrainerSettings)
-    seed: int = 0
-    resume: bool = False
-    overwrite: bool = False
-
-
-@dataclass(kw_only=True)
-class DistillConfig(TrainConfig):
-    """A predictor that also learns the atom embeddings of a teacher.
-
-    Args:
-        teacher: a weights file, or `random` for a teacher that knows nothing (the
-            control that tells knowledge from regularisation).
-        teacher_encoder: the architecture of a `random` teacher.
-        alpha: share of the embedding loss in the total.
-        projector: map student embeddings through a Linear before comparing; needed
-            where the widths differ.
-    """
-
-    teacher: str
-    teacher_encoder: Annotated[dict[str, Any], Choice(ENCODERS)] = field(
-        default_factory=lambda: {
-            "name": "cgcnn",
-            "convolutions": 5,
-            "bias": False,
-            "normalize": True,
-        }
-    )
-    alpha: float = 0.5
-    projector: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise InputError(f"`alpha` is {self.alpha} but must be between 0 and 1")
-
-
-@dataclass(kw_only=True)
-class FinetuneConfig(TrainConfig):
-    """A predictor whose encoder starts from pretrained weights.
-
-    `encoder` is not read: the weights file tells the architecture.
-
-    Args:
-        weights: of the pretrained encoder or predictor.
-        freeze: which part of it keeps its weights.
-        normalize: average unit vectors, as CrysGNN's decoders are given; otherwise
-            atom embeddings are averaged as they are, as CGCNN's head expects.
-        encoder_lr: learning rate of the pretrained part, as a share of `optimizer.lr`.
-    """
-
-    weights: Path
-    freeze: FreezeSettings = field(default_factory=FreezeSettings)
-    normalize: bool = False
-    encoder_lr: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.encoder_lr > 0:
-            raise InputError(f"`encoder_lr` is {self.encoder_lr} but must be positive")
 
 
 class SupervisedModule(L.LightningModule):
@@ -223,7 +139,7 @@ def finetune(config: FinetuneConfig) -> Path:
     return _run(config, "finetune")
 
 
-def _run(config: TrainConfig, verb: str) -> Path:
+def _run(config: LabelledConfig, verb: str) -> Path:
     """Train, choose the epoch on validation, look at the test set once."""
     store = Store.open(config.dataset)
     store.verify()
@@ -251,7 +167,7 @@ def _run(config: TrainConfig, verb: str) -> Path:
         f"choose the epoch, {len(split.test):,} to judge"
         + (f"; {unlabelled:,} have no `{name}`" if unlabelled else "")
     )
-    rich.print(f"weights: {module.predictor.frozen_report()}")
+    rich.print(_weights_line(module.predictor))
     fit(
         module,
         BatchLoader(store, split.train, size, [name], shuffle=True, seed=config.seed),
@@ -264,13 +180,27 @@ def _run(config: TrainConfig, verb: str) -> Path:
     )
     results = _judge(module, store, split, run, config)
     save_weights(run.weights, module.predictor, provenance=_provenance(config, store))
-    unit = config.target.unit if module.metric_name == "mae" else ""
-    rich.print(
-        f"{module.metric_name.upper()} {results['val']:.4g} {unit} on validation"
-        + (f", {results['test']:.4g} {unit} on test" if len(split.test) else "")
-    )
+    unit = f" {config.target.unit}" if module.metric_name == "mae" else ""
+    said = {
+        subset: f"{module.metric_name.upper()} {results[subset]:.4g}{unit.rstrip()}"
+        for subset in ("val", "test")
+        if subset in results
+    }
+    rich.print(f"{said['val']} on validation, {said.get('test', 'none')} on test")
     run.print_tree()
     return run.weights
+
+
+def _weights_line(predictor: Predictor) -> str:
+    """Say how many weights learn and how many are frozen."""
+    report = predictor.frozen_report()
+    line = f"{report['trainable_parameters']:,} weights learn"
+    if report["frozen_parameters"]:
+        line += (
+            f", {report['frozen_parameters']:,} are frozen; batch norms there: "
+            f"{report['batch_norm']}"
+        )
+    return line
 
 
 def _split(store: Store, labels: np.ndarray, settings: SplitSettings) -> Split:
@@ -290,7 +220,7 @@ def _split(store: Store, labels: np.ndarray, settings: SplitSettings) -> Split:
     )
 
 
-def _check_classes(config: TrainConfig, labels: np.ndarray, split: Split) -> None:
+def _check_classes(config: LabelledConfig, labels: np.ndarray, split: Split) -> None:
     """Refuse subsets of one class: no AUC is defined there, and zero would be wrong."""
     if config.target.task != "classification":
         return
@@ -303,7 +233,9 @@ def _check_classes(config: TrainConfig, labels: np.ndarray, split: Split) -> Non
             )
 
 
-def _predictor(config: TrainConfig, store: Store, normalizer: Normalizer) -> Predictor:
+def _predictor(
+    config: LabelledConfig, store: Store, normalizer: Normalizer
+) -> Predictor:
     """Make the predictor, from pretrained weights where there are some."""
     if isinstance(config, FinetuneConfig):
         source = _pretrained(config.weights, store)
@@ -311,8 +243,10 @@ def _predictor(config: TrainConfig, store: Store, normalizer: Normalizer) -> Pre
             source.name, **{**source.settings, "normalize": config.normalize}
         )
         encoder.load_state_dict(source.state_dict())
-    else:
+    elif isinstance(config, TrainConfig):
         encoder = make_encoder(**{"cutoff": store.graph.cutoff, **config.encoder})
+    else:
+        raise TypeError(f"{type(config).__name__} is no plan of a run")
     task = config.target.task
     head = PropertyHead(
         encoder.width, config.head.hidden, config.head.layers, task=task
@@ -324,7 +258,7 @@ def _predictor(config: TrainConfig, store: Store, normalizer: Normalizer) -> Pre
 
 
 def _module(
-    config: TrainConfig,
+    config: LabelledConfig,
     predictor: Predictor,
     teacher: Teacher | None,
     store: Store,
@@ -353,17 +287,17 @@ def _module(
 
 def _pretrained(path: Path, store: Store) -> Encoder:
     """Load an encoder that learned on the kind of graph that the dataset holds."""
-    header = read_header(path)
-    if header.graph != store.graph:
+    graph = read_header(path).graph
+    if graph != store.graph:
         raise InputError(
-            f"{path} learned on another graph ({header.graph.to_dict()}) than "
-            f"{store.path} holds ({store.graph.to_dict()}); build the dataset with the "
-            "former"
+            f"{path} learned on another graph than {store.path} holds; build that "
+            f"again with `--mode {graph.mode} --cutoff {graph.cutoff} "
+            f"--max-neighbors {graph.max_neighbors}`"
         )
     return load_encoder(path)
 
 
-def _provenance(config: TrainConfig, store: Store) -> Provenance:
+def _provenance(config: LabelledConfig, store: Store) -> Provenance:
     """Hand on what the pretrained weights say of themselves."""
     source = None
     if isinstance(config, FinetuneConfig):
@@ -371,7 +305,10 @@ def _provenance(config: TrainConfig, store: Store) -> Provenance:
     elif isinstance(config, DistillConfig) and config.teacher != "random":
         source = Path(config.teacher)
     before = Provenance() if source is None else read_header(source).provenance
-    return replace(before, origin=f"{config.out}: labels of {store.path.name}")
+    # Clean of other datasets says nothing about this one.
+    overlap = "clean" if store.hash in before.excluded else "unknown"
+    origin = f"{config.out}: labels of {store.path.name}"
+    return replace(before, overlap=overlap, origin=origin)
 
 
 def _teacher(config: DistillConfig, store: Store, split: Split) -> Teacher:
@@ -394,7 +331,7 @@ def _judge(
     store: Store,
     split: Split,
     run: RunDirectory,
-    config: TrainConfig,
+    config: LabelledConfig,
 ) -> dict[str, Any]:
     """Predict the test set, once, with the weights that validation chose."""
     name = config.target.name

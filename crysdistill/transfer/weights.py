@@ -11,7 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -47,6 +47,7 @@ class Provenance:
         corpus: the hash of the store that the encoder learned from.
         overlap: whether that corpus was cleared of the crystals that judged the
             predictor (`clean`), was not (`transductive`), or `unknown`.
+        excluded: hashes of the stores whose crystals the corpus was cleared of.
         licence: of the weights, which the sources of the corpus decide.
         origin: the run or the published file, in words.
 
@@ -56,6 +57,7 @@ class Provenance:
 
     corpus: str = ""
     overlap: Literal["clean", "transductive", "unknown"] = "unknown"
+    excluded: list[str] = field(default_factory=list)
     licence: str = ""
     origin: str = ""
 
