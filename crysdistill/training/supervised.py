@@ -306,9 +306,11 @@ def _provenance(config: LabelledConfig, store: Store) -> Provenance:
         source = Path(config.teacher)
     before = Provenance() if source is None else read_header(source).provenance
     # Clean of other datasets says nothing about this one.
-    overlap = "clean" if store.hash in before.excluded else "unknown"
-    origin = f"{config.out}: labels of {store.path.name}"
-    return replace(before, overlap=overlap, origin=origin)
+    return replace(
+        before,
+        overlap="clean" if store.hash in before.excluded else "unknown",
+        origin=f"{config.out}: labels of {store.path.name}",
+    )
 
 
 def _teacher(config: DistillConfig, store: Store, split: Split) -> Teacher:
