@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -121,10 +122,13 @@ def compare(config: CompareConfig, progress: bool = True) -> pd.DataFrame:
         jobs = Parallel(n_jobs=config.workers, return_as="generator")(
             delayed(_result)(config, cell) for cell in cells
         )
-        for cell, result in zip(cells, jobs, strict=True):
-            bar.update(task, description=cell.name)
-            results.append(result)
-            bar.advance(task)
+        with warnings.catch_warnings():
+            # A worker that has grown is replaced between two runs; nothing is lost.
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs")
+            for cell, result in zip(cells, jobs, strict=True):
+                bar.update(task, description=cell.name)
+                results.append(result)
+                bar.advance(task)
     results += _baselines(config, cells)
     table = pd.DataFrame(results)
     table.to_csv(config.out / "results.csv", index=False)

@@ -86,8 +86,7 @@ class KeepWork(Callback):
         checkpoint: dict[str, Any],
     ) -> None:
         """Go on among the batches where the checkpoint stands."""
-        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        self.loader.go_to(*divmod(batches["total"]["completed"], len(self.loader)))
+        self.loader.go_to(*divmod(_batches_done(checkpoint), len(self.loader)))
 
     def restore(self) -> None:
         """Give the signals back."""
@@ -183,7 +182,7 @@ def fit(
         callbacks.append(Patience(monitor, mode=mode, patience=settings.patience))
     if settings.progress:
         callbacks.append(ProgressBar(refresh_rate=10))
-    earlier = _earlier_metrics(run) if run.resumed else []
+    earlier = _earlier_metrics(run, len(train)) if run.resumed else []
     with _Quiet():
         log = CSVLogger(run.path, name=None, version="")
         log.experiment.metrics.extend(earlier)  # making it deleted the file
@@ -221,25 +220,36 @@ def fit(
         module.load_state_dict(state)
 
 
-def _earlier_metrics(run: RunDirectory) -> list[dict[str, str]]:
-    """Return what a run had logged when its checkpoint was written.
+def _earlier_metrics(run: RunDirectory, batches: int) -> list[dict[str, str]]:
+    """Return what a run had logged of the epochs that its checkpoint has behind it.
+
+    Args:
+        run: the run to resume.
+        batches: of an epoch.
 
     Raises:
         InputError: the checkpoint cannot be read.
     """
     path = run.last_checkpoint
     try:
-        step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises whatever it likes
         raise InputError(
             f"{path} is damaged ({type(error).__name__}); start anew with "
             "`resume=false overwrite=true`"
         ) from None
+    epochs = _batches_done(checkpoint) // batches
     log = run.path / "metrics.csv"
     if not log.exists():
         return []
     with log.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) < step]
+        return [row for row in csv.DictReader(file) if int(row["epoch"]) < epochs]
+
+
+def _batches_done(checkpoint: dict[str, Any]) -> int:
+    """Return how many batches a run had trained on."""
+    loop = checkpoint["loops"]["fit_loop"]
+    return loop["epoch_loop.batch_progress"]["total"]["completed"]
 
 
 class ProgressBar(TQDMProgressBar):

@@ -111,7 +111,7 @@ class FinetuneConfig(LabelledConfig):
     weights: Path
     freeze: FreezeSettings = field(default_factory=FreezeSettings)
     normalize: bool = False
-    encoder_lr: float = 1.0
+    encoder_lr: float = 0.3
 
     def __post_init__(self) -> None:
         if not self.encoder_lr > 0:

@@ -203,6 +203,7 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     store = Store.open(config.corpus)
     store.verify()
+    _check_symmetry(store, config)
     rows, statement = _clean_rows(store, config)
     train, held_out = _hold_out(rows, config)
     L.seed_everything(config.seed, verbose=False)

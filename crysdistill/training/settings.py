@@ -90,6 +90,13 @@ class SplitSettings:
     seed: int = 0
     file: str | None = None
 
+    def __post_init__(self) -> None:
+        # 24 and 24.0 are one number of crystals, and one configuration.
+        for name in ("train", "val", "test"):
+            share = getattr(self, name)
+            if share > 1 and share == int(share):
+                setattr(self, name, int(share))
+
 
 @dataclass
 class HeadSettings:
