@@ -57,6 +57,7 @@ from crysdistill.training.settings import (
 )
 from crysdistill.training.supervised import (
     FinetuneConfig,
+    LabelledConfig,
     TrainConfig,
     finetune,
     train,
@@ -238,7 +239,7 @@ def _result(
 
 def _finetune(study: Study, base: TrainConfig, source: Path, depth: int) -> None:
     """Fine-tune from a source of which the first stages are kept and frozen."""
-    shared = {field.name: getattr(base, field.name) for field in fields(TrainConfig)}
+    shared = {f.name: getattr(base, f.name) for f in fields(LabelledConfig)}
     freeze = FreezeSettings(depth, study.batch_norm)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as temporary:
         start = Path(temporary) / "start.safetensors"

@@ -70,7 +70,7 @@ def test_commands_in_its_docstring_are_understood(name, capsys, tmp_path, monkey
             importlib.import_module(words[2]).main(words[3:])
         torch.set_flush_denormal(False)
         assert stop.value.code == 2
-        assert re.search(r"no such (file|store)", capsys.readouterr().err), line
+        assert re.search(r"no such (file|store|weights)", capsys.readouterr().err), line
 
 
 @pytest.mark.parametrize("name", FILES)
