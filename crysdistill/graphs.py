@@ -180,7 +180,7 @@ def assemble(
     batch = torch.repeat_interleave(
         torch.arange(len(atoms), device=device), atoms, output_size=n_atoms
     )  # (N,)
-    first_atom = ptr[batch]  # (N,)
+    first_atom = ptr.index_select(0, batch)  # (N,)
     padding = None
     if settings.mode == "cgcnn":
         neighbor, shift, counts, padding = _pad(neighbor, shift, counts, settings)
@@ -188,13 +188,16 @@ def assemble(
     centre = torch.repeat_interleave(
         torch.arange(n_atoms, device=device), counts, output_size=n_edges
     )  # (E,)
+    edge_index = torch.empty(2, n_edges, dtype=torch.int64, device=device)
+    torch.add(neighbor, first_atom.index_select(0, centre), out=edge_index[0])
+    edge_index[1] = centre
     neighbor_ptr = torch.zeros(n_atoms + 1, dtype=torch.int64, device=device)
     torch.cumsum(counts, 0, out=neighbor_ptr[1:])
     return CrystalBatch(
         atomic_numbers=atomic_numbers.long(),
         frac_coords=frac_coords,
         cell=cell,
-        edge_index=torch.stack((neighbor + first_atom[centre], centre)),
+        edge_index=edge_index,
         edge_shift=shift,
         padding=padding,
         padding_distance=settings.cutoff + 1.0,
