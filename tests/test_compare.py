@@ -105,18 +105,19 @@ class TestArms:
     def test_architectures(self, config):
         chosen = ["scratch", "scratch-large", "finetuned", "distilled"]
         compare(replace(config, arms=chosen, seeds=[0]), progress=False)
-        width = {
+        settings = {
             name: read_header(
                 config.out / "runs" / f"{name}-10-0" / "weights.safetensors"
-            ).encoder["settings"]["width"]
+            ).encoder["settings"]
             for name in chosen
         }
-        assert width == {
-            "scratch": 8,
-            "scratch-large": 6,
-            "finetuned": 6,
-            "distilled": 8,
-        }
+        assert settings["scratch"]["width"] == 8
+        assert settings["finetuned"]["width"] == 6
+        assert settings["distilled"] == settings["scratch"]
+        # A control differs from what it controls in its weights alone: the pooling
+        # of the teacher, which averages unit vectors, is in neither.
+        assert settings["scratch-large"] == settings["finetuned"]
+        assert not settings["finetuned"]["normalize"]
 
     @pytest.mark.parametrize(
         ("name", "hint"),

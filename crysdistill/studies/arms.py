@@ -48,9 +48,9 @@ def _scratch(config: TrainConfig, weights: Path) -> Path:
 
 def _scratch_large(config: TrainConfig, weights: Path) -> Path:
     encoder = read_header(weights).encoder
-    return train(
-        replace(config, encoder={"name": encoder["name"], **encoder["settings"]})
-    )
+    # As `finetune` does by default: atom embeddings are averaged as they are.
+    settings = {"name": encoder["name"], **encoder["settings"], "normalize": False}
+    return train(replace(config, encoder=settings))
 
 
 def _distilled(config: TrainConfig, weights: Path) -> Path:

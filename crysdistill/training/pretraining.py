@@ -21,7 +21,15 @@ from crysdistill.corpus.store import Store
 from crysdistill.encoders import ENCODERS, Encoder, make_encoder
 from crysdistill.errors import InputError
 from crysdistill.graphs import CrystalBatch
-from crysdistill.objectives import CRYSGNN, OBJECTIVES, Clean, Embedded, Objective, View
+from crysdistill.objectives import (
+    CRYSGNN,
+    OBJECTIVES,
+    Clean,
+    Embedded,
+    Objective,
+    View,
+    make_objective,
+)
 from crysdistill.schema import Choice, Choices, dump_config
 from crysdistill.training.engine import fit, make_optimizer, step_seed
 from crysdistill.training.loader import BatchLoader
@@ -309,11 +317,9 @@ def _objectives(
     for name, given in config.objectives.items():
         settings = dict(given)
         weights[name] = float(settings.pop("weight", 1.0))
-        if settings.pop("published", False):
-            settings = {**OBJECTIVES[name].PUBLISHED, **settings}
         if "elements" in inspect.signature(OBJECTIVES[name]).parameters:
             settings.setdefault("elements", encoder.elements)
-        objectives[name] = OBJECTIVES[name](encoder.width, **settings)
+        objectives[name] = make_objective(name, encoder.width, **settings)
     views = {o.view for o in objectives.values() if o.view != Clean()}
     if config.shared_view and len(views) == 1:
         for objective in objectives.values():
