@@ -31,8 +31,9 @@ from crysdistill.objectives import (
     make_objective,
 )
 from crysdistill.schema import Choice, Choices, dump_config
-from crysdistill.training.engine import fit, make_optimizer, step_seed
+from crysdistill.training.engine import fit, step_seed
 from crysdistill.training.loader import BatchLoader
+from crysdistill.training.optimizers import make_optimizer
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import OptimizerSettings, TrainerSettings
 from crysdistill.transfer.weights import Provenance, save_weights

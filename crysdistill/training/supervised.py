@@ -21,8 +21,9 @@ from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.errors import InputError
 from crysdistill.graphs import CrystalBatch
 from crysdistill.schema import dump_config
-from crysdistill.training.engine import fit, make_optimizer
+from crysdistill.training.engine import fit
 from crysdistill.training.loader import BatchLoader
+from crysdistill.training.optimizers import make_optimizer
 from crysdistill.training.plans import (
     DistillConfig,
     FinetuneConfig,
