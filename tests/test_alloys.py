@@ -13,17 +13,17 @@ import pytest
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 
-from crysdistill.corpus import alloys
 from crysdistill.corpus.alloys import (
     METALS,
     PROPERTIES,
     alloy_corpus,
+    alloys,
     demo_sets,
     label_alloys,
     prototype_of,
     prototypes,
 )
-from crysdistill.corpus.emt import atomic_volumes, radius, symbols_of
+from crysdistill.corpus.alloys.emt import atomic_volumes, radius, symbols_of
 from crysdistill.elements import atomic_numbers_by_symbol
 from crysdistill.errors import InputError
 from crysdistill.structures import Crystal

@@ -11,9 +11,8 @@ from ase import units
 from ase.calculators.emt import EMT
 from ase.eos import EquationOfState
 
-from crysdistill.corpus import emt
-from crysdistill.corpus.alloys import alloy_corpus
-from crysdistill.corpus.emt import METALS, PROPERTIES, label_alloys
+from crysdistill.corpus.alloys import alloy_corpus, emt
+from crysdistill.corpus.alloys.emt import METALS, PROPERTIES, label_alloys
 from crysdistill.elements import atomic_numbers_by_symbol
 from crysdistill.errors import InputError
 from crysdistill.structures import Crystal

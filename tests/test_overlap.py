@@ -15,15 +15,14 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from crysdistill.corpus import matching
 from crysdistill.corpus.fingerprints import (
     NEIGHBORS,
     composition,
     distances,
     fingerprint,
 )
-from crysdistill.corpus.overlap import CrystalList, Overlap, find_overlap
-from crysdistill.corpus.overlap_search import KINDS
+from crysdistill.corpus.overlap import CrystalList, Overlap, find_overlap, matching
+from crysdistill.corpus.overlap.search import KINDS
 from crysdistill.errors import InputError
 from crysdistill.structures import Crystal, space_group
 from tests.conftest import random_crystal

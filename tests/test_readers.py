@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from crysdistill.corpus.records import Record, parse
+from crysdistill.corpus.sources.records import Record, parse
 from crysdistill.errors import BadStructure
 from crysdistill.readers import read_bytes, read_flat, read_poscar, read_pymatgen
 

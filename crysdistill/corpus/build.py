@@ -32,7 +32,6 @@ from rich.progress import (
 
 from crysdistill import __version__
 from crysdistill.corpus.merge import merge_shards
-from crysdistill.corpus.records import Record, Source
 from crysdistill.corpus.shards import (
     BuildSettings,
     Rejection,
@@ -41,6 +40,7 @@ from crysdistill.corpus.shards import (
     read_shard,
 )
 from crysdistill.corpus.sources import open_sources
+from crysdistill.corpus.sources.records import Record, Source
 from crysdistill.errors import InputError
 from crysdistill.neighbors import GraphSettings
 from crysdistill.structures import ANGLE_TOLERANCE, SYMPREC

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crysdistill.corpus.records import Record, parse
+from crysdistill.corpus.sources.records import Record, parse
 from crysdistill.errors import BadStructure
 from crysdistill.neighbors import GraphSettings, Neighbors, find_neighbors
 from crysdistill.structures import ANGLE_TOLERANCE, SYMPREC, Crystal, space_group

@@ -20,27 +20,15 @@ import re
 
 import numpy as np
 
-from crysdistill.corpus.emt import (
-    METALS,
-    PROPERTIES,
+from crysdistill.corpus.alloys.emt import (
     atomic_volumes,
     label_alloys,
     rounded,
 )
-from crysdistill.corpus.prototypes import Prototype, decorations, prototypes
+from crysdistill.corpus.alloys.prototypes import Prototype, decorations, prototypes
 from crysdistill.elements import atomic_numbers_by_symbol
 from crysdistill.errors import InputError
 from crysdistill.structures import Crystal
-
-__all__ = [
-    "METALS",
-    "PROPERTIES",
-    "alloy_corpus",
-    "demo_sets",
-    "label_alloys",
-    "prototype_of",
-    "prototypes",
-]
 
 VOLUME_JITTER = 0.02
 """The volume varies evenly by up to this share, so that composition and prototype

@@ -1,4 +1,4 @@
-"""Sources: whatever structures come from, opened as a stream of records.
+"""Opening a source by what it is called.
 
 A new kind of source is a file beside this one and a line in `open_source`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from crysdistill.corpus.folders import (
+from crysdistill.corpus.sources.folders import (
     has_structures,
     open_file,
     open_folder,
@@ -16,11 +16,9 @@ from crysdistill.corpus.folders import (
     structure_format,
     tables_in,
 )
-from crysdistill.corpus.records import Record, Source, fingerprint, parse, stamp
-from crysdistill.corpus.tables import open_json, open_lines
+from crysdistill.corpus.sources.records import Record, Source, fingerprint, stamp
+from crysdistill.corpus.sources.tables import open_json, open_lines
 from crysdistill.errors import InputError, did_you_mean
-
-__all__ = ["ACCEPTED", "Record", "Source", "open_source", "open_sources", "parse"]
 
 ACCEPTED = (
     "a CIF or POSCAR file, a folder or zip of them, `structures.jsonl[.gz]`, pymatgen "

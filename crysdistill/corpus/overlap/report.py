@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from crysdistill.corpus.facts import Collection
-from crysdistill.corpus.overlap_search import (
+from crysdistill.corpus.overlap.facts import Collection
+from crysdistill.corpus.overlap.search import (
     FINGERPRINT_ONLY,
     KINDS,
     PROTOTYPE_DISTANCE,

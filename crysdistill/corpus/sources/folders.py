@@ -10,8 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from crysdistill.corpus.labels import ID_PROP, PROPERTIES, LabelTable, read_labels
-from crysdistill.corpus.records import Record, Source, fingerprint, stamp
+from crysdistill.corpus.sources.labels import (
+    ID_PROP,
+    PROPERTIES,
+    LabelTable,
+    read_labels,
+)
+from crysdistill.corpus.sources.records import Record, Source, fingerprint, stamp
 from crysdistill.errors import InputError
 
 _SUFFIXES = {

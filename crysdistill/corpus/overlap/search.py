@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from rich.progress import Progress
 
-from crysdistill.corpus.facts import Collection, Facts, Formula, Workers
 from crysdistill.corpus.fingerprints import distances
-from crysdistill.corpus.matching import Test, judge
+from crysdistill.corpus.overlap.facts import Collection, Facts, Formula, Workers
+from crysdistill.corpus.overlap.matching import Test, judge
 
 KINDS = ("id", "structure", "prototype", "formula")
 """From the strongest to the weakest; a pair has the strongest that holds."""

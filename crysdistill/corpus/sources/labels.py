@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from crysdistill.corpus.records import Record
+from crysdistill.corpus.sources.records import Record
 from crysdistill.errors import InputError, did_you_mean
 
 ID_PROP = "id_prop.csv"

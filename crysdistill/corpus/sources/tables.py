@@ -13,8 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from crysdistill.corpus.labels import PROPERTIES, LabelTable, read_labels
-from crysdistill.corpus.records import Record, Source, fingerprint, load_json, stamp
+from crysdistill.corpus.sources.labels import PROPERTIES, LabelTable, read_labels
+from crysdistill.corpus.sources.records import (
+    Record,
+    Source,
+    fingerprint,
+    load_json,
+    stamp,
+)
 from crysdistill.errors import BadStructure
 from crysdistill.readers import read_bytes
 

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from crysdistill.corpus.fingerprints import fingerprint, formulas
-from crysdistill.corpus.matching import Test, primitive, space_groups, unhanded
+from crysdistill.corpus.overlap.matching import Test, primitive, space_groups, unhanded
 from crysdistill.structures import Crystal
 
 _CHUNK = 64  # crystals per job: a tenth of a second

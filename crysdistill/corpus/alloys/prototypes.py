@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from crysdistill.corpus.emt import (
+from crysdistill.corpus.alloys.emt import (
     METALS,
     atomic_volumes,
     log_expansion,
