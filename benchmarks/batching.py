@@ -22,7 +22,7 @@ def measure() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "store.h5"
         source = data() / "perovskites" / "structures.jsonl.gz"
-        build([source], path, symmetry=False, progress=False)
+        build([source], path, symmetry=None, progress=False)
         store = Store.open(path)
         pieces = [_as_data(store, row) for row in range(4096)]
         chosen = np.random.default_rng(0).integers(0, 4096, (8, BATCH))

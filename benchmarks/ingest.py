@@ -23,7 +23,7 @@ def measure() -> Iterator[Row]:
             archive.extractall(folder)
         files = sorted(Path(folder).rglob("*.cif"))[:100]
         records = [record for path in files for record in open_source(path).records()]
-        settings = BuildSettings(GraphSettings(), symmetry=False)
+        settings = BuildSettings(GraphSettings(), symmetry=None)
         seconds = take_turns(
             {
                 "published": lambda: [

@@ -37,6 +37,10 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"is {text!r} but must be a number") from None
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.split(","))))
+
+
 def _out(parser: Parser, metavar: str, text: str) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar=metavar, help=text
@@ -63,8 +67,18 @@ def _build_arguments(parser: Parser) -> None:
     add("--max-neighbors", type=_integer, help="nearest neighbours that an atom hears")
     text = "`shells` (whole ones), `nearest`, or `cgcnn` (as published)"
     add("--graph", "--mode", dest="mode", metavar="MODE", help=text)
-    add("--no-symmetry", dest="symmetry", action="store_false", help="no space groups")
+    text = "what finds space groups: `fast` (moyopy where it is sure), or `spglib`"
+    add("--symmetry", metavar="ENGINE", help=text)
+    text = "find no space groups"
+    add("--no-symmetry", dest="symmetry", action="store_const", const=None, help=text)
     add("--max-atoms", type=_integer, help="refuse crystals with more atoms")
+    add("--max-volume", type=_number, help="refuse more than so many Å³ per atom")
+    text = "refuse crystals with two atoms closer than so many Å"
+    add("--min-distance", type=_number, help=text)
+    text = "symbols such as `Si,O`: refuse crystals with any other element"
+    add("--elements", type=_names, metavar="SYMBOLS", help=text)
+    text = "symbols: refuse crystals with one of these elements"
+    add("--without", type=_names, metavar="SYMBOLS", help=text)
     text = "keep structures without a label where others have one"
     add("--keep-unlabelled", action="store_true", help=text)
     add("--overwrite", action="store_true", help="replace a store of that name")
@@ -73,15 +87,18 @@ def _build_arguments(parser: Parser) -> None:
 
 def _build(args: argparse.Namespace) -> None:
     from crysdistill.corpus.build import build
+    from crysdistill.corpus.filters import Filters
     from crysdistill.neighbors import GraphSettings
 
     given = vars(args)
-    graph = {
-        name: given.pop(name)
-        for name in ("cutoff", "max_neighbors", "mode")
-        if name in given
-    }
-    report = build(graph=GraphSettings(**graph), **given)
+    graph, filters = (
+        {name: given.pop(name) for name in names if name in given}
+        for names in (
+            ("cutoff", "max_neighbors", "mode"),
+            ("max_atoms", "max_volume", "min_distance", "elements", "without"),
+        )
+    )
+    report = build(graph=GraphSettings(**graph), filters=Filters(**filters), **given)
     print(f"{report.store}: {report.built:,} of {report.read:,} crystals")
     if report.rejections:
         refused = len(report.rejections)

@@ -1,14 +1,13 @@
-"""One crystal: its arrays, its checks and its symmetry."""
+"""One crystal: its arrays and its checks."""
 
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,33 +31,8 @@ MAX_LENGTH = 1000.0
 FULL_OCCUPANCY = 1e-3
 """How far from 1 the occupancy of a full site may be written."""
 
-SYMPREC = (0.01, 0.1)
-"""Å. The tolerances at which stores keep space groups: pymatgen's default for relaxed
-structures, and the looser one with which the Materials Project labels its entries."""
-
-ANGLE_TOLERANCE = 5.0
-"""Degrees. pymatgen's default (spglib's own is -1), so that labels compare with the
-literature."""
-
-CRYSTAL_SYSTEMS = (
-    "triclinic",
-    "monoclinic",
-    "orthorhombic",
-    "tetragonal",
-    "trigonal",
-    "hexagonal",
-    "cubic",
-)
-"""The crystal systems, by the number that `crystal_system` returns."""
-
 _ALL_PAIRS = 40  # atoms; up to here it is faster to compare all with all
-_FIRST_GROUPS = np.array([1, 3, 16, 75, 143, 168, 195])  # of each crystal system
 _SPECIES = re.compile(r"([A-Za-z]+)[0-9]*\.?[0-9]*[+-]?[0-9]*\.?[0-9]*")
-
-
-# spglib tells of each search that failed on stderr, from within C, where it tears
-# progress bars; it asks for this variable before every line.
-os.environ.setdefault("SPGLIB_WARNING", "OFF")
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,39 +339,3 @@ def _closest_pair_in_thin_cell(
         return -1, -1, math.inf
     least = pairs[distance[pairs].argmin()]
     return int(i[least]), int(j[least]), float(distance[least])
-
-
-# ---------------------------------------------------------------------------- symmetry
-
-
-def space_group(
-    crystal: Crystal, symprec: float, angle_tolerance: float = ANGLE_TOLERANCE
-) -> int:
-    """Return the number of the space group, 1-230, by spglib; 0 where it finds none.
-
-    Args:
-        crystal: checked; spglib crashes on coordinates that are not finite.
-        symprec: Å, how far an atom may lie from its image.
-        angle_tolerance: degrees, the same for the angles of the cell.
-    """
-    import spglib
-
-    cell: Any = (crystal.cell, crystal.frac_coords, crystal.atomic_numbers)
-    try:
-        found = spglib.get_spacegroup(cell, symprec, angle_tolerance)
-    except Exception:  # spglib's errors differ by version; none concerns the user
-        return 0
-    return int(found.rpartition("(")[2].rstrip(")")) if found else 0
-
-
-def crystal_system(space_groups: np.ndarray) -> np.ndarray:
-    """Return the crystal system of each space group as a number into `CRYSTAL_SYSTEMS`.
-
-    Args:
-        space_groups: any shape, 1-230, or 0 for not known.
-
-    Returns:
-        The same shape, int64, 0-6; -1 where not known.
-    """
-    groups = np.asarray(space_groups)
-    return np.searchsorted(_FIRST_GROUPS, groups, side="right").astype(np.int64) - 1

@@ -273,7 +273,7 @@ def _alloys(folder: Path) -> Study:
         [folder / "alloys.json"],
         folder / "alloys.h5",
         graph=GraphSettings(mode="cgcnn"),
-        symmetry=False,
+        symmetry=None,
         workers=1,
         progress=False,
     ).store

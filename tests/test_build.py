@@ -21,6 +21,7 @@ from crysdistill.cli import main
 from crysdistill.corpus import build as building
 from crysdistill.corpus import merge, shards
 from crysdistill.corpus.build import build
+from crysdistill.corpus.filters import Filters
 from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
 from crysdistill.graphs import GraphSettings
@@ -37,7 +38,7 @@ def quarantine(store: Path) -> list[dict[str, str]]:
 
 
 def quick(source: Path, out: Path, **options):
-    options = {"symmetry": False, "workers": 1, "graph": SMALL, **options}
+    options = {"symmetry": None, "workers": 1, "graph": SMALL, **options}
     return build([source], out, progress=False, **options)
 
 
@@ -154,7 +155,7 @@ def test_duplicate_ids_across_sources(tmp_path):
     second = write_lines(tmp_path / "b" / "s.jsonl", labelled(4, first=1))
     out = tmp_path / "store.h5"
     report = build(
-        [first, second], out, symmetry=False, workers=1, graph=SMALL, progress=False
+        [first, second], out, symmetry=None, workers=1, graph=SMALL, progress=False
     )
     assert Store.open(out).material_ids == [f"random-{n}" for n in range(5)]
     assert (report.read, report.built) == (7, 5)
@@ -169,7 +170,7 @@ def test_a_duplicate_id_is_counted_though_the_first_was_refused(tmp_path):
     small = random_crystal(1, atoms=2)
     source = write_lines(tmp_path / "s.jsonl", [big, small])
     out = tmp_path / "store.h5"
-    report = quick(source, out, max_atoms=4)
+    report = quick(source, out, filters=Filters(max_atoms=4))
     assert (report.read, report.built) == (2, 1)
     assert len(Store.open(out).crystal(0).atomic_numbers) == 2
     assert "filtered: 6 atoms, more than `max_atoms` 4" in quarantine(out)[0]["reason"]
@@ -219,7 +220,7 @@ def test_one_worker_and_two_give_the_same_bytes(tmp_path, monkeypatch):
     source = write_lines(tmp_path / "s.jsonl", labelled(30))
     monkeypatch.setattr(building, "SHARD_SIZE", 7)
     for workers in (1, 2):
-        quick(source, tmp_path / f"{workers}.h5", workers=workers, symmetry=True)
+        quick(source, tmp_path / f"{workers}.h5", workers=workers, symmetry="fast")
     assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "2.h5").read_bytes()
     assert leftovers(tmp_path) == []
 
@@ -386,7 +387,7 @@ def test_other_settings_do_not_go_on(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=message):
         quick(source, out, graph=GraphSettings(cutoff=6.0))
     with pytest.raises(InputError, match=message):
-        quick(source, out, max_atoms=3)
+        quick(source, out, filters=Filters(max_atoms=3))
     with pytest.raises(InputError, match=message):
         quick(source, out, labels=False)
     write_lines(source, labelled(6))  # a changed source
@@ -414,10 +415,10 @@ def test_an_existing_store(tmp_path):
     with pytest.raises(
         InputError, match=r"out\.h5 exists; give another name or `--over"
     ):
-        quick(source, out, max_atoms=2)
+        quick(source, out, filters=Filters(max_atoms=2))
     assert out.read_bytes() == before
     assert leftovers(tmp_path) == []
-    assert quick(source, out, max_atoms=2, overwrite=True).built < 5
+    assert quick(source, out, filters=Filters(max_atoms=2), overwrite=True).built < 5
     assert len(Store.open(out)) < 5
 
 

@@ -19,8 +19,8 @@ from crysdistill.corpus.store import Store
 from crysdistill.elements import atomic_numbers_by_symbol, symbols
 from crysdistill.errors import InputError
 from crysdistill.graphs import GraphSettings, distances, make_batch
-from crysdistill.structures import CRYSTAL_SYSTEMS
 from crysdistill.studies.inspection import histogram, table_place, write_page
+from crysdistill.symmetry import CRYSTAL_SYSTEMS
 from tests.conftest import structures
 
 GAPS = {"diamond": 5.4, "NaCl": 8.5, "TiO2": 3.0}
@@ -171,7 +171,7 @@ def test_long_tables_are_summed_up():
 
 def test_without_symmetry_or_labels(folder, tmp_path):
     source = folder / "structures.jsonl"
-    found = inspect(made(source, tmp_path / "s.h5", symmetry=False, labels=False))
+    found = inspect(made(source, tmp_path / "s.h5", symmetry=None, labels=False))
     assert found.facts["symmetry"] == "not searched for"
     assert "label noise" not in found.facts
     titles = [section.title for section in found.sections]

@@ -18,6 +18,7 @@ LAYERS = (
     "errors",
     "elements",
     "structures",
+    "symmetry",
     "operations",
     "cif",
     "readers",

@@ -24,7 +24,8 @@ from crysdistill.corpus.fingerprints import (
 from crysdistill.corpus.overlap import CrystalList, Overlap, find_overlap, matching
 from crysdistill.corpus.overlap.search import KINDS
 from crysdistill.errors import InputError
-from crysdistill.structures import Crystal, space_group
+from crysdistill.structures import Crystal
+from crysdistill.symmetry import space_group
 from tests.conftest import random_crystal
 
 make = Structure.from_spacegroup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def kept(tmp_path_factory) -> tuple[list[Crystal], Store]:
     crystals[3] = replace(crystals[3], properties={"density": 0.5})
     crystals[4] = replace(crystals[4], properties={})
     path = tmp_path_factory.mktemp("store") / "s.h5"
-    return crystals, open_store(path, crystals, symmetry=True)
+    return crystals, open_store(path, crystals, symmetry="fast")
 
 
 class TestWhatIsWrittenComesBack:
@@ -93,7 +94,7 @@ class TestWhatIsWrittenComesBack:
         _, store = kept
         assert store.space_groups.shape == (12, 2)
         assert store.space_groups.min() >= 1
-        assert store.facts["symmetry"]["engine"].startswith("spglib")
+        assert store.facts["symmetry"]["engine"].startswith("moyopy")
         assert torch.equal(
             store.batch(range(12)).space_groups,
             torch.from_numpy(store.space_groups[:, 0].astype(np.int64)),
@@ -154,6 +155,9 @@ class TestBatches:
             assert read.padding.any() == (graph.max_neighbors == 40)
         else:
             assert "padding" not in read
+        slowly = store._gather_by_torch(torch.tensor(rows), {})
+        for name in TENSORS[:-1]:
+            assert torch.equal(slowly[name], read[name]), name
         assert torch.equal(distances(read), distances(made))
         assert read.padding_distance == made.padding_distance
         assert read.num_graphs == made.num_graphs == len(rows)
@@ -294,16 +298,23 @@ class TestPacking:
         assert torch.equal(store.batch([0]).edge_index, made.edge_index)
 
 
-def test_less_than_500_bytes_for_9_atoms_with_12_neighbours(tmp_path):
-    def size(count: int) -> int:
+def test_bytes_of_9_atoms_with_12_neighbours(tmp_path):
+    """Structure, graph and labels take less than 500; with fingerprints, 15 an edge."""
+
+    def sizes(count: int) -> tuple[int, int]:
         crystals = [random_crystal(seed, atoms=9) for seed in range(count)]
         graph = GraphSettings(mode="nearest")
         path = write_store(tmp_path / f"{count}.h5", crystals, graph=graph)
         assert np.diff(Store.open(path).edge_offsets).tolist() == [108] * count
-        return path.stat().st_size
+        with h5py.File(path) as file:
+            fingerprints = file["fingerprints/values"].nbytes
+        whole = path.stat().st_size
+        return whole, whole - fingerprints
 
-    assert (size(150) - size(50)) / 100 < 500
-    assert (tmp_path / "150.h5").stat().st_size / 150 < 500 + 16_000 / 150
+    (most, core), (least, least_core) = sizes(150), sizes(50)
+    assert (core - least_core) / 100 < 500
+    assert core / 150 < 500 + 16_000 / 150
+    assert (most - least) / 100 / 108 < 15
 
 
 # ---------------------------------------------------------------- mapped, and checked
@@ -336,17 +347,29 @@ class TestIntegrity:
     @pytest.mark.parametrize(
         "name", ["structures/frac_coords", "graphs/edge_codes", "properties/values"]
     )
-    def test_corruption_is_found_and_named_but_not_by_opening(self, path, name):
-        Store.open(path).verify()
+    def test_opening_finds_corruption_and_names_the_part(self, path, name):
+        mapped = Store.open(path)
         overwrite(path, offset_of(path, name) + 3, b"\xa7")
-        store = Store.open(path)
-        assert len(store) == 20
-        with pytest.raises(InputError, match=f"`{name}` is corrupted.*build the store"):
-            store.verify()
+        message = f"`{name}` is corrupted.*build the store again or restore it from a"
+        with pytest.raises(InputError, match=message):
+            Store.open(path)
+        with pytest.raises(InputError, match=message):
+            mapped.verify()  # it changed under our feet
+        assert len(Store.open(path, verify=False)) == 20
 
-    def test_every_array_has_a_hash(self, path):
+    def test_a_change_in_its_description_is_found(self, path):
+        with h5py.File(path, "r+") as file:
+            file.attrs["facts"] = file.attrs["facts"].replace("shells", "cgcnn")
+        with pytest.raises(InputError, match="its description is corrupted"):
+            Store.open(path)
+
+    def test_every_array_has_a_checksum(self, path):
         store = Store.open(path)
-        assert set(store.facts["hashes"]) == set(store._arrays)
+        assert set(store.facts["checksums"]) == set(store._arrays)
+        with h5py.File(path, "r+") as file:
+            del file["symmetry/space_groups"]
+        with pytest.raises(InputError, match="`symmetry/space_groups` is missing or"):
+            Store.open(path)
 
     @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
     def test_cut_short(self, path, share):
@@ -382,14 +405,43 @@ class TestIntegrity:
         ):
             Store.open(path)
 
-    def test_another_schema(self, path):
+    def test_a_newer_schema(self, path):
         with h5py.File(path, "r+") as file:
             file.attrs["schema"] = SCHEMA + 1
         message = (
-            f"schema {SCHEMA + 1}, but this version reads schema {SCHEMA}; build it"
+            f"schema {SCHEMA + 1}, but this version reads schema {SCHEMA}; install a "
+            "newer crysdistill, or build it again from its sources"
         )
         with pytest.raises(InputError, match=message):
             Store.open(path)
+
+    def test_a_store_of_schema_1_is_written_anew_by_build(self, path):
+        """Schema 1 had no fingerprints, and hashes for checksums."""
+        before = Store.open(path)
+        with h5py.File(path, "r+") as file:
+            del file["fingerprints"]
+            facts = json.loads(file.attrs["facts"])
+            del facts["checksums"]
+            facts["hashes"] = {
+                f"{group}/{name}": hashlib.sha256(array[()].tobytes()).hexdigest()
+                for group in file
+                for name, array in file[group].items()
+            }
+            file.attrs["schema"] = 1
+            file.attrs["facts"] = json.dumps(facts)
+            del file.attrs["checksum"]
+        message = rf"of schema 1, but .*; `crysdistill build {path} -o NEW\.h5` writes"
+        with pytest.raises(InputError, match=message):
+            Store.open(path)
+        anew = path.with_name("new.h5")
+        build([path], anew, graph=before.graph, symmetry=None, progress=False)
+        after = Store.open(anew)
+        assert after.material_ids == before.material_ids
+        assert torch.equal(after.batch(range(20)).cell, before.batch(range(20)).cell)
+        assert np.array_equal(after.property("density"), before.property("density"))
+        overwrite(path, offset_of(path, "structures/cells") + 3, b"\xa7")
+        with pytest.raises(InputError, match="`structures/cells` is corrupted"):
+            build([path], anew, overwrite=True, progress=False)
 
     def test_unknown_property(self, path):
         store = Store.open(path)

@@ -1,4 +1,4 @@
-"""Crystals: checks, conversions, symmetry."""
+"""Crystals: checks, conversions."""
 
 from __future__ import annotations
 
@@ -7,23 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
-from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from crysdistill.errors import BadStructure
 from crysdistill.structures import (
-    ANGLE_TOLERANCE,
-    CRYSTAL_SYSTEMS,
     MIN_DISTANCE,
-    SYMPREC,
     Crystal,
-    crystal_system,
     label_number,
-    space_group,
     species_number,
     validate,
 )
 
-from .conftest import random_crystal, structures
+from .conftest import structures
 
 STRUCTURES = structures()
 CUBE = np.eye(3) * 4.0
@@ -191,62 +185,3 @@ def test_species(text, number):
 )
 def test_labels(text, number):
     assert label_number(text) == number
-
-
-@pytest.mark.parametrize("symprec", SYMPREC)
-def test_space_groups_are_those_of_pymatgen(symprec):
-    known = {"fcc-Cu": 225, "NaCl": 225, "diamond": 227, "TiO2": 136, "hcp-Mg": 194}
-    for name, structure in STRUCTURES.items():
-        crystal = Crystal.from_pymatgen(structure, name)
-        found = space_group(crystal, symprec, ANGLE_TOLERANCE)
-        analyzer = SpacegroupAnalyzer(structure, symprec, ANGLE_TOLERANCE)
-        assert found == analyzer.get_space_group_number()
-        assert found == known.get(name, found)
-    assert space_group(random_crystal(0), symprec) == 1
-
-
-def test_space_group_of_nothing_sensible_is_0(capfd):
-    twice = cscl(atomic_numbers=np.array([6, 6]), frac_coords=np.zeros((2, 3)))
-    assert space_group(twice, 0.01) == 0
-    assert capfd.readouterr().err == ""
-
-
-def test_a_search_that_fails_tears_no_progress_bar(capfd, monkeypatch):
-    # Two hcp cells with every atom about 0.15 Å out of place.
-    crystal = Crystal(
-        "bent-Mg",
-        np.full(4, 12, np.uint8),
-        np.array(
-            [
-                [0.1724, 0.6493, 0.2451],
-                [0.6617, 0.6198, 0.2357],
-                [0.3295, 0.3459, 0.7794],
-                [0.8233, 0.3319, 0.7654],
-            ]
-        ),
-        np.array(
-            [[6.426, 0.028, -0.002], [-1.611, 2.77, 0.001], [-0.038, -0.001, 5.201]]
-        ),
-    )
-    found = space_group(crystal, 0.1)
-    assert capfd.readouterr() == ("", "")
-    monkeypatch.setenv("SPGLIB_WARNING", "ON")  # as spglib is without us
-    assert space_group(crystal, 0.1) == found
-    assert "spglib: get_bravais_exact_positions_and_lattice" in capfd.readouterr().err
-
-
-def test_crystal_systems():
-    first = [1, 3, 16, 75, 143, 168, 195]
-    last = [2, 15, 74, 142, 167, 194, 230]
-    assert crystal_system(np.array(first)).tolist() == list(range(7))
-    assert crystal_system(np.array(last)).tolist() == list(range(7))
-    assert crystal_system(np.array([[0, 225]], np.uint8)).tolist() == [[-1, 6]]
-    assert CRYSTAL_SYSTEMS[crystal_system(np.array(166))] == "trigonal"
-
-
-def test_crystal_systems_are_those_of_pymatgen():
-    from pymatgen.symmetry.groups import SpaceGroup
-
-    for number in (1, 2, 3, 15, 16, 74, 75, 142, 143, 167, 168, 194, 195, 198):
-        expected = SpaceGroup.from_int_number(number).crystal_system
-        assert CRYSTAL_SYSTEMS[crystal_system(np.array(number))] == expected

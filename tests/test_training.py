@@ -51,7 +51,7 @@ SHORT = TrainerSettings(epochs=3, batch_size=8, accelerator="cpu", progress=Fals
 def dataset(tmp_path_factory) -> Path:
     crystals = labelled(40)
     path = tmp_path_factory.mktemp("dataset") / "dataset.h5"
-    return write_store(path, crystals, symmetry=True)
+    return write_store(path, crystals, symmetry="fast")
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ class TestTestLabelsStayUnseen:
         for row in getattr(split, subset):
             known = {**crystals[row].properties, "density": 5.0 + row}
             crystals[row] = replace(crystals[row], properties=known)
-        return write_store(tmp_path / "changed.h5", crystals, symmetry=True)
+        return write_store(tmp_path / "changed.h5", crystals, symmetry="fast")
 
     def test_weights_do_not_depend_on_test_labels(self, config, tmp_path):
         first = train(config)
@@ -789,7 +789,7 @@ class TestPretraining:
     def test_overlapping_crystals_are_left_out(self, tmp_path, monkeypatch):
         corpus = labelled(40)
         planted = [replace(c, material_id=f"copy-{c.material_id}") for c in corpus[5:9]]
-        corpus_path = write_store(tmp_path / "corpus.h5", corpus, symmetry=True)
+        corpus_path = write_store(tmp_path / "corpus.h5", corpus, symmetry="fast")
         other = write_store(tmp_path / "judge.h5", [*planted, *labelled(4, first=100)])
         seen: set[str] = set()
         real = pretraining.BatchLoader
@@ -809,7 +809,7 @@ class TestPretraining:
 
     def test_labels_are_not_read(self, dataset, tmp_path):
         blank = [replace(c, properties={}) for c in labelled(40)]
-        without = write_store(tmp_path / "blank.h5", blank, symmetry=True)
+        without = write_store(tmp_path / "blank.h5", blank, symmetry="fast")
         first = pretrain(pretraining_config(dataset, tmp_path / "a"))
         second = pretrain(pretraining_config(without, tmp_path / "b"))
         assert same(first, second)
@@ -821,7 +821,7 @@ class TestPretraining:
             pretraining_config(dataset, tmp_path, objectives={})
         with pytest.raises(InputError, match="`held_out` is 0 but must be between 0"):
             pretraining_config(dataset, tmp_path, held_out=0)
-        few = write_store(tmp_path / "few.h5", labelled(3), symmetry=True)
+        few = write_store(tmp_path / "few.h5", labelled(3), symmetry="fast")
         with pytest.raises(
             InputError, match="leaves 1 crystals to learn from; use a la"
         ):
@@ -830,7 +830,7 @@ class TestPretraining:
 
 
 def test_pretraining_refuses_objectives_that_have_nothing_to_say(tmp_path):
-    store = write_store(tmp_path / "plain.h5", labelled(12), symmetry=False)
+    store = write_store(tmp_path / "plain.h5", labelled(12), symmetry=None)
     with pytest.raises(
         InputError,
         match=r"no space groups .*: objectives.space_group=false objectives.crystal",

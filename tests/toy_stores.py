@@ -16,6 +16,7 @@ from crysdistill.corpus.store import Store
 from crysdistill.elements import symbols
 from crysdistill.graphs import GraphSettings
 from crysdistill.structures import Crystal
+from crysdistill.symmetry import Engine
 from tests.conftest import random_crystal
 
 SMALL_GRAPH = GraphSettings(cutoff=7.0, max_neighbors=6)
@@ -76,7 +77,7 @@ def write_store(
     path: Path,
     crystals: Sequence[Crystal],
     graph: GraphSettings = SMALL_GRAPH,
-    symmetry: bool = False,
+    symmetry: Engine | None = None,
 ) -> Path:
     """Build a store of crystals by way of the files that users have."""
     lines = write_lines(path.with_name(f"{path.name}-source") / "s.jsonl", crystals)

@@ -31,6 +31,7 @@ from rich.progress import (
 )
 
 from crysdistill import __version__
+from crysdistill.corpus.filters import Filters
 from crysdistill.corpus.merge import merge_shards
 from crysdistill.corpus.shards import (
     BuildSettings,
@@ -41,9 +42,15 @@ from crysdistill.corpus.shards import (
 )
 from crysdistill.corpus.sources import open_sources
 from crysdistill.corpus.sources.records import Record, Source
-from crysdistill.errors import InputError
+from crysdistill.errors import InputError, did_you_mean
 from crysdistill.neighbors import GraphSettings
-from crysdistill.structures import ANGLE_TOLERANCE, SYMPREC
+from crysdistill.symmetry import (
+    ANGLE_TOLERANCE,
+    ENGINES,
+    SYMPREC,
+    Engine,
+    engine_versions,
+)
 
 SHARD_SIZE = 256
 """Crystals in a shard: a second of work, so that little is lost when a build stops."""
@@ -76,8 +83,8 @@ def build(
     out: str | Path,
     *,
     graph: GraphSettings | None = None,
-    symmetry: bool = True,
-    max_atoms: int | None = None,
+    symmetry: Engine | None = "fast",
+    filters: Filters | None = None,
     keep_unlabelled: bool = False,
     labels: bool = True,
     workers: int | None = None,
@@ -97,8 +104,9 @@ def build(
         out: the store to write; refused entries go to `OUT.quarantine.csv`
             as `source, material_id, reason`.
         graph: how neighbours become edges.
-        symmetry: whether to find space groups, the slowest part.
-        max_atoms: crystals with more atoms are refused (and listed).
+        symmetry: what finds space groups, the slowest part: `fast` or `spglib`; None
+            finds none.
+        filters: which sound crystals are refused (and listed).
         keep_unlabelled: keep structures without a label in a labelled source.
         labels: whether to read labels at all.
         workers: processes; all cores where None.
@@ -118,8 +126,13 @@ def build(
         raise InputError(f"{out.parent}: no such folder; create it first")
     if workers is not None and workers < 1:
         raise InputError(f"`workers` is {workers} but must be at least 1")
+    if symmetry is not None and symmetry not in ENGINES:
+        raise InputError(
+            f"`symmetry` is {symmetry!r} but must be one of {', '.join(ENGINES)}"
+            f"{did_you_mean(str(symmetry), ENGINES)}"
+        )
     opened = open_sources(sources, keep_unlabelled, labels)
-    settings = BuildSettings(graph or GraphSettings(), symmetry, max_atoms)
+    settings = BuildSettings(graph or GraphSettings(), symmetry, filters or Filters())
     properties = list(dict.fromkeys(name for s in opened for name in s.properties))
     with _locked(parts, out):
         _check_resumable(parts, opened, settings, properties)
@@ -138,9 +151,9 @@ def build(
             "symmetry": {
                 "symprec": list(SYMPREC),
                 "angle_tolerance": ANGLE_TOLERANCE,
-                "engine": _spglib_version() if symmetry else "none",
+                "engine": engine_versions(symmetry) if symmetry else "none",
             },
-            "max_atoms": max_atoms,
+            "filters": asdict(settings.filters),
         }
         built, rejections = merge_shards(shards, out, facts)
         quarantine = out.with_name(out.name + ".quarantine.csv")
@@ -150,12 +163,6 @@ def build(
                 path.unlink()
         shutil.rmtree(parts)
     return BuildReport(out, quarantine, built + len(rejections), built, rejections)
-
-
-def _spglib_version() -> str:
-    import spglib
-
-    return f"spglib {spglib.__version__}"
 
 
 @contextmanager

@@ -8,11 +8,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import numpy as np
+from numba import njit
 from scipy.optimize import linear_sum_assignment
-from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from crysdistill.structures import Crystal
@@ -21,7 +20,6 @@ NEIGHBORS = 32
 """Distances per profile: enough to reach the third shell of close packings, where
 stackings first differ."""
 
-_FEW_DISTANCES = 10_000  # below, a search tree costs more than it saves
 _MAX_PERMUTATIONS = 120  # beyond, an assignment problem per pair is cheaper
 _PAIRS_AT_ONCE = 4_000_000  # 32 MB of distances
 
@@ -53,59 +51,104 @@ def fingerprint(crystal: Crystal) -> np.ndarray:
         (S, 2 `NEIGHBORS`) float32. Species stand in the order of `composition`.
     """
     species, _ = composition(crystal.atomic_numbers)
+    frac, cell = crystal.frac_coords, crystal.cell
+    inverse = np.linalg.inv(cell)
+    per_plane = np.sqrt((inverse * inverse).sum(axis=0))  # 1 / plane spacing, 1 / Å
     profiles = np.empty((len(species), 2 * NEIGHBORS), np.float32)  # (S, F)
     volume = crystal.volume
-    among_all = _nearest(crystal.frac_coords, crystal.cell)  # (N, K)
+    among_all = _nearest(frac, cell, per_plane, volume)  # (N, K)
     for row, number in enumerate(species.tolist()):
         own = crystal.atomic_numbers == number
         among_own = among_all
         if len(species) > 1:
-            among_own = _nearest(crystal.frac_coords[own], crystal.cell)
+            among_own = _nearest(frac[own], cell, per_plane, volume)
         around = among_all[own].mean(axis=0)
         profiles[row, :NEIGHBORS] = around / np.cbrt(volume / len(own))
         profiles[row, NEIGHBORS:] = among_own.mean(axis=0) / np.cbrt(volume / own.sum())
     return profiles
 
 
-def _nearest(frac: np.ndarray, cell: np.ndarray) -> np.ndarray:
+@njit(cache=True)
+def _nearest_within(
+    frac: np.ndarray, cell: np.ndarray, margin: np.ndarray, most: float
+) -> np.ndarray:
+    """Return the smallest squared distances up to `most`, (N, K) Å²; else infinity.
+
+    Args:
+        frac: (N, 3), wrapped into [0, 1).
+        cell: (3, 3) in Å.
+        margin: (3,), how far the sphere reaches in fractional coordinates.
+        most: Å², the square of the sphere's radius.
+    """
+    points = len(frac)
+    found = np.full((points, NEIGHBORS), np.inf)
+    last = NEIGHBORS - 1
+    for i in range(points):
+        nearest = found[i]
+        for j in range(points):
+            # The images of j that may lie within the sphere around i.
+            x = frac[j, 0] - frac[i, 0]
+            y = frac[j, 1] - frac[i, 1]
+            z = frac[j, 2] - frac[i, 2]
+            for a in range(math.ceil(-margin[0] - x), math.floor(margin[0] - x) + 1):
+                u0 = (x + a) * cell[0, 0]
+                u1 = (x + a) * cell[0, 1]
+                u2 = (x + a) * cell[0, 2]
+                for b in range(
+                    math.ceil(-margin[1] - y), math.floor(margin[1] - y) + 1
+                ):
+                    v0 = u0 + (y + b) * cell[1, 0]
+                    v1 = u1 + (y + b) * cell[1, 1]
+                    v2 = u2 + (y + b) * cell[1, 2]
+                    for c in range(
+                        math.ceil(-margin[2] - z), math.floor(margin[2] - z) + 1
+                    ):
+                        w0 = v0 + (z + c) * cell[2, 0]
+                        w1 = v1 + (z + c) * cell[2, 1]
+                        w2 = v2 + (z + c) * cell[2, 2]
+                        squared = w0 * w0 + w1 * w1 + w2 * w2
+                        if squared > most or squared >= nearest[last]:
+                            continue
+                        if i == j and a == 0 and b == 0 and c == 0:
+                            continue
+                        place = last
+                        while place > 0 and nearest[place - 1] > squared:
+                            nearest[place] = nearest[place - 1]
+                            place -= 1
+                        nearest[place] = squared
+    return found
+
+
+@njit(cache=True)
+def _nearest(
+    frac: np.ndarray, cell: np.ndarray, per_plane: np.ndarray, volume: float
+) -> np.ndarray:
     """Return the distances from each point to its nearest periodic ones, (N, K), Å."""
-    inverse = np.linalg.inv(cell)
-    per_plane = np.sqrt((inverse * inverse).sum(axis=0))  # 1 / plane spacing, 1 / Å
-    free_length = np.cbrt(abs(np.linalg.det(cell)) / len(frac))
+    free_length = np.cbrt(volume / len(frac))
     sphere = np.cbrt(3 * NEIGHBORS / (4 * math.pi))  # holds that many on average
     radius = (sphere + 0.8) * free_length
-    centres = frac @ cell
     while True:
-        points = _images(frac, radius * per_plane) @ cell
-        if len(points) > NEIGHBORS:
-            found = _nearest_points(centres, points)
-            if found[:, -1].max() <= radius:
-                return found[:, 1:]  # each atom found itself first
+        found = _nearest_within(frac, cell, radius * per_plane, radius * radius)
+        if np.isfinite(found[:, -1]).all():
+            return np.sqrt(found)
         radius *= 1.25
 
 
-def _nearest_points(centres: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return the sorted distances to the `NEIGHBORS` + 1 nearest points, in Å."""
-    if len(centres) * len(points) > _FEW_DISTANCES:
-        return cKDTree(points).query(centres, k=NEIGHBORS + 1)[0]
-    delta = centres[:, None] - points
-    squared = np.einsum("ijk,ijk->ij", delta, delta)
-    squared.partition(NEIGHBORS, axis=1)
-    return np.sqrt(np.sort(squared[:, : NEIGHBORS + 1], axis=1))
+_STEPS = 1 << 13  # of a packed distance per unit of length
 
 
-def _images(frac: np.ndarray, margin: np.ndarray) -> np.ndarray:
-    """Return the periodic images within `margin` of the cell, all fractional."""
-    images = (frac + _shifts(*map(math.ceil, margin.tolist()))).reshape(-1, 3)
-    # A little more, so that rounding never loses an atom on the rim.
-    return images[(np.abs(images - 0.5) <= 0.5 + 1e-9 + margin).all(axis=1)]
+def pack(profiles: np.ndarray) -> np.ndarray:
+    """Return fingerprints as stores keep them: uint16, in steps of 1/8192.
+
+    Rounding changes a distance between fingerprints by less than 1e-4; lengths from 8
+    on, which only rods of vacuum have, become 8.
+    """
+    return np.minimum(np.rint(profiles * _STEPS), 65535).astype(np.uint16)
 
 
-@lru_cache(maxsize=1024)
-def _shifts(*steps: int) -> np.ndarray:
-    """Return all lattice translations of at most so many steps, (M, 1, 3)."""
-    ranges = [np.arange(-n, n + 1.0) for n in steps]
-    return np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+def unpack(packed: np.ndarray) -> np.ndarray:
+    """Return packed fingerprints as float32."""
+    return packed.astype(np.float32) / np.float32(_STEPS)
 
 
 # ------------------------------------------------------------------------ compositions

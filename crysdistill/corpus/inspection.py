@@ -14,7 +14,7 @@ from rich.text import Text
 from crysdistill.corpus.store import Store
 from crysdistill.elements import MAX_ATOMIC_NUMBER, symbols
 from crysdistill.graphs import distances
-from crysdistill.structures import CRYSTAL_SYSTEMS, crystal_system
+from crysdistill.symmetry import CRYSTAL_SYSTEMS, crystal_system
 
 _ABSENT = "–"
 _CHUNK = 1024  # crystals whose edges are measured at once

@@ -12,11 +12,17 @@ from typing import Any
 
 import h5py
 import numpy as np
+import xxhash
 
+from crysdistill.corpus.fingerprints import NEIGHBORS
 from crysdistill.corpus.shards import Rejection, read_list, read_shard
 from crysdistill.corpus.store import FORMAT, SCHEMA
 
 _HASHED_ROWS = 1 << 22  # rows of a dataset that are hashed at a time
+
+
+# What a survey reads of a shard: little of it.
+_SURVEYED = ("atoms", "edges", "species", "material_ids", "sources", "rejections")
 
 
 @dataclass
@@ -26,6 +32,7 @@ class _Survey:
     keep: list[np.ndarray] = field(default_factory=list)
     atoms: list[np.ndarray] = field(default_factory=list)
     edges: list[np.ndarray] = field(default_factory=list)
+    species: list[np.ndarray] = field(default_factory=list)
     id_bytes: list[np.ndarray] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     sources: dict[str, int] = field(default_factory=dict)
@@ -54,13 +61,20 @@ def merge_shards(
     _check_space(partial, _size(survey, len(facts["properties"])))
     with h5py.File(partial, "w") as file:
         _write(file, paths, survey, properties=len(facts["properties"]))
-        facts = {**facts, "sources": survey.sources, "hashes": _hashes(file)}
-        identity = {"graph": facts["graph"], "arrays": facts["hashes"]}
+        hashes, checksums = _hashes(file)
+        identity = {"graph": facts["graph"], "arrays": hashes}
         text = json.dumps(identity, sort_keys=True)
-        facts["hash"] = hashlib.sha256(text.encode()).hexdigest()
+        facts = {
+            **facts,
+            "sources": survey.sources,
+            "checksums": checksums,
+            "hash": hashlib.sha256(text.encode()).hexdigest(),
+        }
+        text = json.dumps(facts, sort_keys=True)
         file.attrs["format"] = FORMAT
         file.attrs["schema"] = SCHEMA
-        file.attrs["facts"] = json.dumps(facts, sort_keys=True)
+        file.attrs["facts"] = text
+        file.attrs["checksum"] = xxhash.xxh3_128_hexdigest(text.encode())
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(out)
@@ -80,44 +94,73 @@ def _check_space(path: Path, size: int) -> None:
 
 def _size(survey: _Survey, properties: int) -> int:
     """Return the bytes that a store takes, with room for what HDF5 adds."""
-    crystals, atoms, edges, id_bytes = (
+    crystals, atoms, edges, species, id_bytes = (
         sum(int(array.sum()) for array in arrays)
-        for arrays in (survey.keep, survey.atoms, survey.edges, survey.id_bytes)
+        for arrays in (
+            survey.keep,
+            survey.atoms,
+            survey.edges,
+            survey.species,
+            survey.id_bytes,
+        )
     )
-    per_crystal = 3 * 8 + 36 + 3 + 3 + 2 + 8 * properties
+    per_crystal = 4 * 8 + 36 + 3 + 3 + 2 + 8 * properties
     per_edge = 2 if survey.highest_code < 65536 else 4
-    return (1 << 20) + per_crystal * crystals + 14 * atoms + per_edge * edges + id_bytes
+    return (
+        (1 << 20)
+        + per_crystal * crystals
+        + 14 * atoms  # atomic number, coordinates, count of neighbours
+        + per_edge * edges
+        + 2 * 2 * NEIGHBORS * species
+        + id_bytes
+    )
 
 
 def _look(paths: Sequence[Path]) -> _Survey:
-    """Go over the shards once, refusing what repeats an id."""
+    """Go over the shards once, refusing what repeats an id.
+
+    What is held of a crystal are some forty bytes, so that millions fit.
+    """
     survey = _Survey()
-    seen: set[str] = set()
+    digests: list[np.ndarray] = []
     for path in paths:
-        arrays = read_shard(path)
+        arrays = read_shard(path, "id_digests", "most_neighbors", "highest_code")
+        digests.append(arrays["id_digests"])
+        survey.most_neighbors = max(
+            survey.most_neighbors, int(arrays["most_neighbors"])
+        )
+        survey.highest_code = max(survey.highest_code, int(arrays["highest_code"]))
+    first = _first_of_each(digests)
+    for path, keep in zip(paths, first, strict=True):
+        arrays = read_shard(path, *_SURVEYED)
         survey.rejections += [Rejection(*r) for r in read_list(arrays["rejections"])]
         ids = read_list(arrays["material_ids"])
         sources = read_list(arrays["sources"])
-        keep = np.ones(len(ids), bool)
-        for row, (name, source) in enumerate(zip(ids, sources, strict=True)):
-            if name in seen:
-                keep[row] = False
+        for name, source, kept in zip(ids, sources, keep.tolist(), strict=True):
+            if kept:
+                survey.sources[source] = survey.sources.get(source, 0) + 1
+            else:
                 reason = "duplicate id; the first one is kept, rename this one"
                 survey.rejections.append(Rejection(source, name, reason))
-                continue
-            seen.add(name)
-            survey.sources[source] = survey.sources.get(source, 0) + 1
         survey.keep.append(keep)
         survey.atoms.append(arrays["atoms"][keep])
         survey.edges.append(arrays["edges"][keep])
+        survey.species.append(arrays["species"][keep])
         sizes = [len(name.encode()) for name in ids]
         survey.id_bytes.append(np.array(sizes, np.int64)[keep])
-        if len(ids):
-            most = int(arrays["neighbor_counts"].max())
-            survey.most_neighbors = max(survey.most_neighbors, most)
-            highest = int(arrays["edge_codes"].max())
-            survey.highest_code = max(survey.highest_code, highest)
     return survey
+
+
+def _first_of_each(digests: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Tell of each shard's ids, given as (B, 2) uint64, which come for the first time.
+
+    Two ids among ten million share 128 bits by chance once in 10^24 corpora.
+    """
+    joined = np.concatenate([np.empty((0, 2), np.uint64), *digests])
+    _, first = np.unique(joined.view("u8,u8"), return_index=True)
+    new = np.zeros(len(joined), bool)
+    new[first] = True
+    return np.split(new, np.cumsum([len(part) for part in digests])[:-1])
 
 
 def _write(
@@ -128,10 +171,11 @@ def _write(
         "structures/atom_offsets": _offsets(survey.atoms),
         "graphs/edge_offsets": _offsets(survey.edges),
         "structures/material_id_offsets": _offsets(survey.id_bytes),
+        "fingerprints/offsets": _offsets(survey.species),
     }
     for name, array in offsets.items():
         file.create_dataset(name, data=array)
-    atoms, edges, id_bytes = (int(array[-1]) for array in offsets.values())
+    atoms, edges, id_bytes, species = (int(array[-1]) for array in offsets.values())
     crystals = len(offsets["structures/atom_offsets"]) - 1
     count_type = np.uint8 if survey.most_neighbors < 256 else np.int32
     code_type = np.uint16 if survey.highest_code < 65536 else np.int32
@@ -144,6 +188,7 @@ def _write(
         "graphs/edge_codes": ("edge_codes", (edges,), code_type),
         "graphs/shift_low": ("shift_low", (crystals, 3), np.int8),
         "graphs/shift_bits": ("shift_bits", (crystals, 3), np.uint8),
+        "fingerprints/values": ("fingerprints", (species, 2 * NEIGHBORS), np.uint16),
     }
     for name, (_, shape, dtype) in layout.items():
         file.create_dataset(name, shape, dtype)
@@ -177,12 +222,14 @@ def _kept(arrays: dict[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarr
     ]
     atoms = np.repeat(keep, arrays["atoms"])
     edges = np.repeat(keep, arrays["edges"])
+    species = np.repeat(keep, arrays["species"])
     per_atom = ("atomic_numbers", "frac_coords", "neighbor_counts")
     per_crystal = ("cells", "shift_low", "shift_bits", "space_groups", "properties")
     return {
         **{name: arrays[name][atoms] for name in per_atom},
         **{name: arrays[name][keep] for name in per_crystal},
         "edge_codes": arrays["edge_codes"][edges],
+        "fingerprints": arrays["fingerprints"][species],
         "id_bytes": np.frombuffer(b"".join(ids), np.uint8),
     }
 
@@ -194,15 +241,21 @@ def _offsets(counts: list[np.ndarray]) -> np.ndarray:
     )
 
 
-def _hashes(file: h5py.File) -> dict[str, str]:
-    """Return the SHA-256 of every dataset's bytes."""
-    hashes = {}
+def _hashes(file: h5py.File) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the SHA-256 of every dataset's bytes, and their fast checksums.
+
+    The first tell who a store is, once; the second are compared at every opening.
+    """
+    hashes, checksums = {}, {}
     for group in sorted(file):
         for name in sorted(file[group]):
             dataset = file[group][name]
-            digest = hashlib.sha256()
+            identity, check = hashlib.sha256(), xxhash.xxh3_128()
             for start in range(0, len(dataset), _HASHED_ROWS):
                 rows = np.ascontiguousarray(dataset[start : start + _HASHED_ROWS])
-                digest.update(rows.data.cast("B") if rows.size else b"")
-            hashes[f"{group}/{name}"] = digest.hexdigest()
-    return hashes
+                if rows.size:
+                    identity.update(rows.data.cast("B"))
+                    check.update(rows.data.cast("B"))
+            hashes[f"{group}/{name}"] = identity.hexdigest()
+            checksums[f"{group}/{name}"] = check.hexdigest()
+    return hashes, checksums

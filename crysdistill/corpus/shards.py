@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
+from crysdistill.corpus.filters import Filters
+from crysdistill.corpus.fingerprints import NEIGHBORS, fingerprint, pack
 from crysdistill.corpus.sources.records import Record, parse
 from crysdistill.errors import BadStructure
 from crysdistill.neighbors import GraphSettings, Neighbors, find_neighbors
-from crysdistill.structures import ANGLE_TOLERANCE, SYMPREC, Crystal, space_group
+from crysdistill.structures import Crystal
+from crysdistill.symmetry import SYMPREC, Engine, space_groups
 
 MAX_SHIFT_BITS = 7  # lattice translations stay within int8
 
@@ -38,13 +42,13 @@ class BuildSettings:
 
     Args:
         graph: how neighbours become edges.
-        symmetry: whether to find space groups (at `SYMPREC`).
-        max_atoms: crystals with more atoms go to the quarantine table; None takes all.
+        symmetry: what finds space groups (at `SYMPREC`); None finds none.
+        filters: crystals that they refuse go to the quarantine table.
     """
 
     graph: GraphSettings
-    symmetry: bool = True
-    max_atoms: int | None = None
+    symmetry: Engine | None = "fast"
+    filters: Filters = field(default_factory=Filters)
 
 
 def build_shard(
@@ -72,28 +76,25 @@ def build_shard(
             if _printable(record.material_id) != record.material_id:
                 raise BadStructure("its name is not valid UTF-8; rename it")
             crystal = parse(record)
-            atoms = len(crystal.atomic_numbers)
-            if settings.max_atoms is not None and atoms > settings.max_atoms:
-                raise BadStructure(
-                    f"filtered: {atoms} atoms, more than `max_atoms` "
-                    f"{settings.max_atoms}"
-                )
+            _refuse(settings.filters.before_graph(crystal))
             graph = find_neighbors(crystal.frac_coords, crystal.cell, settings.graph)
-            codes = pack_edges(graph, atoms)
+            _refuse(settings.filters.after_graph(graph))
+            packing = pack_edges(graph, len(crystal.atomic_numbers))
         except BadStructure as error:
             refused = (record.source, record.material_id, str(error))
             rejections.append(tuple(map(_printable, refused)))
             continue
         crystals.append(crystal)
         graphs.append(graph)
-        packed.append(codes)
+        packed.append(packing)
         sources.append(record.source)
     groups = [
-        [space_group(c, tolerance, ANGLE_TOLERANCE) for tolerance in SYMPREC]
-        if settings.symmetry
-        else [0] * len(SYMPREC)
+        space_groups(c, settings.symmetry) if settings.symmetry else [0] * len(SYMPREC)
         for c in crystals
     ]
+    profiles = [pack(fingerprint(c)) for c in crystals]
+    codes = _flat([codes for codes, _, _ in packed], np.int32)
+    counts = _flat([g.counts for g in graphs], np.int32)
     values = [[c.properties.get(name, np.nan) for name in properties] for c in crystals]
     return {
         "atoms": np.array([len(c.atomic_numbers) for c in crystals], np.int64),
@@ -101,17 +102,22 @@ def build_shard(
         "atomic_numbers": _flat([c.atomic_numbers for c in crystals], np.uint8),
         "frac_coords": _flat([c.frac_coords for c in crystals], np.float32, 3),
         "cells": np.array([c.cell for c in crystals], np.float32).reshape(-1, 3, 3),
-        "neighbor_counts": _flat([g.counts for g in graphs], np.int32),
-        "edge_codes": _flat([codes for codes, _, _ in packed], np.int32),
+        "neighbor_counts": counts,
+        "most_neighbors": counts.max(initial=0),
+        "edge_codes": codes,
+        "highest_code": codes.max(initial=0),
         "shift_low": np.array([low for _, low, _ in packed], np.int8).reshape(-1, 3),
         "shift_bits": np.array([bits for _, _, bits in packed], np.uint8).reshape(
             -1, 3
         ),
+        "species": np.array([len(p) for p in profiles], np.uint8),
+        "fingerprints": _flat(profiles, np.uint16, 2 * NEIGHBORS),
         "space_groups": np.array(groups, np.uint8).reshape(-1, len(SYMPREC)),
         "properties": np.array(values, np.float64).reshape(
             len(crystals), len(properties)
         ),
         "material_ids": _json([c.material_id for c in crystals]),
+        "id_digests": _digests([c.material_id for c in crystals]),
         "sources": _json(sources),
         "rejections": _json(rejections),
     }
@@ -152,6 +158,12 @@ def pack_edges(
     return code, low, bits
 
 
+def _refuse(reason: str | None) -> None:
+    """Raise what a filter has to say, if anything."""
+    if reason is not None:
+        raise BadStructure(reason)
+
+
 def _printable(text: str) -> str:
     """Return text that can be written; names of files may hold any bytes."""
     return text.encode("utf-8", "backslashreplace").decode()
@@ -168,10 +180,10 @@ def write_shard(path: Path, arrays: dict[str, np.ndarray]) -> None:
     partial.replace(path)
 
 
-def read_shard(path: Path) -> dict[str, np.ndarray]:
-    """Read a shard back."""
+def read_shard(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """Read a shard back, all of it or the arrays of these names."""
     with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+        return {name: file[name] for name in names or file.files}
 
 
 def read_list(array: np.ndarray) -> list:
@@ -191,6 +203,12 @@ def _flat(
 def _json(values: list) -> np.ndarray:
     """Keep a list of strings as the bytes of its JSON."""
     return np.frombuffer(json.dumps(values).encode(), np.uint8)
+
+
+def _digests(ids: list[str]) -> np.ndarray:
+    """Return 128 bits of each id, (B, 2) uint64, by which repeated ones are found."""
+    digests = b"".join(xxhash.xxh3_128_digest(name.encode()) for name in ids)
+    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
 def make_shard(

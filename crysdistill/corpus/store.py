@@ -13,14 +13,19 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
+from crysdistill.corpus.fingerprints import unpack
+from crysdistill.corpus.gather import count, gather_atoms, gather_edges
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import CrystalBatch, GraphSettings, assemble
 from crysdistill.structures import Crystal
 
 FORMAT = "crysdistill-store"
-SCHEMA = 1
+SCHEMA = 2
+_STRUCTURES_READABLE = (1, SCHEMA)
+"""Schemas whose structures and labels are laid out as today: `build` migrates them."""
 
 
 class Store:
@@ -46,14 +51,39 @@ class Store:
         self._arrays = arrays
 
     @classmethod
-    def open(cls, path: str | Path) -> Store:
-        """Open a store without reading its arrays.
+    def open(cls, path: str | Path, *, verify: bool = True) -> Store:
+        """Open a store: map its arrays, and compare them with their checksums.
+
+        The comparison reads the file once, at the speed of memory where it is in the
+        page cache.
+
+        Args:
+            path: the file.
+            verify: whether to compare; not needed where another process has just done
+                so.
 
         Raises:
-            InputError: the file is not there, is not a store, is cut short, or is of
-                another schema.
+            InputError: the file is not there, is not a store, is cut short, corrupted
+                (the text says in which part), or of another schema.
         """
-        path = Path(path)
+        store = cls._open(Path(path), (SCHEMA,))
+        if verify:
+            store.verify()
+        return store
+
+    @classmethod
+    def open_structures(cls, path: str | Path) -> Store:
+        """Open a store of this schema or an older one, for `crystals` alone.
+
+        Raises:
+            InputError: as `open`.
+        """
+        store = cls._open(Path(path), _STRUCTURES_READABLE)
+        store.verify()
+        return store
+
+    @classmethod
+    def _open(cls, path: Path, schemas: Sequence[int]) -> Store:
         if not path.exists():
             near = (
                 [p.name for p in path.parent.glob("*.h5")]
@@ -68,7 +98,7 @@ class Store:
                 f"{path}: not a readable store ({error}); build it again"
             ) from None
         with file:
-            facts = _facts(path, file)
+            facts = _facts(path, file, schemas)
             arrays = {}
             for name, dataset in _datasets(file):
                 arrays[name] = torch.from_numpy(_map(path, dataset))
@@ -169,6 +199,70 @@ class Store:
         """
         device = self._arrays["structures/cells"].device
         chosen = torch.as_tensor(rows, dtype=torch.int64, device=device)
+        columns = [self._property_row(name) for name in targets]
+        values = self._arrays["properties/values"][columns][:, chosen].T  # (B, T)
+        about = {
+            "space_groups": self._take("symmetry/space_groups", chosen)[:, 0].long(),
+            "targets": values.float(),
+            "rows": chosen,
+            "material_ids": [self.material_ids[row] for row in chosen.tolist()],
+        }
+        if device.type == "cpu" and self.graph.mode != "cgcnn":
+            return self._gather(chosen, about)
+        return self._gather_by_torch(chosen, about)
+
+    def _gather(self, chosen: Tensor, about: dict[str, Any]) -> CrystalBatch:
+        """Make a batch in memory, by compiled loops."""
+        rows = chosen.numpy()
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"a row is not in 0 to {len(self) - 1}")
+        atoms, edges = count(rows, self.atom_offsets, self.edge_offsets)
+        numbers = np.empty(atoms, np.int64)
+        frac = np.empty((atoms, 3), np.float32)
+        batch = np.empty(atoms, np.int64)
+        ptr = np.empty(len(rows) + 1, np.int64)
+        neighbor_ptr = np.empty(atoms + 1, np.int64)
+        gather_atoms(
+            rows,
+            self.atom_offsets,
+            self.atomic_numbers,
+            self._numpy("structures/frac_coords"),
+            self._numpy("graphs/neighbor_counts"),
+            numbers,
+            frac,
+            batch,
+            ptr,
+            neighbor_ptr,
+        )
+        edge_index = np.empty((2, edges), np.int64)
+        shift = np.empty((edges, 3), np.int8)
+        gather_edges(
+            rows,
+            self.edge_offsets,
+            self._numpy("graphs/edge_codes"),
+            self._numpy("graphs/shift_low"),
+            self._numpy("graphs/shift_bits"),
+            ptr,
+            neighbor_ptr,
+            edge_index,
+            shift,
+        )
+        return CrystalBatch(
+            atomic_numbers=torch.from_numpy(numbers),
+            frac_coords=torch.from_numpy(frac),
+            cell=self._take("structures/cells", chosen),
+            edge_index=torch.from_numpy(edge_index),
+            edge_shift=torch.from_numpy(shift),
+            batch=torch.from_numpy(batch),
+            ptr=torch.from_numpy(ptr),
+            neighbor_ptr=torch.from_numpy(neighbor_ptr),
+            padding_distance=self.graph.cutoff + 1.0,
+            num_nodes=atoms,
+            **about,
+        )
+
+    def _gather_by_torch(self, chosen: Tensor, about: dict[str, Any]) -> CrystalBatch:
+        """Make a batch on any device, and with the padding of mode `cgcnn`."""
         atom_rows, atoms = self._ranges("structures/atom_offsets", chosen)  # (N,), (B,)
         edge_rows, edges = self._ranges("graphs/edge_offsets", chosen)  # (E,), (B,)
         neighbor, shift = _unpack(
@@ -177,8 +271,6 @@ class Store:
             self._take("graphs/shift_bits", chosen).to(torch.int32),
             edges,
         )
-        columns = [self._property_row(name) for name in targets]
-        values = self._arrays["properties/values"][columns][:, chosen].T  # (B, T)
         return assemble(
             self._take("structures/atomic_numbers", atom_rows),
             self._take("structures/frac_coords", atom_rows),
@@ -188,10 +280,7 @@ class Store:
             shift,
             self._take("graphs/neighbor_counts", atom_rows).to(torch.int64),
             self.graph,
-            space_groups=self._take("symmetry/space_groups", chosen)[:, 0].long(),
-            targets=values.float(),
-            rows=chosen,
-            material_ids=[self.material_ids[row] for row in chosen.tolist()],
+            **about,
         )
 
     def _take(self, name: str, rows: Tensor) -> Tensor:
@@ -215,33 +304,56 @@ class Store:
     # ------------------------------------------------------------------- integrity
 
     def verify(self) -> None:
-        """Compare every array with the hash that was written with it.
+        """Compare every array with the checksum that was written with it.
 
         Raises:
             InputError: an array has changed; the text names it.
         """
+        # Stores of schema 1 had but the slower hashes.
+        fast = "checksums" in self.facts
+        expected = self.facts["checksums" if fast else "hashes"]
+        if missing := expected.keys() ^ self._arrays.keys():
+            raise InputError(
+                f"{self.path}: `{min(missing)}` is missing or does not belong there; "
+                "build the store again or restore it from a copy"
+            )
         for name, array in self._arrays.items():
-            if (
-                hashlib.sha256(array.numpy().data).hexdigest()
-                != self.facts["hashes"][name]
-            ):
+            data = array.cpu().numpy().data if array.numel() else b""
+            found = (xxhash.xxh3_128 if fast else hashlib.sha256)(data).hexdigest()
+            if found != expected[name]:
                 raise InputError(
                     f"{self.path}: `{name}` is corrupted (its checksum differs); "
                     "build the store again or restore it from a copy"
                 )
 
+    def fingerprint(self, row: int) -> np.ndarray:
+        """Return the fingerprint of a crystal, (S, F) float32 (`fingerprints.py`)."""
+        species = slice(*self._numpy("fingerprints/offsets")[row : row + 2])
+        packed = self._numpy("fingerprints/values")[species]
+        return unpack(packed.view(np.uint16))
 
-def _facts(path: Path, file: h5py.File) -> dict[str, Any]:
+
+def _facts(path: Path, file: h5py.File, schemas: Sequence[int]) -> dict[str, Any]:
     """Read and check what a store says of itself."""
     if file.attrs.get("format") != FORMAT:
         raise InputError(f"{path}: an HDF5 file, but not a crysdistill store")
     schema = int(file.attrs["schema"])
-    if schema != SCHEMA:
+    if schema not in schemas:
+        advice = "install a newer crysdistill, or build it again from its sources"
+        if schema in _STRUCTURES_READABLE:
+            advice = f"`crysdistill build {path} -o NEW.h5` writes it anew"
         raise InputError(
             f"{path}: a store of schema {schema}, but this version reads schema "
-            f"{SCHEMA}; build it again from its sources"
+            f"{SCHEMA}; {advice}"
         )
-    return json.loads(file.attrs["facts"])
+    text = file.attrs["facts"]
+    check = file.attrs.get("checksum")
+    if check is not None and check != xxhash.xxh3_128_hexdigest(text.encode()):
+        raise InputError(
+            f"{path}: its description is corrupted (its checksum differs); build the "
+            "store again or restore it from a copy"
+        )
+    return json.loads(text)
 
 
 def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:

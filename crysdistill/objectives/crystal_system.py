@@ -15,7 +15,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import CrystalBatch
 from crysdistill.objectives.objective import Embedded, Objective, full_precision
-from crysdistill.structures import crystal_system
+from crysdistill.symmetry import crystal_system
 
 __all__ = [
     "LOSSES",

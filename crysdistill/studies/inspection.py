@@ -15,8 +15,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from crysdistill.corpus.inspection import Inspection
 from crysdistill.elements import symbols
 from crysdistill.errors import InputError
-from crysdistill.structures import CRYSTAL_SYSTEMS
 from crysdistill.studies.canvas import COLOURS, canvas, headline, plain, svg
+from crysdistill.symmetry import CRYSTAL_SYSTEMS
 
 _NOBLE = (0, 2, 10, 18, 36, 54, 86, 118)
 _BINS = 50

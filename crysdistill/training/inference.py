@@ -144,7 +144,7 @@ def _as_store(
             sources,
             Path(folder) / "structures.h5",
             graph=graph,
-            symmetry=False,
+            symmetry=None,
             labels=False,
             workers=workers,
             progress=progress,

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from crysdistill.structures import ANGLE_TOLERANCE, SYMPREC, Crystal, space_group
+from crysdistill.structures import Crystal
+from crysdistill.symmetry import ANGLE_TOLERANCE, SYMPREC, space_group
 
 if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher

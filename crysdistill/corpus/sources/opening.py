@@ -86,7 +86,7 @@ def open_store_source(path: Path, labels: bool = True) -> Source:
     # Stores need torch, which a worker that only parses files can do without.
     from crysdistill.corpus.store import Store
 
-    store = Store.open(path)
+    store = Store.open_structures(path)
 
     def records() -> Iterator[Record]:
         for crystal in store.crystals(range(len(store))):

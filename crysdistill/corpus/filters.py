@@ -1,0 +1,95 @@
+"""Filters: which sound crystals a store shall hold. What they refuse is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from crysdistill.elements import atomic_numbers_by_symbol, symbols
+from crysdistill.errors import InputError, did_you_mean
+from crysdistill.neighbors import Neighbors
+from crysdistill.structures import Crystal
+
+FILTERED = "filtered: "
+"""How the reason begins for a crystal that a filter refused."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Limits that a crystal must keep; None sets no limit.
+
+    Args:
+        max_atoms: atoms in the cell.
+        max_volume: Å³ per atom; molecules and layers in a vacuum have more than 60.
+        min_distance: Å, between any two atoms.
+        elements: symbols; crystals with any other element are refused.
+        without: symbols; crystals with one of them are refused.
+
+    Raises:
+        InputError: a limit is not positive, or a symbol is no element.
+    """
+
+    max_atoms: int | None = None
+    max_volume: float | None = None
+    min_distance: float | None = None
+    elements: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_atoms", "max_volume", "min_distance"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise InputError(f"`{name}` is {limit} but must be positive")
+        known = atomic_numbers_by_symbol()
+        for symbol in (*(self.elements or ()), *self.without):
+            if symbol not in known:
+                raise InputError(
+                    f"`{symbol}` is no element{did_you_mean(symbol, known)}; write "
+                    "symbols such as `Si,O`"
+                )
+
+    @cached_property
+    def _refused_elements(self) -> np.ndarray:
+        """(101,) whether an atomic number is refused."""
+        numbers = atomic_numbers_by_symbol()
+        refused = np.zeros(len(symbols()), bool)
+        if self.elements is not None:
+            refused[:] = True
+            refused[[numbers[symbol] for symbol in self.elements]] = False
+        refused[[numbers[symbol] for symbol in self.without]] = True
+        return refused
+
+    def before_graph(self, crystal: Crystal) -> str | None:
+        """Return why a crystal is refused by what it is made of; None where it stays.
+
+        These tests come before the search for neighbours, which costs more.
+        """
+        atoms = len(crystal.atomic_numbers)
+        if self.max_atoms is not None and atoms > self.max_atoms:
+            return f"{FILTERED}{atoms} atoms, more than `max_atoms` {self.max_atoms}"
+        volume = crystal.volume / atoms
+        if self.max_volume is not None and volume > self.max_volume:
+            return (
+                f"{FILTERED}{volume:.1f} Å³ per atom, more than `max_volume` "
+                f"{self.max_volume:g}"
+            )
+        refused = crystal.atomic_numbers[self._refused_elements[crystal.atomic_numbers]]
+        if len(refused):
+            symbol = symbols()[int(refused[0])]
+            where = "in `without`" if symbol in self.without else "not in `elements`"
+            return f"{FILTERED}{symbol} is {where}"
+        return None
+
+    def after_graph(self, graph: Neighbors) -> str | None:
+        """Return why a crystal is refused by its distances; None where it stays."""
+        if self.min_distance is None:
+            return None
+        shortest = float(graph.distances.min())
+        if shortest >= self.min_distance:
+            return None
+        return (
+            f"{FILTERED}two atoms {shortest:.2f} Å apart, less than `min_distance` "
+            f"{self.min_distance:g}"
+        )
