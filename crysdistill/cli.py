@@ -103,6 +103,8 @@ def _build(args: argparse.Namespace) -> None:
     if report.rejections:
         refused = len(report.rejections)
         print(f"{report.quarantine}: {refused:,} refused, and why")
+        for name, number in report.filtered.items():
+            print(f"  {number:,} of them by `{name}`")
 
 
 def _inspect_arguments(parser: Parser) -> None:

@@ -31,7 +31,7 @@ from rich.progress import (
 )
 
 from crysdistill import __version__
-from crysdistill.corpus.filters import Filters
+from crysdistill.corpus.filters import Filters, count_filtered
 from crysdistill.corpus.merge import merge_shards
 from crysdistill.corpus.shards import (
     BuildSettings,
@@ -76,6 +76,11 @@ class BuildReport:
     read: int
     built: int
     rejections: list[Rejection]
+
+    @property
+    def filtered(self) -> dict[str, int]:
+        """How many entries each filter refused."""
+        return count_filtered(r.reason for r in self.rejections)
 
 
 def build(

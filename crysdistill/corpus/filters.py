@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,7 +49,7 @@ class Filters:
         for symbol in (*(self.elements or ()), *self.without):
             if symbol not in known:
                 raise InputError(
-                    f"`{symbol}` is no element{did_you_mean(symbol, known)}; write "
+                    f"`{symbol}` is no element{did_you_mean(symbol.capitalize(), known)}; write "
                     "symbols such as `Si,O`"
                 )
 
@@ -93,3 +96,13 @@ class Filters:
             f"{FILTERED}two atoms {shortest:.2f} Å apart, less than `min_distance` "
             f"{self.min_distance:g}"
         )
+
+
+def count_filtered(reasons: Iterable[str]) -> dict[str, int]:
+    """Count refusals by the filter that made them, the most frequent first.
+
+    Args:
+        reasons: of all refused entries; those that no filter refused do not count.
+    """
+    found = (re.search(r"`(\w+)`", r) for r in reasons if r.startswith(FILTERED))
+    return dict(Counter(match[1] for match in found if match).most_common())

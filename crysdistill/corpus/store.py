@@ -326,11 +326,18 @@ class Store:
                     "build the store again or restore it from a copy"
                 )
 
-    def fingerprint(self, row: int) -> np.ndarray:
-        """Return the fingerprint of a crystal, (S, F) float32 (`fingerprints.py`)."""
-        species = slice(*self._numpy("fingerprints/offsets")[row : row + 2])
-        packed = self._numpy("fingerprints/values")[species]
-        return unpack(packed.view(np.uint16))
+    def fingerprints(self, rows: np.ndarray) -> np.ndarray:
+        """Return the fingerprints (`fingerprints.py`) of some crystals.
+
+        Args:
+            rows: crystals with the same number of species, S.
+
+        Returns:
+            (rows, S, F) float32.
+        """
+        first, end = self._numpy("fingerprints/offsets")[np.stack([rows, rows + 1])]
+        species = first[:, None] + np.arange(end[0] - first[0] if len(rows) else 0)
+        return unpack(self._numpy("fingerprints/values").view(np.uint16)[species])
 
 
 def _facts(path: Path, file: h5py.File, schemas: Sequence[int]) -> dict[str, Any]:

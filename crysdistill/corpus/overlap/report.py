@@ -76,6 +76,9 @@ class CrystalList:
         """Return one crystal."""
         return self.crystals[row]
 
+    def fingerprints(self, rows: np.ndarray) -> None:
+        """Return None: they are not known yet."""
+
     @cached_property
     def hash(self) -> str:
         """A SHA-256 of names, species, cells and coordinates."""
