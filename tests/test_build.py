@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
+import gzip
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -330,38 +334,58 @@ def running(pid: int) -> bool:
     return state != "Z"
 
 
+def some_structures(folder: Path) -> Path:
+    """Write 1,500 real crystals where there are any at hand, else made-up ones."""
+    data = os.environ.get("CRYSDISTILL_DATA", Path(__file__).parents[2] / "shared/data")
+    real = Path(data) / "mp_corpus" / "structures.jsonl.gz"
+    if not real.exists():
+        return write_lines(folder / "s.jsonl", labelled(1500))
+    folder.mkdir()
+    with gzip.open(real) as lines, (folder / "s.jsonl").open("wb") as file:
+        file.writelines(islice(lines, 1500))
+    return folder / "s.jsonl"
+
+
+def kill(process: subprocess.Popen) -> bool:
+    """Kill a build and see that its workers end; whether it was still running."""
+    below = children(process.pid) if process.poll() is None else []
+    process.send_signal(signal.SIGKILL)
+    killed = process.wait() == -signal.SIGKILL
+    end = time.monotonic() + 60  # they may be importing, on a busy machine
+    while any(map(running, below)) and time.monotonic() < end:
+        time.sleep(0.05)
+    left = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below if running(pid)]
+    assert not left, "workers outlive the build"
+    return killed
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
-def test_killed_at_random_moments_and_run_again(tmp_path):
-    source = write_lines(tmp_path / "in" / "s.jsonl", labelled(1000))
-    for name in ("once", "killed"):
-        (tmp_path / name).mkdir()
-    whole = tmp_path / "once" / "s.h5"
-    go_on(source, whole)
-    out = tmp_path / "killed" / "s.h5"
-    parts = tmp_path / "killed" / "s.h5.parts"
+def test_killed_at_20_random_moments_and_run_again(tmp_path):
+    """Whatever the moment, the same command ends with the bytes of one quiet run."""
+    source = some_structures(tmp_path / "in")
+    options = ["--no-progress", "--max-neighbors", "6", "--workers", "2"]
+    once, out = tmp_path / "once" / "s.h5", tmp_path / "killed" / "s.h5"
+    once.parent.mkdir()
+    begun = time.monotonic()
+    subprocess.run([*COMMAND, source, "-o", once, *options], check=True)
+    whole = time.monotonic() - begun
     rng = random.Random(0)
-    kills = 0
-    for shard in (0, 2, 4):
-        process = subprocess.Popen([*COMMAND, source, "-o", out, *OPTIONS, "2"])
-        # Wait for so many shards, then for a moment more: in a shard, or in the merge.
-        while process.poll() is None and len([*parts.glob("*.npz")]) < shard:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.1))
-        below = children(process.pid) if process.poll() is None else []
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-        end = time.monotonic() + 10
-        while any(map(running, below)) and time.monotonic() < end:
-            time.sleep(0.05)
-        assert not any(map(running, below)), "workers outlive the build"
-    assert kills >= 2
-    if not out.exists() or parts.exists():  # else the last one came too late
-        go_on(source, out)
-    for name in ("s.h5", "s.h5.quarantine.csv"):
-        once, killed = tmp_path / "once" / name, tmp_path / "killed" / name
-        assert once.read_bytes() == killed.read_bytes()
-    assert leftovers(tmp_path / "killed") == []
+    kills = finished = 0
+    while kills < 20 or not finished:
+        out.parent.mkdir(exist_ok=True)
+        process = subprocess.Popen([*COMMAND, source, "-o", out, *options])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, whole) if kills < 20 else None)
+        if kill(process):
+            kills += 1
+            continue
+        assert process.returncode == 0
+        for name in ("s.h5", "s.h5.quarantine.csv"):
+            assert (out.parent / name).read_bytes() == (once.parent / name).read_bytes()
+        assert leftovers(out.parent) == []
+        shutil.rmtree(out.parent)
+        finished += 1
 
 
 # --------------------------------------------------------------------- refusals
@@ -455,7 +479,10 @@ def test_a_full_disk_keeps_finished_shards(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(shards.os, "fsync", full)
         assert main(line.split()) == 2
-    assert capsys.readouterr().err == "error: No space left on device\n"
+    assert capsys.readouterr().err == (
+        f"error: No space left on device in {tmp_path}: finished shards are kept in "
+        "out.h5.parts; make room and run the same command again\n"
+    )
     assert not out.exists()
     parts = tmp_path / "out.h5.parts"
     assert sorted(p.name for p in parts.glob("*.npz")) == ["000000.npz", "000001.npz"]
@@ -466,8 +493,47 @@ def test_a_full_disk_keeps_finished_shards(tmp_path, monkeypatch, capsys):
     assert leftovers(tmp_path) == []
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB, and how to enlarge it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(*options: str) -> bool:
+        line = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(disk)]
+        return subprocess.run(line, capture_output=True, check=False).returncode == 0
+
+    if not mount("size=1m"):
+        pytest.skip("mounting a small disk needs root")
+    yield disk, lambda: mount("remount", "size=64m")
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
+def test_a_disk_that_is_really_full(tmp_path, small_disk, capsys, monkeypatch):
+    monkeypatch.setattr(building, "SHARD_SIZE", 64)
+    source = write_lines(tmp_path / "in" / "s.jsonl", labelled(1500))
+    disk, enlarge = small_disk
+    out = disk / "s.h5"
+    line = f"build {source} -o {out} --cutoff 5 --no-symmetry --workers 1 --no-progress"
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: No space left on device in {disk}: finished")
+    kept = sorted((disk / "s.h5.parts").glob("*.npz"))
+    assert len(kept) > 3
+    for path in kept:
+        shard = shards.read_shard(path)
+        assert len(shard["atoms"]) + len(shards.read_list(shard["rejections"])) == 64
+    assert enlarge()
+    assert main(line.split()) == 0
+    elsewhere = tmp_path / "s.h5"
+    assert main(line.replace(str(out), str(elsewhere)).split()) == 0
+    assert out.read_bytes() == elsewhere.read_bytes()
+    assert leftovers(disk) == []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [2_000, 100_000])
+@pytest.mark.parametrize("limit", [2_000, 300_000])
 def test_a_real_limit_of_file_sizes(tmp_path, limit):
     """The small limit stops a shard, the larger one the store."""
     source = write_lines(tmp_path / "s.jsonl", labelled(900))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import hashlib
 import json
@@ -139,7 +140,7 @@ def build(
     opened = open_sources(sources, keep_unlabelled, labels)
     settings = BuildSettings(graph or GraphSettings(), symmetry, filters or Filters())
     properties = list(dict.fromkeys(name for s in opened for name in s.properties))
-    with _locked(parts, out):
+    with _locked(parts, out), _room_for(parts):
         _check_resumable(parts, opened, settings, properties)
         shards = _make_shards(
             parts,
@@ -183,6 +184,20 @@ def _locked(parts: Path, out: Path) -> Iterator[None]:
                 "another file"
             ) from None
         yield
+
+
+@contextmanager
+def _room_for(parts: Path) -> Iterator[None]:
+    """Say what to do about a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(
+            f"{error.strerror} in {parts.parent}: finished shards are kept in "
+            f"{parts.name}; make room and run the same command again"
+        ) from None
 
 
 def _check_resumable(

@@ -48,9 +48,9 @@ class Filters:
         known = atomic_numbers_by_symbol()
         for symbol in (*(self.elements or ()), *self.without):
             if symbol not in known:
+                meant = did_you_mean(symbol.capitalize(), known)
                 raise InputError(
-                    f"`{symbol}` is no element{did_you_mean(symbol.capitalize(), known)}; write "
-                    "symbols such as `Si,O`"
+                    f"`{symbol}` is no element{meant}; write symbols such as `Si,O`"
                 )
 
     @cached_property
