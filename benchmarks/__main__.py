@@ -11,13 +11,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import batching, graph_building, ingest, step
+from benchmarks import batching, building, graph_building, ingest, reading, step
 
 BENCHMARKS = {
     "graphs": graph_building.measure,
     "ingest": ingest.measure,
     "step": step.measure,
     "batching": batching.measure,
+    "building": building.measure,
+    "reading": reading.measure,
 }
 
 

@@ -377,10 +377,12 @@ def test_killed_at_20_random_moments_and_run_again(tmp_path):
         process = subprocess.Popen([*COMMAND, source, "-o", out, *options])
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0, whole) if kills < 20 else None)
-        if kill(process):
-            kills += 1
+        killed = kill(process)
+        kills += killed
+        # It may be killed with its work done, on its way out.
+        if killed and not (out.exists() and leftovers(out.parent) == []):
             continue
-        assert process.returncode == 0
+        assert killed or process.returncode == 0
         for name in ("s.h5", "s.h5.quarantine.csv"):
             assert (out.parent / name).read_bytes() == (once.parent / name).read_bytes()
         assert leftovers(out.parent) == []
@@ -495,7 +497,7 @@ def test_a_full_disk_keeps_finished_shards(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 1 MB, and how to enlarge it."""
+    """A disk of 600 kB, and how to enlarge it."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -503,7 +505,7 @@ def small_disk(tmp_path):
         line = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(disk)]
         return subprocess.run(line, capture_output=True, check=False).returncode == 0
 
-    if not mount("size=1m"):
+    if not mount("size=600k"):
         pytest.skip("mounting a small disk needs root")
     yield disk, lambda: mount("remount", "size=64m")
     subprocess.run(["umount", str(disk)], check=True)

@@ -51,21 +51,16 @@ def fingerprint(crystal: Crystal) -> np.ndarray:
         (S, 2 `NEIGHBORS`) float32. Species stand in the order of `composition`.
     """
     species, _ = composition(crystal.atomic_numbers)
-    frac, cell = crystal.frac_coords, crystal.cell
-    inverse = np.linalg.inv(cell)
+    inverse = np.linalg.inv(crystal.cell)
     per_plane = np.sqrt((inverse * inverse).sum(axis=0))  # 1 / plane spacing, 1 / Å
-    profiles = np.empty((len(species), 2 * NEIGHBORS), np.float32)  # (S, F)
-    volume = crystal.volume
-    among_all = _nearest(frac, cell, per_plane, volume)  # (N, K)
-    for row, number in enumerate(species.tolist()):
-        own = crystal.atomic_numbers == number
-        among_own = among_all
-        if len(species) > 1:
-            among_own = _nearest(frac[own], cell, per_plane, volume)
-        around = among_all[own].mean(axis=0)
-        profiles[row, :NEIGHBORS] = around / np.cbrt(volume / len(own))
-        profiles[row, NEIGHBORS:] = among_own.mean(axis=0) / np.cbrt(volume / own.sum())
-    return profiles
+    return _profiles(
+        crystal.frac_coords,
+        crystal.cell,
+        crystal.atomic_numbers,
+        species,
+        per_plane,
+        crystal.volume,
+    )
 
 
 @njit(cache=True)
@@ -90,19 +85,18 @@ def _nearest_within(
             x = frac[j, 0] - frac[i, 0]
             y = frac[j, 1] - frac[i, 1]
             z = frac[j, 2] - frac[i, 2]
-            for a in range(math.ceil(-margin[0] - x), math.floor(margin[0] - x) + 1):
+            first_a, end_a = math.ceil(-margin[0] - x), math.floor(margin[0] - x) + 1
+            first_b, end_b = math.ceil(-margin[1] - y), math.floor(margin[1] - y) + 1
+            first_c, end_c = math.ceil(-margin[2] - z), math.floor(margin[2] - z) + 1
+            for a in range(first_a, end_a):
                 u0 = (x + a) * cell[0, 0]
                 u1 = (x + a) * cell[0, 1]
                 u2 = (x + a) * cell[0, 2]
-                for b in range(
-                    math.ceil(-margin[1] - y), math.floor(margin[1] - y) + 1
-                ):
+                for b in range(first_b, end_b):
                     v0 = u0 + (y + b) * cell[1, 0]
                     v1 = u1 + (y + b) * cell[1, 1]
                     v2 = u2 + (y + b) * cell[1, 2]
-                    for c in range(
-                        math.ceil(-margin[2] - z), math.floor(margin[2] - z) + 1
-                    ):
+                    for c in range(first_c, end_c):
                         w0 = v0 + (z + c) * cell[2, 0]
                         w1 = v1 + (z + c) * cell[2, 1]
                         w2 = v2 + (z + c) * cell[2, 2]
@@ -132,6 +126,36 @@ def _nearest(
         if np.isfinite(found[:, -1]).all():
             return np.sqrt(found)
         radius *= 1.25
+
+
+@njit(cache=True)
+def _profiles(
+    frac: np.ndarray,
+    cell: np.ndarray,
+    atomic_numbers: np.ndarray,
+    species: np.ndarray,
+    per_plane: np.ndarray,
+    volume: float,
+) -> np.ndarray:
+    """Return the two profiles of each species, (S, F) float32."""
+    atoms = len(frac)
+    profiles = np.zeros((len(species), 2 * NEIGHBORS), np.float32)  # (S, F)
+    among_all = _nearest(frac, cell, per_plane, volume)  # (N, K)
+    for row in range(len(species)):
+        own = atomic_numbers == species[row]
+        count = own.sum()
+        around = np.zeros(NEIGHBORS)
+        for atom in range(atoms):
+            if own[atom]:
+                around += among_all[atom]
+        profiles[row, :NEIGHBORS] = around / count / np.cbrt(volume / atoms)
+        if count < atoms:
+            around[:] = 0.0
+            among_own = _nearest(frac[own], cell, per_plane, volume)
+            for atom in range(count):
+                around += among_own[atom]
+        profiles[row, NEIGHBORS:] = around / count / np.cbrt(volume / count)
+    return profiles
 
 
 _STEPS = 1 << 13  # of a packed distance per unit of length

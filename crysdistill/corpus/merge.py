@@ -67,6 +67,7 @@ def merge_shards(
         facts = {
             **facts,
             "sources": survey.sources,
+            "hashes": hashes,
             "checksums": checksums,
             "hash": hashlib.sha256(text.encode()).hexdigest(),
         }
