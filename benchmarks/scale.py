@@ -16,6 +16,7 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def _build(source: Path, out: Path, answer: multiprocessing.Queue) -> None:
     answer.put((report.read, seconds, *peaks))
 
 
-def _read(path: Path, gate: multiprocessing.Barrier, answer: multiprocessing.Queue):
+def _read(path: Path, gate: Any, answer: multiprocessing.Queue) -> None:
     """Read everything at random and tell this process's share of memory, in MB."""
     from crysdistill.corpus.store import Store
 
