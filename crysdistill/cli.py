@@ -81,9 +81,9 @@ def _fetch(args: argparse.Namespace) -> None:
     from crysdistill.corpus.sources.snapshot import fetch, read_origin
 
     path = fetch(**vars(args))
-    origin, count = read_origin(path)
-    licence = origin.licence or "licence not known, ask its owners"
-    print(f"{path}: {count:,} entries of {origin.name} ({licence})")
+    found = read_origin(path)
+    licence = found.origin.licence or "licence not known, ask its owners"
+    print(f"{path}: {found.count:,} entries of {found.origin.name} ({licence})")
 
 
 def _build_arguments(parser: Parser) -> None:

@@ -128,9 +128,9 @@ def open_store_source(path: Path, labels: bool = True) -> Source:
 
 def _open_snapshot(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
     """Open a table of structures that says where it comes from."""
-    origin, count = read_origin(path)
+    known = read_origin(path)
     source = open_lines(path, keep_unlabelled, labels)
-    return replace(source, count=count or source.count, origins=(origin,))
+    return replace(source, count=known.count or source.count, origins=(known.origin,))
 
 
 def _open_spec(
@@ -153,7 +153,9 @@ def _open_spec(
     def records() -> Iterator[Record]:
         return (replace(record, source=spec) for record in source.records())
 
-    return replace(source, records=records)
+    # Of the content, so that one downloaded again counts as the same.
+    marks = fingerprint([], spec, read_origin(path).sha256, keep_unlabelled, labels)
+    return replace(source, records=records, fingerprint=marks)
 
 
 def _open_folder(path: Path, keep_unlabelled: bool, labels: bool) -> Source:

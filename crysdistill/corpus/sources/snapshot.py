@@ -80,15 +80,18 @@ def fetch(
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder; create it first")
     parts = out.with_name(out.name + ".parts")
-    # With its pages still there, the file is one whose download did not come to its end.
+    # With its pages still there, it is one whose download did not come to its end.
     if out.exists() and not overwrite and not (parts / _MANIFEST).exists():
         raise InputError(f"{out} exists; give another name or `--overwrite`")
     busy = f"{out} is being fetched by another process; wait for it, or name another"
     with only_one(parts, busy):
         pages = _Pages(parts, spec)
-        if not pages.whole(limit):
-            _download(pages, limit, progress)
-        _assemble(pages, out, limit)
+        if not pages.assembled(out, limit):
+            if not pages.whole(limit):
+                _download(pages, limit, progress)
+            _assemble(pages, out, limit)
+            # From here on pages go: they must not be taken for a part of a download.
+            pages.note(assembled=[limit])
         # The manifest goes last: as long as it is there, the command goes on.
         for path in parts.iterdir():
             if path.name != _MANIFEST:
@@ -103,8 +106,23 @@ def origin_path(snapshot: Path) -> Path:
     return snapshot.with_name(f"{name}.origin.json")
 
 
-def read_origin(snapshot: Path) -> tuple[Origin, int | None]:
-    """Return the origin of a snapshot, and how many entries it has if that is known.
+@dataclass(frozen=True)
+class Provenance:
+    """What stands beside a snapshot.
+
+    Args:
+        origin: where it comes from.
+        count: its entries, if that is known.
+        sha256: of the file, if that is known.
+    """
+
+    origin: Origin
+    count: int | None
+    sha256: str | None
+
+
+def read_origin(snapshot: Path) -> Provenance:
+    """Return what the file beside a snapshot says.
 
     Raises:
         InputError: the file beside it cannot be read, or belongs to another.
@@ -113,7 +131,8 @@ def read_origin(snapshot: Path) -> tuple[Origin, int | None]:
     try:
         content = orjson.loads(path.read_bytes())
         origin = Origin(**content["origin"])
-        size, count = content.get("bytes"), content.get("count")
+        size = content.get("bytes")
+        found = Provenance(origin, content.get("count"), content.get("sha256"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: does not say an origin ({type(error).__name__}: {error}); fetch "
@@ -124,7 +143,7 @@ def read_origin(snapshot: Path) -> tuple[Origin, int | None]:
             f"{snapshot}: has {snapshot.stat().st_size:,} bytes but {path.name} speaks "
             f"of {size:,}; fetch again, or remove {path.name}"
         )
-    return origin, count
+    return found
 
 
 # ------------------------------------------------------------------------------- pages
@@ -147,15 +166,16 @@ class _Pages:
         self.cursor: Any = heads[-1]["cursor"] if heads else None
         self.total: int | None = heads[-1]["total"] if heads else None
         self.origin: Origin | None = None
+        self._noted: dict[str, Any] = {}
         manifest = self.folder / _MANIFEST
         if manifest.exists():
-            begun = json.loads(manifest.read_text("utf-8"))
-            if begun["spec"] != self.spec:
+            self._noted = json.loads(manifest.read_text("utf-8"))
+            if self._noted["spec"] != self.spec:
                 raise InputError(
-                    f"{self.folder} holds an interrupted download of {begun['spec']}; "
-                    "delete it to start anew"
+                    f"{self.folder} holds an interrupted download of "
+                    f"{self._noted['spec']}; delete it to start anew"
                 )
-            self.origin = Origin(**begun["origin"])
+            self.origin = Origin(**self._noted["origin"])
 
     def _head(self, path: Path) -> dict[str, Any]:
         try:
@@ -165,6 +185,21 @@ class _Pages:
             raise InputError(
                 f"{path}: damaged; delete {self.folder} to start anew"
             ) from None
+
+    def assembled(self, out: Path, limit: int | None) -> bool:
+        """Whether the file has been written from these pages, of which some are gone.
+
+        Raises:
+            InputError: it has, but with another limit, or is not there any more.
+        """
+        if "assembled" not in self._noted:
+            return False
+        if self._noted["assembled"] != [limit] or not out.exists():
+            raise InputError(
+                f"{self.folder} is left of a finished download, of another `--limit` or "
+                "to a file that has gone; delete it"
+            )
+        return True
 
     def whole(self, limit: int | None) -> bool:
         """Whether nothing is missing."""
@@ -176,8 +211,12 @@ class _Pages:
         if self.origin is None:
             day = datetime.now(UTC).date().isoformat()
             self.origin = replace(origin, retrieved=origin.retrieved or day)
-            text = json.dumps({"spec": self.spec, "origin": self.origin.to_dict()})
-            _write(self.folder / _MANIFEST, text.encode())
+            self.note(spec=self.spec, origin=self.origin.to_dict())
+
+    def note(self, **facts: Any) -> None:
+        """Add to what is known of this download."""
+        self._noted.update(facts)
+        _write(self.folder / _MANIFEST, json.dumps(self._noted).encode())
 
     def add(self, page: Page, total: int | None) -> None:
         """Keep one more page."""
@@ -268,8 +307,8 @@ def _assemble(pages: _Pages, out: Path, limit: int | None) -> None:
         for line in islice(pages.lines(), limit):
             file.write(line)
             count += 1
-    with partial.open("rb") as raw:
-        digest = hashlib.file_digest(raw, "sha256").hexdigest()
+    with partial.open("rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
     content = {
         "origin": pages.origin.to_dict(),
         "spec": pages.spec,

@@ -49,9 +49,7 @@ def open_service(spec: str) -> Service:
     """
     scheme, _, rest = spec.partition(":")
     if scheme not in SERVICES:
-        hint = did_you_mean(scheme, SERVICES)
-        raise InputError(
-            f"{spec}: no database or file is called so"
-            f"{hint or '; databases begin with ' + ', '.join(f'`{s}:`' for s in SERVICES)}"
-        )
+        known = ", ".join(f"`{name}:`" for name in SERVICES)
+        hint = did_you_mean(scheme, SERVICES) or f"; databases begin with {known}"
+        raise InputError(f"{spec}: no database or file is called so{hint}")
     return importlib.import_module(SERVICES[scheme]).open_service(rest)
