@@ -117,6 +117,7 @@ class Proxy:
         self.faults: list[str] = []
         self.asked: list[tuple[float, str]] = []
         self.delay = 0.0
+        self.info: dict | None = None
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -147,13 +148,15 @@ class Proxy:
             handler.connection.close()
             return
         status, body = self._upstream(handler.path)
+        if handler.path == "/v1/info" and self.info is not None:
+            body = json.dumps(self.info).encode()
         length = len(body)
         headers = {}
         if kind == "status":
             status, *rest = map(str, detail.split(" "))
             status, body = int(status), b"busy"
             length = len(body)
-            headers = {"Retry-After": rest[0]} if rest else {}
+            headers = {"Retry-After": rest[0].replace("_", " ")} if rest else {}
         elif kind == "slow":
             time.sleep(float(detail))
         elif kind == "html":

@@ -14,28 +14,22 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin
 
-import numpy as np
+from optimade.exceptions import BadRequest
+from optimade.filterparser import LarkParser
 
+from crysdistill.corpus.sources.optimade_entries import FIELDS, entry_of
 from crysdistill.corpus.sources.origins import Origin, is_non_commercial
 from crysdistill.corpus.sources.services import Page
+from crysdistill.corpus.sources.web import Refused, Web, short, start
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.structures import FULL_OCCUPANCY, disordered
 
 PAGE_LIMIT = 100
 """Entries to ask for at once; a service that gives fewer says so."""
-
-FIELDS = (
-    "lattice_vectors",
-    "cartesian_site_positions",
-    "species",
-    "species_at_sites",
-    "dimension_types",
-    "structure_features",
-)
 
 _FIRST_TRIES = 3  # an address with a typo should not take minutes
 _LONGEST_DELAY = 60.0  # seconds between pages, whatever the service says
@@ -120,28 +114,16 @@ def open_service(rest: str) -> OptimadeService:
         rest: `DATABASE?filter=...&properties=...`.
 
     Raises:
-        InputError: it is not understood, the package is missing, or the service does
-            not answer.
+        InputError: it is not understood, or the service does not answer.
     """
-    try:
-        from crysdistill.corpus.sources.web import Refused, Web
-
-        query = _parse(rest)
-    except ImportError as error:
-        raise InputError(
-            f"OPTIMADE needs the package `{error.name}`; install it with `pip install "
-            "crysdistill[optimade]`"
-        ) from None
+    query = _parse(rest)
     web = Web()
-    try:
+    info: dict[str, Any] = {}
+    with suppress(Refused):  # then it does not say
         info = web.get(f"{query.base}/info", tries=_FIRST_TRIES)
-    except Refused:
-        info = {}
     if query.properties:
-        try:
+        with suppress(Refused):
             _check_properties(query, web.get(f"{query.base}/info/structures"))
-        except Refused:
-            pass  # it does not say what it has
     known = query.database
     origin = Origin(
         known.name if known else _name(info) or query.base,
@@ -178,7 +160,7 @@ class OptimadeService:
 
     origin: Origin
     query: Query
-    web: Any
+    web: Web
     total: int | None = None
     _delay: float = field(default=0.0, init=False)
 
@@ -206,8 +188,6 @@ class OptimadeService:
 
     def _first(self) -> tuple[dict[str, Any], str]:
         """Ask for the first page; smaller ones if ours are too large."""
-        from crysdistill.corpus.sources.web import Refused
-
         url = f"{self.query.base}/structures"
         params: dict[str, Any] = {
             "response_fields": ",".join((*FIELDS, *self.query.properties)),
@@ -278,19 +258,16 @@ def _address(where: str) -> tuple[str, Database | None]:
 
 def _check_filter(text: str) -> None:
     """Refuse a filter that no database would understand, before one is asked."""
-    from optimade.exceptions import BadRequest
-    from optimade.filterparser import LarkParser, ParserError
-
     if not text:
         return
     try:
         LarkParser().parse(text)
-    except (BadRequest, ParserError) as error:
+    except BadRequest as error:
         column = getattr(error.__cause__, "column", None) or 0
         place = f"from `{text[column - 1 :]}` on" if column > 0 else "at its end"
         raise InputError(
-            f"optimade: the filter `{text}` is not understood {place}; write it such as "
-            '`elements HAS "Si" AND nelements=2`'
+            f"optimade: the filter `{text}` is not understood {place}; it should look "
+            'like `elements HAS "Si" AND nelements=2`'
         ) from None
 
 
@@ -298,12 +275,11 @@ def _check_properties(query: Query, info: Mapping[str, Any]) -> None:
     """Refuse a property that no entry would have."""
     data = info.get("data")
     known = data.get("properties") if isinstance(data, Mapping) else None
-    for name in query.properties if isinstance(known, Mapping) else ():
+    if not isinstance(known, Mapping):
+        return
+    for name in query.properties:
         if name not in known:
-            hint = (
-                did_you_mean(name, known)
-                or f"; {query.base}/info/structures lists them"
-            )
+            hint = did_you_mean(name, known) or "; its `/info/structures` lists them"
             raise InputError(f"optimade: {query.base} has no property `{name}`{hint}")
 
 
@@ -313,8 +289,6 @@ def _check_properties(query: Query, info: Mapping[str, Any]) -> None:
 def _data(answer: Mapping[str, Any], url: str) -> Sequence[Any]:
     data = answer.get("data")
     if not isinstance(data, list):
-        from crysdistill.corpus.sources.web import short, start
-
         raise InputError(
             f"{short(url)}: not an answer in OPTIMADE's format: `{start(str(answer))}`"
         )
@@ -374,98 +348,3 @@ def _spdx(link: str) -> str:
     if match := re.search(r"creativecommons\.org/licenses/([a-z-]+)/([\d.]+)", link):
         return f"CC-{match[1].upper()}-{match[2]}"
     return "CC0-1.0" if "creativecommons.org/publicdomain/zero/1.0" in link else ""
-
-
-# ----------------------------------------------------------------------------- entries
-
-
-class _NoCrystal(Exception):  # noqa: N818 - a reason, for quarantine
-    """Why an entry is no ordered crystal."""
-
-
-def entry_of(resource: Any, properties: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a structure of OPTIMADE as an entry of a page.
-
-    Args:
-        resource: as the service gives it.
-        properties: names of numbers to take along.
-
-    Returns:
-        A flat entry, or `id` and `problem` if it holds no ordered crystal.
-    """
-    if not isinstance(resource, Mapping) or resource.get("id") in (None, ""):
-        from crysdistill.corpus.sources.web import start
-
-        return {"problem": f"an entry without `id`: `{start(str(resource))}`"}
-    material_id = str(resource["id"])
-    attributes = resource.get("attributes")
-    try:
-        if not isinstance(attributes, Mapping):
-            raise _NoCrystal("no `attributes`; ask the database")
-        structure = _structure(attributes)
-        values = {name: attributes.get(name) for name in properties}
-        for name, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, int | float | None):
-                raise _NoCrystal(f"`{name}` is `{value}`, not a number; leave it out")
-    except _NoCrystal as problem:
-        return {"id": material_id, "structure": None, "problem": str(problem)}
-    if properties:
-        return {"id": material_id, "structure": structure, **values}
-    return {"id": material_id, **structure}
-
-
-def _structure(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `lattice`, `species` and `frac` of an ordered crystal."""
-    for name in ("lattice_vectors", "cartesian_site_positions", "species_at_sites"):
-        if not attributes.get(name):
-            raise _NoCrystal(f"no `{name}` in the database; leave it out")
-    periodic = attributes.get("dimension_types") or [1, 1, 1]
-    if list(periodic) != [1, 1, 1]:
-        raise _NoCrystal(
-            f"periodic in {periodic.count(1)} of 3 directions; only crystals are read"
-        )
-    # The atoms of these are not all in the list of sites.
-    missing = {"implicit_atoms", "site_attachments", "unknown_positions", "assemblies"}
-    if odd := sorted(missing & set(attributes.get("structure_features") or ())):
-        raise _NoCrystal(f"has {', '.join(odd)}: not every atom has one known position")
-    try:
-        lattice = np.array(attributes["lattice_vectors"], np.float64)
-        positions = np.array(attributes["cartesian_site_positions"], np.float64)
-        frac = np.linalg.solve(lattice.T, positions.T).T
-    except (ValueError, TypeError, np.linalg.LinAlgError):
-        raise _NoCrystal(
-            "its lattice or positions are not numbers, or span no volume; leave it out"
-        ) from None
-    species = _symbols(attributes)
-    return {"lattice": lattice.tolist(), "species": species, "frac": frac.tolist()}
-
-
-def _symbols(attributes: Mapping[str, Any]) -> list[str]:
-    """Return the element on each site."""
-    names = attributes["species_at_sites"]
-    kinds = attributes.get("species")
-    if not kinds:  # not obligatory where every site holds one element
-        return [str(name) for name in names]
-    try:
-        by_name = {kind["name"]: _occupation(kind) for kind in kinds}
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise _NoCrystal("its `species` are not in OPTIMADE's format") from None
-    symbols = []
-    for site, name in enumerate(names):
-        if name not in by_name:
-            raise _NoCrystal(f"site {site} holds `{name}`, which `species` lacks")
-        parts = by_name[name]
-        if len(parts) != 1 or abs(parts[0][1] - 1) > FULL_OCCUPANCY:
-            holds = " + ".join(f"{symbol} {share:g}" for symbol, share in parts)
-            raise _NoCrystal(disordered(str(site), holds or "nothing"))
-        symbols.append(parts[0][0])
-    return symbols
-
-
-def _occupation(kind: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Return what sits on the sites of a species, and how much of it."""
-    symbols = [str(symbol) for symbol in kind["chemical_symbols"]]
-    shares = kind.get("concentration") or [1.0] * len(symbols)
-    parts = zip(symbols, map(float, shares), strict=True)
-    attached = [str(symbol) for symbol in kind.get("attached") or ()]
-    return [*parts, *((symbol, 1.0) for symbol in attached)]

@@ -196,7 +196,7 @@ class _Pages:
             return False
         if self._noted["assembled"] != [limit] or not out.exists():
             raise InputError(
-                f"{self.folder} is left of a finished download, of another `--limit` or "
+                f"{self.folder} is left of a finished download, with another limit or "
                 "to a file that has gone; delete it"
             )
         return True

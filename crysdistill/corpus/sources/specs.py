@@ -52,4 +52,11 @@ def open_service(spec: str) -> Service:
         known = ", ".join(f"`{name}:`" for name in SERVICES)
         hint = did_you_mean(scheme, SERVICES) or f"; databases begin with {known}"
         raise InputError(f"{spec}: no database or file is called so{hint}")
-    return importlib.import_module(SERVICES[scheme]).open_service(rest)
+    try:
+        module = importlib.import_module(SERVICES[scheme])
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{spec}: needs the package `{error.name}`, which is not installed: `pip "
+            f"install 'crysdistill[{scheme}]'`"
+        ) from None
+    return module.open_service(rest)
