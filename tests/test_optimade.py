@@ -204,7 +204,7 @@ def test_pages_that_are_too_large_are_asked_again_smaller(proxy, out):
 
 
 def test_a_build_reads_a_database(spec, tmp_path):
-    report = build([spec], tmp_path / "s.h5", workers=1, symmetry=False, progress=False)
+    report = build([spec], tmp_path / "s.h5", workers=1, symmetry=None, progress=False)
     assert report.built == len(STRUCTURES)
     assert {r.material_id for r in report.rejections} == set(REFUSED)
     assert {r.source for r in report.rejections} == {spec}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import hashlib
 import importlib
@@ -300,6 +301,16 @@ def test_what_cannot_be_written(fake, tmp_path, name, options, text):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_is_told(fake, out, whole):
+    fake.fails[2] = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(
+        InputError, match=r"left .*: pages that arrived are kept in fake"
+    ):
+        fetch(SPEC, out, progress=False)
+    fetch(SPEC, out, progress=False)
+    assert out.read_bytes() == whole
+
+
 def test_a_damaged_page_is_told(fake, out):
     fake.fails[2] = Killed()
     with pytest.raises(Killed):
@@ -407,7 +418,7 @@ def test_only_a_build_asks_a_database(fake):
 def test_a_build_downloads_first_and_only_once(fake, tmp_path, monkeypatch):
     fake.entries = [*ENTRIES, {"id": "bad", "problem": "no lattice"}]
     store = tmp_path / "store.h5"
-    options = {"symmetry": False, "workers": 1, "progress": False}
+    options = {"symmetry": None, "workers": 1, "progress": False}
     fake.fails[2] = InputError("fake: no answer")
     with pytest.raises(InputError, match=r"6 entries are kept"):
         build([SPEC], store, **options)

@@ -56,6 +56,6 @@ def room_for(parts: Path, kept: str) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise InputError(
-            f"{error.strerror} in {parts.parent}: {kept} are kept in {parts.name}; make "
-            "room and run the same command again"
+            f"{error.strerror} in {parts.parent}: {kept} are kept in {parts.name}; "
+            "make room and run the same command again"
         ) from None

@@ -32,7 +32,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from crysdistill.corpus.locks import only_one
+from crysdistill.corpus.locks import only_one, room_for
 from crysdistill.corpus.sources.origins import Origin
 from crysdistill.corpus.sources.services import Page
 from crysdistill.corpus.sources.specs import open_service
@@ -84,7 +84,7 @@ def fetch(
     if out.exists() and not overwrite and not (parts / _MANIFEST).exists():
         raise InputError(f"{out} exists; give another name or `--overwrite`")
     busy = f"{out} is being fetched by another process; wait for it, or name another"
-    with only_one(parts, busy):
+    with only_one(parts, busy), room_for(parts, "pages that arrived"):
         pages = _Pages(parts, spec)
         if not pages.assembled(out, limit):
             if not pages.whole(limit):
