@@ -47,9 +47,16 @@ def _out(parser: Parser, metavar: str, text: str) -> None:
     )
 
 
+def _source(text: str) -> str | Path:
+    """Return a path, or a spec as it is: a path would lose one of two slashes."""
+    from crysdistill.corpus.sources.specs import is_spec
+
+    return text if is_spec(text) else Path(text)
+
+
 def _sources(parser: Parser) -> None:
     parser.add_argument(
-        "sources", nargs="+", type=Path, metavar="SOURCE", help=_SOURCES
+        "sources", nargs="+", type=_source, metavar="SOURCE", help=_SOURCES
     )
 
 
@@ -57,6 +64,26 @@ def _work(parser: Parser) -> None:
     add = parser.add_argument
     add("--workers", type=_integer, help="processes; all cores if absent")
     add("--no-progress", dest="progress", action="store_false", help="show no bar")
+
+
+def _fetch_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    text = "a database and a query, such as `optimade:mp?filter=nelements=2`"
+    add("spec", metavar="SPEC", help=text)
+    text = "the `.jsonl.gz` to write; where it comes from goes to FILE.origin.json"
+    _out(parser, "FILE", text)
+    add("--limit", type=_integer, help="entries to stop after")
+    add("--overwrite", action="store_true", help="replace a file of that name")
+    add("--no-progress", dest="progress", action="store_false", help="show no bar")
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    from crysdistill.corpus.sources.snapshot import fetch, read_origin
+
+    path = fetch(**vars(args))
+    found = read_origin(path)
+    licence = found.origin.licence or "licence not known, ask its owners"
+    print(f"{path}: {found.count:,} entries of {found.origin.name} ({licence})")
 
 
 def _build_arguments(parser: Parser) -> None:
@@ -294,6 +321,14 @@ _PRETRAINING = "crysdistill.training.pretraining"
 _SUPERVISED = "crysdistill.training.supervised"
 
 VERBS: dict[str, Verb] = {
+    "fetch": Verb(
+        "Download structures from a database.",
+        "crysdistill fetch 'optimade:mp?filter=nelements=2' -o mp-binary.jsonl.gz",
+        _fetch_arguments,
+        _fetch,
+        computes=False,
+        resume="the same command goes on",
+    ),
     "build": Verb(
         "Read crystals and write a store of structures and graphs.",
         "crysdistill build cifs/ -o corpus.h5",

@@ -426,7 +426,7 @@ def test_a_second_build_into_the_same_file(tmp_path):
     out = tmp_path / "out.h5"
     parts = tmp_path / "out.h5.parts"
     with (
-        building._locked(parts, out),
+        building.only_one(parts, "busy"),
         pytest.raises(InputError, match=r"out\.h5 is being built by another process"),
     ):
         quick(source, out)

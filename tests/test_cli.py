@@ -22,6 +22,7 @@ from crysdistill.errors import InputError
 PROMISED = {
     "build": "a b.cif -o store.h5",
     "pretrain": "config.yaml a=1 b.c=2",
+    "fetch": "optimade:http://localhost:5000?filter=nsites=2 -o a.jsonl.gz --limit 5",
     "train": "config.yaml a=1 b.c=2",
     "distill": "config.yaml a=1 b.c=2",
     "finetune": "config.yaml a=1 b.c=2",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -33,6 +31,7 @@ from rich.progress import (
 
 from crysdistill import __version__
 from crysdistill.corpus.filters import Filters, count_filtered
+from crysdistill.corpus.locks import only_one, room_for
 from crysdistill.corpus.merge import merge_shards
 from crysdistill.corpus.shards import (
     BuildSettings,
@@ -106,7 +105,7 @@ def build(
     Args:
         sources: CIF or POSCAR files, folders (with or without `id_prop.csv`),
             `structures.jsonl.gz` (with `properties.csv` beside it), pymatgen JSON,
-            stores.
+            stores, or specs of databases (see `fetch`), downloaded first.
         out: the store to write; refused entries go to `OUT.quarantine.csv`
             as `source, material_id, reason`.
         graph: how neighbours become edges.
@@ -137,10 +136,12 @@ def build(
             f"`symmetry` is {symmetry!r} but must be one of {', '.join(ENGINES)}"
             f"{did_you_mean(str(symmetry), ENGINES)}"
         )
-    opened = open_sources(sources, keep_unlabelled, labels)
+    opened = open_sources(sources, keep_unlabelled, labels, parts, progress)
     settings = BuildSettings(graph or GraphSettings(), symmetry, filters or Filters())
     properties = list(dict.fromkeys(name for s in opened for name in s.properties))
-    with _locked(parts, out), _room_for(parts):
+    busy = f"{out} is being built by another process; wait for it, or build into"
+    room = room_for(parts, "finished shards")
+    with only_one(parts, f"{busy} another file"), room:
         _check_resumable(parts, opened, settings, properties)
         shards = _make_shards(
             parts,
@@ -165,39 +166,12 @@ def build(
         quarantine = out.with_name(out.name + ".quarantine.csv")
         _write_quarantine(quarantine, rejections)
         for path in parts.iterdir():
-            if path.name != MANIFEST:
+            if path.is_dir():  # a download that was given up
+                shutil.rmtree(path)
+            elif path.name != MANIFEST:
                 path.unlink()
         shutil.rmtree(parts)
     return BuildReport(out, quarantine, built + len(rejections), built, rejections)
-
-
-@contextmanager
-def _locked(parts: Path, out: Path) -> Iterator[None]:
-    """Hold the lock of a build; the system lets go of it when the process dies."""
-    parts.mkdir(exist_ok=True)
-    with (parts / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"{out} is being built by another process; wait for it, or build into "
-                "another file"
-            ) from None
-        yield
-
-
-@contextmanager
-def _room_for(parts: Path) -> Iterator[None]:
-    """Say what to do about a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise InputError(
-            f"{error.strerror} in {parts.parent}: finished shards are kept in "
-            f"{parts.name}; make room and run the same command again"
-        ) from None
 
 
 def _check_resumable(

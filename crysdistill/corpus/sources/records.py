@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from crysdistill.cif import read_cif
+from crysdistill.corpus.sources.origins import Origin
 from crysdistill.errors import BadStructure
 from crysdistill.readers import read_bytes, read_flat, read_poscar, read_pymatgen
 from crysdistill.structures import Crystal, validate
@@ -57,6 +58,7 @@ class Source:
         count: how many records there will be, for progress bars; an estimate.
         properties: the names of its labels.
         fingerprint: changes with its files, to recognise a changed source.
+        origins: the databases and publications behind it, as far as it says.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Source:
     count: int | None
     properties: tuple[str, ...]
     fingerprint: str
+    origins: tuple[Origin, ...] = ()
 
 
 def parse(record: Record) -> Crystal:

@@ -16,7 +16,8 @@ class Page:
     Args:
         entries: as `tables.py` reads them from JSON lines: flat (`id`, `lattice`,
             `species`, `frac`, and known properties beside them) or with `structure`
-            (pymatgen's `as_dict`) beside `material_id` and properties.
+            (pymatgen's `as_dict`) beside `material_id` and properties. An entry that
+            holds no usable structure is `{"id", "problem": reason}`, for quarantine.
         cursor: plain JSON from which `Service.pages` goes on after this page; None
             after the last.
     """

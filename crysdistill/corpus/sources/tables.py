@@ -198,6 +198,8 @@ def _entry_record(
         record = Record(source, name, place=place)
         return record.refuse("not a structure; give a dictionary with its lattice")
     record = Record(source, _entry_id(entry) or name, place=place)
+    if isinstance(entry.get("problem"), str) and not entry.get("structure"):
+        return record.refuse(entry["problem"])  # what a service could not hand out
     structure = entry.get("structure", entry)
     if not isinstance(structure, dict):
         return record.refuse(
