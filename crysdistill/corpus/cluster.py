@@ -136,16 +136,14 @@ class Backend:
 
     def result(self, job: Any) -> Any:
         """Wait for the result of a job, however long the cluster is without workers."""
-        from distributed import TimeoutError, wait
-
         with self._explained():
             while True:
                 try:
-                    wait([job], timeout=_PATIENCE)
+                    return job.result(timeout=_PATIENCE)
                 except TimeoutError:
+                    if job.done():
+                        raise
                     self._say_idle()
-                    continue
-                return job.result()
 
     def width(self) -> int:
         """Return how many jobs run at once, now."""
@@ -265,6 +263,9 @@ def slurm_cluster(path: Path) -> Any:
     """Return the `SLURMCluster` of a settings file, without jobs yet."""
     given = read_jobs(path)
     given.pop("jobs")
+    # A port for all to see is opened on request only.
+    options = {"dashboard": False, **given.pop("scheduler_options", {})}
+    given["scheduler_options"] = options
     return _load("dask_jobqueue", "dask-jobqueue").SLURMCluster(**given)
 
 
