@@ -86,6 +86,12 @@ def _fetch(args: argparse.Namespace) -> None:
     print(f"{path}: {found.count:,} entries of {found.origin.name} ({licence})")
 
 
+def _cluster(parser: Parser) -> None:
+    text = """Dask workers instead: `local:N`, `tcp://HOST:PORT` or a scheduler file
+    (`scheduler.json`) of a running scheduler, or `slurm:FILE.yaml`"""
+    parser.add_argument("--cluster", metavar="CLUSTER", help=text)
+
+
 def _build_arguments(parser: Parser) -> None:
     _sources(parser)
     _out(parser, "STORE", "what to write; what is refused goes to STORE.quarantine.csv")
@@ -110,6 +116,7 @@ def _build_arguments(parser: Parser) -> None:
     add("--keep-unlabelled", action="store_true", help=text)
     add("--overwrite", action="store_true", help="replace a store of that name")
     _work(parser)
+    _cluster(parser)
 
 
 def _build(args: argparse.Namespace) -> None:
@@ -158,6 +165,7 @@ def _overlap_arguments(parser: Parser) -> None:
     add("dataset", type=Path, metavar="DATASET", help="the store with labels")
     _out(parser, "PAIRS", "the CSV of crystals that stand in both")
     _work(parser)
+    _cluster(parser)
 
 
 def _overlap(args: argparse.Namespace) -> None:

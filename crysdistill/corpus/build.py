@@ -5,16 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +24,8 @@ from rich.progress import (
 )
 
 from crysdistill import __version__
+from crysdistill.corpus.cluster import await_files
+from crysdistill.corpus.engine import check_engine, engine, spread
 from crysdistill.corpus.filters import Filters, count_filtered
 from crysdistill.corpus.locks import only_one, room_for
 from crysdistill.corpus.merge import merge_shards
@@ -41,6 +37,7 @@ from crysdistill.corpus.shards import (
     read_shard,
 )
 from crysdistill.corpus.sources import open_sources
+from crysdistill.corpus.sources.folders import structure_format
 from crysdistill.corpus.sources.records import Record, Source
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.neighbors import GraphSettings
@@ -93,6 +90,7 @@ def build(
     keep_unlabelled: bool = False,
     labels: bool = True,
     workers: int | None = None,
+    cluster: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> BuildReport:
@@ -100,7 +98,7 @@ def build(
 
     Finished shards stay in `OUT.parts/` until the store is written: run the same
     command again after an interruption and it goes on where it was. The result does
-    not depend on the number of workers.
+    not depend on the number of workers, nor on where they are.
 
     Args:
         sources: CIF or POSCAR files, folders (with or without `id_prop.csv`),
@@ -115,6 +113,8 @@ def build(
         keep_unlabelled: keep structures without a label in a labelled source.
         labels: whether to read labels at all.
         workers: processes; all cores where None.
+        cluster: Dask workers instead: `local:N`, `tcp://HOST:PORT` or a scheduler file
+            of a running scheduler, or `slurm:FILE.yaml`; see `engine`.
         overwrite: whether an existing store may be replaced.
         progress: whether to show a progress bar.
 
@@ -129,8 +129,7 @@ def build(
         raise InputError(f"{out} exists; give another name or `--overwrite`")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder; create it first")
-    if workers is not None and workers < 1:
-        raise InputError(f"`workers` is {workers} but must be at least 1")
+    check_engine(workers, cluster)
     if symmetry is not None and symmetry not in ENGINES:
         raise InputError(
             f"`symmetry` is {symmetry!r} but must be one of {', '.join(ENGINES)}"
@@ -148,7 +147,8 @@ def build(
             opened,
             properties,
             settings,
-            workers or os.cpu_count() or 1,
+            workers,
+            cluster,
             progress,
         )
         facts = {
@@ -213,7 +213,8 @@ def _make_shards(
     sources: Sequence[Source],
     properties: list[str],
     settings: BuildSettings,
-    workers: int,
+    workers: int | None,
+    cluster: str | None,
     progress: bool,
 ) -> list[Path]:
     """Make every shard that is not there yet; return all, in order."""
@@ -238,61 +239,35 @@ def _make_shards(
             refused += result[1]
             bar.update(task, advance=sum(result), refused=refused)
 
-        if total is not None and total <= SHARD_SIZE:
-            workers = 1
-        with _pool(workers) as pool:
-            running: deque[Future[tuple[int, int]]] = deque()
+        def jobs() -> Iterator[tuple[Any, ...]]:
             for number, chunk in enumerate(_chunks(sources)):
                 path = parts / f"{number:06d}.npz"
                 paths.append(path)
                 if path.exists():
                     arrays = read_shard(path)
                     count((len(arrays["atoms"]), len(read_list(arrays["rejections"]))))
-                elif pool is None:
-                    count(make_shard(path, chunk, properties, settings))
                 else:
-                    job = pool.submit(make_shard, path, chunk, properties, settings)
-                    running.append(job)
-                    # A short queue keeps memory flat however long the source is.
-                    if len(running) > 2 * workers:
-                        count(running.popleft().result())
-            while running:
-                count(running.popleft().result())
+                    yield path.absolute(), chunk, properties, settings
+
+        if cluster is None and total is not None and total <= SHARD_SIZE:
+            workers = 1
+
+        # Of these the names travel to the workers, of others the content.
+        named = [
+            s.path for s in sources if s.path.is_dir() or structure_format(s.path.name)
+        ]
+        with engine(
+            workers,
+            cluster,
+            folder=parts,
+            opened=named,
+            kept="finished shards are kept, ",
+        ) as pool:
+            for result in pool.map(partial(spread, make_shard), jobs()):
+                count(result)
+        if cluster is not None:
+            await_files(paths)
     return paths
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Yield a pool of fresh processes, or None where one process is enough."""
-    if workers == 1:
-        yield None
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
-        try:
-            yield pool
-        except BrokenProcessPool:
-            raise RuntimeError(
-                "a build process died (out of memory?); finished shards are kept, run "
-                "the same command again, with fewer `--workers` if it repeats"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _start_worker() -> None:
-    """Keep numerical libraries from starting threads, and end with the build."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    """End this process when the build has been killed, which no queue would tell it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _write_quarantine(path: Path, rejections: Sequence[Rejection]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,8 +172,9 @@ def _printable(text: str) -> str:
 
 def write_shard(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a shard so that it is there whole or not at all."""
-    # Its own name: a worker may outlive a killed build by a moment.
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    # Its own name: a worker may outlive a killed build by a moment, or be given up by
+    # a cluster and go on.
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
     with partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
         file.flush()

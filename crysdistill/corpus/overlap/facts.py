@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
-from types import TracebackType
 from typing import Protocol, TypeVar
 
 import numpy as np
 
+from crysdistill.corpus.engine import Workers
 from crysdistill.corpus.fingerprints import fingerprint, formulas
 from crysdistill.corpus.overlap.matching import Test, primitive, space_groups, unhanded
 from crysdistill.structures import Crystal
 
-_CHUNK = 64  # crystals per job: a tenth of a second
-_T = TypeVar("_T")
+CHUNK = 64
+"""Crystals, or pairs of them, per job: a tenth of a second."""
+
 _R = TypeVar("_R")
 
 Formula = tuple[tuple[int, ...], tuple[int, ...]]
@@ -62,52 +58,6 @@ class Collection(Protocol):
 
         Those of a store are rounded by 6e-5 at most, a hundredth of what matters.
         """
-
-
-class Workers:
-    """Processes that apply a function to many things; a context manager.
-
-    Args:
-        count: how many; with 1 this process does the work.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Workers:
-        if self._count > 1:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._count, context, _one_thread)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
-
-    def map(self, function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-        """Yield the results in the order of `items`.
-
-        Args:
-            function: one that can be pickled.
-            items: may be a stream; little of it is held at a time.
-        """
-        if self._pool is None:
-            yield from map(function, items)
-            return
-        items = iter(items)
-        running: deque[Future[list[_R]]] = deque()
-        while chunk := list(islice(items, _CHUNK)):
-            running.append(self._pool.submit(_each, function, chunk))
-            if len(running) > 4 * self._count:
-                yield from running.popleft().result()
-        for job in running:
-            yield from job.result()
 
 
 class Facts:
@@ -181,13 +131,5 @@ class Facts:
         """Enter a fact of crystals into a table, where it is not there yet."""
         missing = [row for row in np.unique(rows).tolist() if row not in table]
         crystals = (self.crystals.crystal(row) for row in missing)
-        table.update(zip(missing, workers.map(function, crystals), strict=True))
-
-
-def _each(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
-    return [function(item) for item in items]
-
-
-def _one_thread() -> None:
-    """Keep numerical libraries from starting threads in every worker."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+        found = workers.map(function, crystals, CHUNK)
+        table.update(zip(missing, found, strict=True))

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
+from crysdistill.corpus.engine import check_engine
 from crysdistill.corpus.overlap.facts import Collection
 from crysdistill.corpus.overlap.search import (
     FINGERPRINT_ONLY,
@@ -309,6 +310,7 @@ def find_overlap(
     kinds: Iterable[str] = KINDS,
     pairs_per_entry: int = 1000,
     workers: int | None = None,
+    cluster: str | None = None,
     progress: bool = False,
 ) -> Overlap:
     """Find which crystals of a corpus also stand in a dataset.
@@ -329,7 +331,8 @@ def find_overlap(
       without a common group, in triclinic groups, and within one reduced formula.
     - `formula`: the same reduced formula.
 
-    The result does not depend on the number of workers or the order of the rows.
+    The result does not depend on the number of workers, where they are, or the order
+    of the rows.
 
     Args:
         corpus: the unlabelled crystals.
@@ -338,6 +341,8 @@ def find_overlap(
         pairs_per_entry: every rock salt is a prototype of every other: of each kind,
             list at most so many pairs per dataset entry, the nearest. All are counted.
         workers: processes; where None, all cores if the task is large, else this one.
+        cluster: Dask workers instead: `local:N`, `tcp://HOST:PORT` or a scheduler file
+            of a running scheduler, or `slurm:FILE.yaml`; see `engine`.
         progress: whether to show a progress bar.
 
     Raises:
@@ -348,12 +353,11 @@ def find_overlap(
         raise InputError(
             f"`pairs_per_entry` is {pairs_per_entry} but must be at least 1"
         )
-    if workers is not None and workers < 1:
-        raise InputError(f"`workers` is {workers} but must be at least 1")
+    check_engine(workers, cluster)
     for name, side in (("corpus", corpus), ("dataset", dataset)):
         if not len(side):
             raise InputError(f"the {name} holds no crystals; nothing can be compared")
-    found = search(corpus, dataset, wanted, pairs_per_entry, workers, progress)
+    found = search(corpus, dataset, wanted, pairs_per_entry, workers, cluster, progress)
     return Overlap(
         corpus.material_ids,
         dataset.material_ids,

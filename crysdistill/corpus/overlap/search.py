@@ -6,7 +6,6 @@ matcher and the symmetry labels decide.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from rich.progress import Progress
 
+from crysdistill.corpus.engine import Workers, engine
 from crysdistill.corpus.fingerprints import distances
-from crysdistill.corpus.overlap.facts import Collection, Facts, Formula, Workers
+from crysdistill.corpus.overlap.facts import CHUNK, Collection, Facts, Formula
 from crysdistill.corpus.overlap.matching import Test, judge
 
 KINDS = ("id", "structure", "prototype", "formula")
@@ -111,6 +111,7 @@ def search(
     kinds: Sequence[str],
     pairs_per_entry: int,
     workers: int | None,
+    cluster: str | None,
     progress: bool,
 ) -> Found:
     """Search all pairs; the arguments are those of `find_overlap`, checked."""
@@ -118,9 +119,9 @@ def search(
     sides = Facts(corpus, numbers), Facts(dataset, numbers)
     blocks = _blocks(*sides, across="prototype" in kinds)
     total = sum(len(rows) + len(entries) for _, rows, entries in blocks)
-    if workers is None:
-        workers = (os.cpu_count() or 1) if total > _WORTH_A_POOL else 1
-    with Workers(workers) as pool, Progress(disable=not progress) as bar:
+    if workers is None and cluster is None and total <= _WORTH_A_POOL:
+        workers = 1
+    with engine(workers, cluster) as pool, Progress(disable=not progress) as bar:
         task = bar.add_task("comparing", total=total)
         state = _Search(*sides, kinds, pairs_per_entry, pool)
         state.same_ids()
@@ -287,7 +288,7 @@ class _Search:
         first = self.corpus.primitives(pairs.corpus, test, self.workers)
         second = self.dataset.primitives(pairs.dataset, test, self.workers)
         jobs = ((a, b, test) for a, b in zip(first, second, strict=True))
-        answers = list(self.workers.map(judge, jobs))
+        answers = list(self.workers.map(judge, jobs, CHUNK))
         agrees = np.array([answer is True for answer in answers], bool)
         return agrees, np.array([answer is not None for answer in answers], bool)
 

@@ -62,9 +62,8 @@ def file_id(name: str) -> str:
 
 def open_file(path: Path) -> Source:
     """Open one CIF or POSCAR file, without a label."""
-    record = Record(
-        str(path), file_id(path.name), structure_format(path.name) or "none", str(path)
-    )
+    kind = structure_format(path.name) or "none"
+    record = Record(str(path), file_id(path.name), kind, str(path.absolute()))
     return Source(path, lambda: iter([record]), 1, (), fingerprint([stamp(path)]))
 
 
@@ -117,7 +116,7 @@ class _Tree:
                 if kind is None:
                     yield _unread(str(self.root), name)
                     continue
-                payload: str | bytes = str(self.root / name)
+                payload: str | bytes = str((self.root / name).absolute())
                 if self.is_zip:
                     try:
                         payload = archive.read(name)
