@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -32,7 +32,9 @@ from rich.progress import (
 )
 
 from crysdistill import __version__
+from crysdistill.corpus.checks import read_checks, statement
 from crysdistill.corpus.filters import Filters, count_filtered
+from crysdistill.corpus.firewall import Firewall
 from crysdistill.corpus.merge import merge_shards
 from crysdistill.corpus.shards import (
     BuildSettings,
@@ -70,6 +72,7 @@ class BuildReport:
         read: entries in the sources.
         built: crystals in the store.
         rejections: the refused entries; `read` = `built` + their number.
+        overlap: of which datasets the store is clean; "" where none was excluded.
     """
 
     store: Path
@@ -77,6 +80,7 @@ class BuildReport:
     read: int
     built: int
     rejections: list[Rejection]
+    overlap: str = ""
 
     @property
     def filtered(self) -> dict[str, int]:
@@ -96,6 +100,8 @@ def build(
     workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    exclude: Sequence[str | Path] = (),
+    exclude_kinds: Iterable[str] = ("id", "structure"),
 ) -> BuildReport:
     """Build a store from structure files, folders, tables or other stores.
 
@@ -118,6 +124,10 @@ def build(
         workers: processes; all cores where None.
         overwrite: whether an existing store may be replaced.
         progress: whether to show a progress bar.
+        exclude: datasets (stores or sources); crystals that also stand in one of them
+            are refused, and the store says of which datasets it is clean.
+        exclude_kinds: of the pairs that decide; see `find_overlap`. With none, all
+            are kept, and only counted.
 
     Raises:
         InputError: a source cannot be read, the store exists, another build is
@@ -140,8 +150,9 @@ def build(
     opened = open_sources(sources, keep_unlabelled, labels)
     settings = BuildSettings(graph or GraphSettings(), symmetry, filters or Filters())
     properties = list(dict.fromkeys(name for s in opened for name in s.properties))
+    firewall = Firewall.open(exclude, exclude_kinds, workers, progress)
     with _locked(parts, out), _room_for(parts):
-        _check_resumable(parts, opened, settings, properties)
+        _check_resumable(parts, opened, settings, properties, firewall)
         shards = _make_shards(
             parts,
             opened,
@@ -161,14 +172,18 @@ def build(
             },
             "filters": asdict(settings.filters),
         }
-        built, rejections = merge_shards(shards, out, facts)
+        drop = firewall.apply(shards, parts, facts)
+        built, rejections = merge_shards(shards, out, facts, drop)
         quarantine = out.with_name(out.name + ".quarantine.csv")
         _write_quarantine(quarantine, rejections)
         for path in parts.iterdir():
             if path.name != MANIFEST:
                 path.unlink()
         shutil.rmtree(parts)
-    return BuildReport(out, quarantine, built + len(rejections), built, rejections)
+    overlap = statement(read_checks(facts)) if firewall.datasets else ""
+    return BuildReport(
+        out, quarantine, built + len(rejections), built, rejections, overlap
+    )
 
 
 @contextmanager
@@ -205,6 +220,7 @@ def _check_resumable(
     sources: Sequence[Source],
     settings: BuildSettings,
     properties: list[str],
+    firewall: Firewall,
 ) -> None:
     """Refuse to go on with the shards of other sources or settings."""
     identity = {
@@ -213,6 +229,7 @@ def _check_resumable(
         "settings": asdict(settings),
         "properties": properties,
         "shard_size": SHARD_SIZE,
+        **firewall.identity,
     }
     text = json.dumps(identity, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()

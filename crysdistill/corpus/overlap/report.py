@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
+from crysdistill.corpus.checks import structures_hash
 from crysdistill.corpus.overlap.facts import Collection
 from crysdistill.corpus.overlap.search import (
     FINGERPRINT_ONLY,
@@ -80,14 +81,25 @@ class CrystalList:
         """Return None: they are not known yet."""
 
     @cached_property
-    def hash(self) -> str:
-        """A SHA-256 of names, species, cells and coordinates."""
-        digest = hashlib.sha256()
-        for crystal in self.crystals:
-            digest.update(f"{crystal.material_id}\n".encode())
-            digest.update(crystal.atomic_numbers.tobytes())
-            digest.update(crystal.cell.tobytes() + crystal.frac_coords.tobytes())
-        return digest.hexdigest()
+    def structures_hash(self) -> str:
+        """The hash that a store of these crystals has too."""
+        names = [name.encode() for name in self.material_ids]
+        sizes = np.cumsum([0, *map(len, names)], dtype=np.int64)
+        frac = [np.asarray(c.frac_coords, np.float32) for c in self.crystals]
+        arrays = {
+            "atom_offsets": self.atom_offsets,
+            "atomic_numbers": self.atomic_numbers,
+            "cells": self.cells,
+            "frac_coords": np.concatenate([np.empty((0, 3), np.float32), *frac]),
+            "material_id_offsets": sizes,
+            "material_ids": np.frombuffer(b"".join(names), np.uint8),
+        }
+        return structures_hash(
+            {
+                f"structures/{name}": hashlib.sha256(array.tobytes()).hexdigest()
+                for name, array in arrays.items()
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -161,8 +173,15 @@ class Overlap:
 
     @property
     def statement(self) -> str:
-        """`clean`, or `transductive` with the number of structures in both."""
+        """`clean`, or `transductive` with the number of structures in both.
+
+        Nothing is clean of what was not looked for: then, `unknown`.
+        """
         both = int(self.found.in_dataset[:2].any(axis=0).sum())
+        missing = [kind for kind in KINDS[:2] if kind not in self.kinds]
+        if not both and missing:
+            names = " and ".join(f"`{kind}`" for kind in missing)
+            return f"unknown ({names} pairs were not looked for)"
         if not both:
             return "clean"
         return (
@@ -196,7 +215,7 @@ class Overlap:
             InputError: a kind is unknown or was not looked for, or pairs of it were
                 left out and single dataset rows are asked for.
         """
-        wanted = _check_kinds(kinds)
+        wanted = check_kinds(kinds)
         for kind in wanted:
             if kind not in self.kinds:
                 raise InputError(
@@ -343,7 +362,7 @@ def find_overlap(
     Raises:
         InputError: a setting is out of range, or one side is empty.
     """
-    wanted = _check_kinds(kinds)
+    wanted = check_kinds(kinds)
     if pairs_per_entry < 1:
         raise InputError(
             f"`pairs_per_entry` is {pairs_per_entry} but must be at least 1"
@@ -357,15 +376,19 @@ def find_overlap(
     return Overlap(
         corpus.material_ids,
         dataset.material_ids,
-        (corpus.hash, dataset.hash),
+        (corpus.structures_hash, dataset.structures_hash),
         found,
         wanted,
         pairs_per_entry,
     )
 
 
-def _check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
-    """Return known kinds from the strongest to the weakest."""
+def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
+    """Return known kinds from the strongest to the weakest.
+
+    Raises:
+        InputError: a kind is unknown, or there is none.
+    """
     wanted = [kinds] if isinstance(kinds, str) else list(kinds)
     for kind in wanted:
         if kind not in KINDS:
