@@ -288,7 +288,9 @@ def test_the_graph_does_not_change_what_a_dataset_is(tmp_path):
 
 
 def check(name: str, kept: int = 0, left_out: int = 3) -> DatasetCheck:
-    return DatasetCheck(name, f"hash of {name}", "0" * 64, ("id",), 9, 5, left_out, kept)
+    return DatasetCheck(
+        name, f"hash of {name}", "0" * 64, ("id",), 9, 5, left_out, kept
+    )
 
 
 def test_what_is_said_of_several_datasets():

@@ -48,9 +48,9 @@ class Provenance:
         corpus: the hash of the store that the encoder learned from.
         overlap: whether that corpus was cleared of the crystals that judged the
             predictor (`clean`), was not (`transductive`), or `unknown`.
-        checks: the datasets that the corpus was compared with.
         licence: of the weights, which the sources of the corpus decide.
         origin: the run or the published file, in words.
+        checks: the datasets that the corpus was compared with.
 
     Raises:
         InputError: `overlap` is none of the three.
@@ -58,9 +58,9 @@ class Provenance:
 
     corpus: str = ""
     overlap: Literal["clean", "transductive", "unknown"] = "unknown"
-    checks: list[DatasetCheck] = field(default_factory=list)
     licence: str = ""
     origin: str = ""
+    checks: list[DatasetCheck] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.overlap not in _OVERLAPS:
