@@ -195,8 +195,13 @@ class Overlap:
         head = {**METHOD, "inputs": self.hashes, "kinds": self.kinds}
         head["pairs_per_entry"] = self.pairs_per_entry
         digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-        for values in self.pairs.itertuples(index=False):
-            digest.update(f"\n{json.dumps(list(values))}".encode())
+        # A million pairs have few names: each is quoted once.
+        quoted: dict[str, str] = {}
+        for column in ("corpus_id", "dataset_id"):
+            quoted |= {name: json.dumps(name) for name in self.pairs[column].unique()}
+        for corpus, dataset, kind in self.pairs.itertuples(index=False, name=None):
+            line = f'\n[{quoted[corpus]}, {quoted[dataset]}, "{kind}"]'
+            digest.update(line.encode())
         return digest.hexdigest()
 
     def corpus_rows(
