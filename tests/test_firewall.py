@@ -21,6 +21,7 @@ from crysdistill.corpus.checks import (
     statement,
     status,
 )
+from crysdistill.corpus.filters import Filters
 from crysdistill.corpus.overlap import find_overlap
 from crysdistill.corpus.overlap.exclusion import Exclusion, find_exclusion
 from crysdistill.corpus.overlap.sides import open_side
@@ -60,7 +61,7 @@ def judge(tmp_path: Path) -> Path:
 
 
 def make(source: Path, out: Path, **options) -> Store:
-    options = {"graph": SMALL_GRAPH, "symmetry": False, "workers": 1, **options}
+    options = {"graph": SMALL_GRAPH, "symmetry": None, "workers": 1, **options}
     return Store.open(build([source], out, progress=False, **options).store)
 
 
@@ -148,7 +149,9 @@ def test_duplicates_and_other_refusals_do_not_shift_rows(judge, tmp_path):
     crystals.insert(1, crystals[0])
     crystals.insert(9, crystals[6])
     source = write_lines(tmp_path / "corpus" / "s.jsonl", crystals)
-    store = make(source, tmp_path / "clean.h5", exclude=[judge], max_atoms=3)
+    store = make(
+        source, tmp_path / "clean.h5", exclude=[judge], filters=Filters(max_atoms=3)
+    )
     # Sizes are 1 to 4 in turn; 3, 7, ... have four atoms.
     kept = [n for n in range(5, 30) if n % 4 != 3]
     assert store.material_ids == [f"random-{n}" for n in kept]
@@ -268,7 +271,7 @@ def test_a_source_and_its_store_are_the_same_dataset(tmp_path):
     twice = bare([*crystals, crystals[0]])
     lines = write_lines(tmp_path / "d" / "s.jsonl", twice)
     side = open_side(lines)
-    store = write_store(tmp_path / "d.h5", crystals, symmetry=True)
+    store = write_store(tmp_path / "d.h5", crystals, symmetry="spglib")
     assert side.crystals.structures_hash == Store.open(store).structures_hash
     assert side.quarantined == [("random-0", "duplicate id; the first one is kept")]
     assert open_side(store).quarantined == []
@@ -397,3 +400,10 @@ def test_a_large_source_is_read_by_several_processes(corpus):
     names = alone.crystals.material_ids
     np.testing.assert_array_equal(together.crystals.material_ids, names)
     assert alone.crystals.structures_hash == together.crystals.structures_hash
+
+
+def test_a_store_that_does_not_know_its_hash_works_it_out(judge):
+    store = Store.open(judge)
+    facts = {k: v for k, v in store.facts.items() if k != "structures_hash"}
+    older = Store(store.path, store._arrays, facts)
+    assert older.structures_hash == store.structures_hash

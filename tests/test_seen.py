@@ -126,7 +126,7 @@ def test_a_corpus_built_clean_says_so_in_the_same_words(folder, tmp_path):
     lines = write_lines(tmp_path / "lines" / "s.jsonl", source)
     built = tmp_path / "clean.h5"
     build(
-        [lines], built, graph=SMALL_GRAPH, symmetry=False, workers=1, progress=False,
+        [lines], built, graph=SMALL_GRAPH, symmetry=None, workers=1, progress=False,
         exclude=[folder / "judge.h5"],
     )  # fmt: skip
     first = pretraining(tmp_path, tmp_path / "a", "clean.h5")

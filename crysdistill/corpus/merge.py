@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import xxhash
 
+from crysdistill.corpus.checks import structures_hash
 from crysdistill.corpus.fingerprints import NEIGHBORS
 from crysdistill.corpus.shards import Rejection, read_list, read_shard
 from crysdistill.corpus.store import FORMAT, SCHEMA
@@ -73,6 +74,7 @@ def merge_shards(
             **facts,
             "sources": survey.sources,
             "checksums": checksums,
+            "structures_hash": structures_hash(hashes),
             "hash": hashlib.sha256(text.encode()).hexdigest(),
         }
         text = json.dumps(facts, sort_keys=True)
