@@ -115,6 +115,10 @@ def _build_arguments(parser: Parser) -> None:
     text = "keep structures without a label where others have one"
     add("--keep-unlabelled", action="store_true", help=text)
     add("--overwrite", action="store_true", help="replace a store of that name")
+    text = "leave out crystals that also stand in this store or source; repeatable"
+    add("--exclude", action="append", type=Path, metavar="DATASET", help=text)
+    text = "of the pairs that leave a crystal out; `id,structure` if absent"
+    add("--exclude-kinds", type=_names, metavar="KINDS", help=text)
     _work(parser)
     _cluster(parser)
 
@@ -139,6 +143,8 @@ def _build(args: argparse.Namespace) -> None:
         print(f"{report.quarantine}: {refused:,} refused, and why")
         for name, number in report.filtered.items():
             print(f"  {number:,} of them by `{name}`")
+    if report.overlap:
+        print(f"overlap: {report.overlap}")
 
 
 def _inspect_arguments(parser: Parser) -> None:
@@ -161,29 +167,24 @@ def _inspect(args: argparse.Namespace) -> None:
 
 def _overlap_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("corpus", type=Path, metavar="CORPUS", help="the store to pretrain on")
-    add("dataset", type=Path, metavar="DATASET", help="the store with labels")
-    _out(parser, "PAIRS", "the CSV of crystals that stand in both")
+    text = "what to pretrain on: a store, or a source as `build` reads it"
+    add("corpus", type=Path, metavar="CORPUS", help=text)
+    text = "what has labels: a store or a source"
+    add("dataset", type=Path, metavar="DATASET", help=text)
+    text = "the CSV of crystals that stand in both; beside it, numbers as JSON"
+    _out(parser, "PAIRS", text)
+    text = "which to look for, of `id,structure,prototype,formula`; all if absent"
+    add("--kinds", type=_names, metavar="KINDS", help=text)
+    text = "list at most so many pairs of a kind for a dataset entry; all are counted"
+    add("--pairs-per-entry", type=_integer, metavar="N", help=text)
     _work(parser)
     _cluster(parser)
 
 
 def _overlap(args: argparse.Namespace) -> None:
-    import rich
+    from crysdistill.corpus.overlap.files import compare_files
 
-    from crysdistill.corpus.overlap import find_overlap
-    from crysdistill.corpus.store import Store
-    from crysdistill.errors import InputError
-
-    given = {"progress": True, **vars(args)}
-    out = given.pop("out")
-    if not out.parent.is_dir():  # before the work, not after it
-        raise InputError(f"{out.parent}: no such folder; create it first")
-    corpus, dataset = (Store.open(given.pop(name)) for name in ("corpus", "dataset"))
-    overlap = find_overlap(corpus, dataset, **given)
-    overlap.write(out)
-    rich.print(overlap.table())
-    print(f"{overlap.statement}; pairs: {out}")
+    compare_files(**vars(args))
 
 
 def _config_arguments(parser: Parser) -> None:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -24,9 +24,11 @@ from rich.progress import (
 )
 
 from crysdistill import __version__
+from crysdistill.corpus.checks import read_checks, statement
 from crysdistill.corpus.cluster import await_files
 from crysdistill.corpus.engine import check_engine, engine, spread
 from crysdistill.corpus.filters import Filters, count_filtered
+from crysdistill.corpus.firewall import Firewall
 from crysdistill.corpus.locks import only_one, room_for
 from crysdistill.corpus.merge import merge_shards
 from crysdistill.corpus.shards import (
@@ -66,6 +68,7 @@ class BuildReport:
         read: entries in the sources.
         built: crystals in the store.
         rejections: the refused entries; `read` = `built` + their number.
+        overlap: of which datasets the store is clean; "" where none was excluded.
     """
 
     store: Path
@@ -73,6 +76,7 @@ class BuildReport:
     read: int
     built: int
     rejections: list[Rejection]
+    overlap: str = ""
 
     @property
     def filtered(self) -> dict[str, int]:
@@ -93,6 +97,8 @@ def build(
     cluster: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    exclude: Sequence[str | Path] = (),
+    exclude_kinds: Iterable[str] = ("id", "structure"),
 ) -> BuildReport:
     """Build a store from structure files, folders, tables or other stores.
 
@@ -117,6 +123,10 @@ def build(
             of a running scheduler, or `slurm:FILE.yaml`; see `engine`.
         overwrite: whether an existing store may be replaced.
         progress: whether to show a progress bar.
+        exclude: datasets (stores or sources); crystals that also stand in one of them
+            are refused, and the store says of which datasets it is clean.
+        exclude_kinds: of the pairs that decide; see `find_overlap`. With none, all
+            are kept, and only counted.
 
     Raises:
         InputError: a source cannot be read, the store exists, another build is
@@ -138,10 +148,11 @@ def build(
     opened = open_sources(sources, keep_unlabelled, labels, parts, progress)
     settings = BuildSettings(graph or GraphSettings(), symmetry, filters or Filters())
     properties = list(dict.fromkeys(name for s in opened for name in s.properties))
+    firewall = Firewall.open(exclude, exclude_kinds, workers, progress)
     busy = f"{out} is being built by another process; wait for it, or build into"
     room = room_for(parts, "finished shards")
     with only_one(parts, f"{busy} another file"), room:
-        _check_resumable(parts, opened, settings, properties)
+        _check_resumable(parts, opened, settings, properties, firewall)
         shards = _make_shards(
             parts,
             opened,
@@ -162,7 +173,8 @@ def build(
             },
             "filters": asdict(settings.filters),
         }
-        built, rejections = merge_shards(shards, out, facts)
+        drop = firewall.apply(shards, parts, facts)
+        built, rejections = merge_shards(shards, out, facts, drop)
         quarantine = out.with_name(out.name + ".quarantine.csv")
         _write_quarantine(quarantine, rejections)
         for path in parts.iterdir():
@@ -171,7 +183,10 @@ def build(
             elif path.name != MANIFEST:
                 path.unlink()
         shutil.rmtree(parts)
-    return BuildReport(out, quarantine, built + len(rejections), built, rejections)
+    overlap = statement(read_checks(facts)) if firewall.datasets else ""
+    return BuildReport(
+        out, quarantine, built + len(rejections), built, rejections, overlap
+    )
 
 
 def _check_resumable(
@@ -179,6 +194,7 @@ def _check_resumable(
     sources: Sequence[Source],
     settings: BuildSettings,
     properties: list[str],
+    firewall: Firewall,
 ) -> None:
     """Refuse to go on with the shards of other sources or settings."""
     identity = {
@@ -187,6 +203,7 @@ def _check_resumable(
         "settings": asdict(settings),
         "properties": properties,
         "shard_size": SHARD_SIZE,
+        **firewall.identity,
     }
     text = json.dumps(identity, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import xxhash
 
+from crysdistill.corpus.checks import structures_hash
 from crysdistill.corpus.fingerprints import NEIGHBORS
 from crysdistill.corpus.shards import Rejection, read_list, read_shard
 from crysdistill.corpus.store import FORMAT, SCHEMA
@@ -41,22 +42,27 @@ class _Survey:
 
 
 def merge_shards(
-    paths: Sequence[Path], out: Path, facts: dict[str, Any]
+    paths: Sequence[Path],
+    out: Path,
+    facts: dict[str, Any],
+    drop: Mapping[int, str] | None = None,
 ) -> tuple[int, list[Rejection]]:
     """Write the store of all shards; a repeated `material_id` is refused.
 
-    The file appears whole or not at all. It depends on the shards and on `facts`
-    alone, byte for byte.
+    The file appears whole or not at all. It depends on the shards, on `facts` and on
+    `drop` alone, byte for byte.
 
     Args:
         paths: the shards, in order.
         out: the store to write.
         facts: what the store says of itself, as plain values.
+        drop: crystals to refuse, with the reason: by the row that they have in the
+            store without `drop`.
 
     Returns:
         The number of crystals, and everything that was refused.
     """
-    survey = _look(paths)
+    survey = _look(paths, drop or {})
     partial = out.with_name(out.name + ".partial")
     _check_space(partial, _size(survey, len(facts["properties"])))
     with h5py.File(partial, "w") as file:
@@ -69,6 +75,7 @@ def merge_shards(
             "sources": survey.sources,
             "hashes": hashes,
             "checksums": checksums,
+            "structures_hash": structures_hash(hashes),
             "hash": hashlib.sha256(text.encode()).hexdigest(),
         }
         text = json.dumps(facts, sort_keys=True)
@@ -117,8 +124,8 @@ def _size(survey: _Survey, properties: int) -> int:
     )
 
 
-def _look(paths: Sequence[Path]) -> _Survey:
-    """Go over the shards once, refusing what repeats an id.
+def _look(paths: Sequence[Path], drop: Mapping[int, str]) -> _Survey:
+    """Go over the shards once, refusing what repeats an id or is to be dropped.
 
     What is held of a crystal are some forty bytes, so that millions fit.
     """
@@ -132,17 +139,22 @@ def _look(paths: Sequence[Path]) -> _Survey:
         )
         survey.highest_code = max(survey.highest_code, int(arrays["highest_code"]))
     first = _first_of_each(digests)
+    unique = 0
     for path, keep in zip(paths, first, strict=True):
         arrays = read_shard(path, *_SURVEYED)
         survey.rejections += [Rejection(*r) for r in read_list(arrays["rejections"])]
         ids = read_list(arrays["material_ids"])
         sources = read_list(arrays["sources"])
-        for name, source, kept in zip(ids, sources, keep.tolist(), strict=True):
-            if kept:
-                survey.sources[source] = survey.sources.get(source, 0) + 1
-            else:
-                reason = "duplicate id; the first one is kept, rename this one"
+        for row, (name, source) in enumerate(zip(ids, sources, strict=True)):
+            reason = "duplicate id; the first one is kept, rename this one"
+            if keep[row]:
+                reason = drop.get(unique, "")
+                unique += 1
+            if reason:
+                keep[row] = False
                 survey.rejections.append(Rejection(source, name, reason))
+            else:
+                survey.sources[source] = survey.sources.get(source, 0) + 1
         survey.keep.append(keep)
         survey.atoms.append(arrays["atoms"][keep])
         survey.edges.append(arrays["edges"][keep])

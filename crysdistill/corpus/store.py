@@ -16,6 +16,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from crysdistill.corpus.checks import STRUCTURES, structures_hash
 from crysdistill.corpus.fingerprints import unpack
 from crysdistill.corpus.gather import count, gather_atoms, gather_edges
 from crysdistill.errors import InputError, did_you_mean
@@ -143,6 +144,16 @@ class Store:
         raw = self._numpy("structures/material_ids").tobytes()
         ends = self._numpy("structures/material_id_offsets").tolist()
         return [raw[start:end].decode() for start, end in pairwise(ends)]
+
+    @cached_property
+    def structures_hash(self) -> str:
+        """One hash for what the crystals are, whatever their graphs and labels."""
+        if "structures_hash" in self.facts:
+            return self.facts["structures_hash"]
+        # Stores of schema 1 do not know theirs.
+        return structures_hash(
+            {n: hashlib.sha256(self._numpy(n)).hexdigest() for n in STRUCTURES}
+        )
 
     def property(self, name: str) -> np.ndarray:
         """Return one property of all crystals, (B,) float64, NaN where not known.

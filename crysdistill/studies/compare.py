@@ -26,6 +26,7 @@ from crysdistill.schema import dump_config
 from crysdistill.studies.arms import Arm, make_arm
 from crysdistill.studies.baselines import BASELINES
 from crysdistill.training.plans import TrainConfig
+from crysdistill.transfer.seen import seen
 from crysdistill.transfer.weights import read_header
 
 
@@ -168,12 +169,12 @@ def about(arms: Sequence[str]) -> dict[str, str]:
 
 def _facts(config: CompareConfig) -> dict[str, Any]:
     """Return what a report should say of the study."""
-    before = read_header(config.weights).provenance
+    before = read_header(config.weights)
     store = Store.open(config.base.dataset)
     return {
         "dataset": f"{config.base.dataset.name}, {len(store):,} crystals",
-        "overlap": before.overlap,
-        "weights": before.origin,
+        "overlap": seen(before, store.structures_hash)[1],
+        "weights": before.provenance.origin,
         "epochs": config.base.trainer.epochs,
         "seeds": config.seeds,
     }

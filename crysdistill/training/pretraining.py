@@ -13,10 +13,24 @@ import numpy as np
 import rich
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from crysdistill.corpus.overlap import find_overlap
+from crysdistill.corpus.checks import (
+    DatasetCheck,
+    find_check,
+    join_checks,
+    read_checks,
+    statement,
+    status,
+)
+from crysdistill.corpus.overlap.exclusion import (
+    SAME,
+    check_exclude_kinds,
+    find_exclusion,
+)
+from crysdistill.corpus.overlap.sides import open_sides
 from crysdistill.corpus.store import Store
 from crysdistill.encoders import ENCODERS, Encoder, make_encoder
 from crysdistill.errors import InputError
@@ -69,8 +83,10 @@ class PretrainConfig:
             `published: true` starts from CrysGNN's settings.
         shared_view: show every objective the masked crystals, for one pass of the
             encoder instead of two.
-        exclude: datasets (stores); corpus crystals that also stand in them are
-            left out.
+        exclude: datasets (stores, or what `build` reads); corpus crystals that also
+            stand in them are left out.
+        exclude_kinds: of the pairs for which they are: `id`, `structure`, `prototype`,
+            `formula`; with none all are kept, and the weights say `transductive`.
         held_out: the share of the corpus on which the encoder is judged.
         subset: learn from so many crystals of the corpus only.
         optimizer: how weights move.
@@ -96,6 +112,7 @@ class PretrainConfig:
     ] = field(default_factory=lambda: {name: {"weight": 0.25} for name in CRYSGNN})
     shared_view: bool = True
     exclude: list[Path] = field(default_factory=list)
+    exclude_kinds: list[str] = field(default_factory=lambda: list(SAME))
     held_out: float = 0.05
     subset: int | None = None
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -113,6 +130,7 @@ class PretrainConfig:
             raise InputError(
                 f"`held_out` is {self.held_out} but must be between 0 and 1"
             )
+        check_exclude_kinds(self.exclude_kinds)
 
 
 class PretrainModule(L.LightningModule):
@@ -213,7 +231,7 @@ def pretrain(config: PretrainConfig) -> Path:
     store = Store.open(config.corpus)
     store.verify()
     _check_symmetry(store, config)
-    rows, statement = _clean_rows(store, config)
+    rows, checks = _clean_rows(store, config)
     train, held_out = _hold_out(rows, config)
     L.seed_everything(config.seed, verbose=False)
     if config.trainer.threads:
@@ -229,7 +247,8 @@ def pretrain(config: PretrainConfig) -> Path:
     size = config.trainer.batch_size
     rich.print(
         f"pretraining {_count(encoder):,} weights ({_count(module):,} with decoders) "
-        f"on {len(train):,} crystals, judged on {len(held_out):,}; overlap: {statement}"
+        f"on {len(train):,} crystals, judged on {len(held_out):,}; overlap: "
+        f"{escape(statement(checks))}"
     )
     fit(
         module,
@@ -243,12 +262,19 @@ def pretrain(config: PretrainConfig) -> Path:
     )
     numbers = evaluate(module, BatchLoader(store, held_out, size))
     run.write_json(
-        "results.json", {"numbers": numbers, "corpus": store.hash, "overlap": statement}
+        "results.json",
+        {
+            "numbers": numbers,
+            "corpus": store.hash,
+            "overlap": statement(checks),
+            "checks": [check.to_dict() for check in checks],
+        },
     )
     provenance = Provenance(
         store.hash,
-        "clean" if config.exclude else "unknown",
-        origin=f"{config.out}: {statement}",
+        status(checks),
+        checks=checks,
+        origin=f"{config.out}: {statement(checks)}",
     )
     save_weights(run.weights, encoder, store.graph, provenance)
     rich.print(numbers_table(numbers))
@@ -261,25 +287,31 @@ def _with_cutoff(encoder: dict[str, Any], store: Store) -> dict[str, Any]:
     return {"cutoff": store.graph.cutoff, **encoder}
 
 
-def _clean_rows(store: Store, config: PretrainConfig) -> tuple[np.ndarray, str]:
-    """Return the corpus rows that stand in no excluded dataset, and say so."""
+def _clean_rows(
+    store: Store, config: PretrainConfig
+) -> tuple[np.ndarray, list[DatasetCheck]]:
+    """Return the corpus rows to learn from, and what is known of datasets in them."""
     rows = np.arange(len(store))
+    before = read_checks(store.facts)
     if not config.exclude:
-        return rows, "not checked"
-    names = []
-    for path in config.exclude:
-        rich.print(f"looking for crystals of {path} in {config.corpus}")
-        overlap = find_overlap(
-            store,
-            Store.open(path),
-            kinds=("id", "structure"),
-            workers=config.trainer.threads,
-            progress=config.trainer.progress,
-        )
-        rows = np.setdiff1d(rows, overlap.corpus_rows())
-        names.append(path.name)
-    left_out = len(store) - len(rows)
-    return rows, f"clean of {', '.join(names)} ({left_out:,} corpus crystals left out)"
+        return rows, before
+    options: dict[str, Any] = {
+        "workers": config.trainer.threads,
+        "progress": config.trainer.progress,
+    }
+    sides = []
+    for side in open_sides(config.exclude, **options):
+        known = find_check(before, side.crystals.structures_hash)
+        if known and not known.kept and set(config.exclude_kinds) <= set(known.kinds):
+            rich.print(escape(f"{config.corpus} was built without {side.name}"))
+        else:
+            rich.print(
+                escape(f"looking for crystals of {side.path} in {config.corpus}")
+            )
+            sides.append(side)
+    found = find_exclusion(store, sides, kinds=config.exclude_kinds, **options)
+    rows = np.setdiff1d(rows, list(found.rows))
+    return rows, join_checks(before, found.checks)
 
 
 def _check_symmetry(store: Store, config: PretrainConfig) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import rich
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from rich.markup import escape
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanMetric
 from torchmetrics.classification import BinaryAUROC
@@ -38,10 +39,12 @@ from crysdistill.training.settings import (
 from crysdistill.transfer.distillation import Distillation, Teacher, random_teacher
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.predictor import Predictor
+from crysdistill.transfer.seen import seen
 from crysdistill.transfer.targets import Normalizer
 from crysdistill.transfer.teacher_cache import TeacherCache, load_or_cache
 from crysdistill.transfer.weights import (
     Provenance,
+    WeightsHeader,
     load_encoder,
     read_header,
     save_weights,
@@ -169,6 +172,9 @@ def _run(config: LabelledConfig, verb: str) -> Path:
         + (f"; {unlabelled:,} have no `{name}`" if unlabelled else "")
     )
     rich.print(_weights_line(module.predictor))
+    before = _before(config)
+    _, overlap = seen(before, store.structures_hash)
+    rich.print(f"overlap: {escape(overlap)}")
     fit(
         module,
         BatchLoader(store, split.train, size, [name], shuffle=True, seed=config.seed),
@@ -179,8 +185,9 @@ def _run(config: LabelledConfig, verb: str) -> Path:
         mode=module.mode,
         seed=config.seed,
     )
-    results = _judge(module, store, split, run, config)
-    save_weights(run.weights, module.predictor, provenance=_provenance(config, store))
+    results = _judge(module, store, split, run, config, overlap)
+    provenance = _provenance(config, store, before)
+    save_weights(run.weights, module.predictor, provenance=provenance)
     unit = f" {config.target.unit}" if module.metric_name == "mae" else ""
     said = {
         subset: f"{module.metric_name.upper()} {results[subset]:.4g}{unit.rstrip()}"
@@ -298,18 +305,23 @@ def _pretrained(path: Path, store: Store) -> Encoder:
     return load_encoder(path)
 
 
-def _provenance(config: LabelledConfig, store: Store) -> Provenance:
-    """Hand on what the pretrained weights say of themselves."""
-    source = None
+def _before(config: LabelledConfig) -> WeightsHeader | None:
+    """Return what the pretrained weights say of themselves, where there are some."""
     if isinstance(config, FinetuneConfig):
-        source = config.weights
-    elif isinstance(config, DistillConfig) and config.teacher != "random":
-        source = Path(config.teacher)
-    before = Provenance() if source is None else read_header(source).provenance
-    # Clean of other datasets says nothing about this one.
+        return read_header(config.weights)
+    if isinstance(config, DistillConfig) and config.teacher != "random":
+        return read_header(Path(config.teacher))
+    return None
+
+
+def _provenance(
+    config: LabelledConfig, store: Store, before: WeightsHeader | None
+) -> Provenance:
+    """Hand on what the pretrained weights say of themselves."""
     return replace(
-        before,
-        overlap="clean" if store.hash in before.excluded else "unknown",
+        before.provenance if before else Provenance(),
+        # Clean of other datasets says nothing about this one.
+        overlap=seen(before, store.structures_hash)[0],
         origin=f"{config.out}: labels of {store.path.name}",
     )
 
@@ -335,6 +347,7 @@ def _judge(
     split: Split,
     run: RunDirectory,
     config: LabelledConfig,
+    overlap: str,
 ) -> dict[str, Any]:
     """Predict the test set, once, with the weights that validation chose."""
     name = config.target.name
@@ -345,6 +358,7 @@ def _judge(
         "labels": len(split.train),
         "seed": config.seed,
         "dataset": store.hash,
+        "overlap": overlap,
         "split": split.hash(store.material_ids),
         **module.predictor.frozen_report(),
     }

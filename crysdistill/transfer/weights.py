@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crysdistill import __version__
+from crysdistill.corpus.checks import DatasetCheck
 from crysdistill.elements import ELEMENT_TABLES
 from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.errors import InputError, did_you_mean
@@ -47,9 +48,9 @@ class Provenance:
         corpus: the hash of the store that the encoder learned from.
         overlap: whether that corpus was cleared of the crystals that judged the
             predictor (`clean`), was not (`transductive`), or `unknown`.
-        excluded: hashes of the stores whose crystals the corpus was cleared of.
         licence: of the weights, which the sources of the corpus decide.
         origin: the run or the published file, in words.
+        checks: the datasets that the corpus was compared with.
 
     Raises:
         InputError: `overlap` is none of the three.
@@ -57,9 +58,9 @@ class Provenance:
 
     corpus: str = ""
     overlap: Literal["clean", "transductive", "unknown"] = "unknown"
-    excluded: list[str] = field(default_factory=list)
     licence: str = ""
     origin: str = ""
+    checks: list[DatasetCheck] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.overlap not in _OVERLAPS:
@@ -67,6 +68,15 @@ class Provenance:
                 f"`overlap` is {self.overlap!r} but must be one of "
                 f"{', '.join(_OVERLAPS)}{did_you_mean(str(self.overlap), _OVERLAPS)}"
             )
+        # From JSON they come as plain values.
+        checks = [c if isinstance(c, DatasetCheck) else DatasetCheck(**c)
+                  for c in self.checks]  # fmt: skip
+        object.__setattr__(self, "checks", checks)
+
+    @property
+    def excluded(self) -> list[str]:
+        """The `structures_hash` of every dataset that the corpus is clean of."""
+        return [check.dataset for check in self.checks if not check.kept]
 
 
 @dataclass(frozen=True)
@@ -205,7 +215,7 @@ def read_header(path: str | Path) -> WeightsHeader:
         encoder=facts["encoder"],
         elements=facts["elements"],
         graph=_build(GraphSettings, facts["graph"], path, "graph"),
-        provenance=_build(Provenance, facts["provenance"], path, "provenance"),
+        provenance=_build(Provenance, _provenance(facts), path, "provenance"),
         version=facts["version"],
         head=facts.get("head"),
         target=_optional(Target, facts, path, "target"),
@@ -335,6 +345,11 @@ def _build(kind: type[_Built], values: Any, path: Path, name: str) -> _Built:
         ) from None
     except InputError as error:
         raise InputError(f"{path}: `{name}`: {error}") from None
+
+
+def _provenance(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the provenance without a list that early files have, and always empty."""
+    return {k: v for k, v in facts["provenance"].items() if k != "excluded"}
 
 
 def _optional(

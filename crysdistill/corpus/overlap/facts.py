@@ -45,8 +45,8 @@ class Collection(Protocol):
         """(B, 2) at both tolerances of `SYMPREC`; 0, not known, is found if needed."""
 
     @property
-    def hash(self) -> str:
-        """A SHA-256 of the contents."""
+    def structures_hash(self) -> str:
+        """A SHA-256 of names, species, cells and coordinates."""
 
     def __len__(self) -> int: ...
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
+from crysdistill.corpus.checks import structures_hash
 from crysdistill.corpus.engine import check_engine
 from crysdistill.corpus.overlap.facts import Collection
 from crysdistill.corpus.overlap.search import (
@@ -81,14 +82,25 @@ class CrystalList:
         """Return None: they are not known yet."""
 
     @cached_property
-    def hash(self) -> str:
-        """A SHA-256 of names, species, cells and coordinates."""
-        digest = hashlib.sha256()
-        for crystal in self.crystals:
-            digest.update(f"{crystal.material_id}\n".encode())
-            digest.update(crystal.atomic_numbers.tobytes())
-            digest.update(crystal.cell.tobytes() + crystal.frac_coords.tobytes())
-        return digest.hexdigest()
+    def structures_hash(self) -> str:
+        """The hash that a store of these crystals has too."""
+        names = [name.encode() for name in self.material_ids]
+        sizes = np.cumsum([0, *map(len, names)], dtype=np.int64)
+        frac = [np.asarray(c.frac_coords, np.float32) for c in self.crystals]
+        arrays = {
+            "atom_offsets": self.atom_offsets,
+            "atomic_numbers": self.atomic_numbers,
+            "cells": self.cells,
+            "frac_coords": np.concatenate([np.empty((0, 3), np.float32), *frac]),
+            "material_id_offsets": sizes,
+            "material_ids": np.frombuffer(b"".join(names), np.uint8),
+        }
+        return structures_hash(
+            {
+                f"structures/{name}": hashlib.sha256(array.tobytes()).hexdigest()
+                for name, array in arrays.items()
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -162,8 +174,15 @@ class Overlap:
 
     @property
     def statement(self) -> str:
-        """`clean`, or `transductive` with the number of structures in both."""
+        """`clean`, or `transductive` with the number of structures in both.
+
+        Nothing is clean of what was not looked for: then, `unknown`.
+        """
         both = int(self.found.in_dataset[:2].any(axis=0).sum())
+        missing = [kind for kind in KINDS[:2] if kind not in self.kinds]
+        if not both and missing:
+            names = " and ".join(f"`{kind}`" for kind in missing)
+            return f"unknown ({names} pairs were not looked for)"
         if not both:
             return "clean"
         return (
@@ -177,8 +196,13 @@ class Overlap:
         head = {**METHOD, "inputs": self.hashes, "kinds": self.kinds}
         head["pairs_per_entry"] = self.pairs_per_entry
         digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-        for values in self.pairs.itertuples(index=False):
-            digest.update(f"\n{json.dumps(list(values))}".encode())
+        # A million pairs have few names: each is quoted once.
+        quoted: dict[str, str] = {}
+        for column in ("corpus_id", "dataset_id"):
+            quoted |= {name: json.dumps(name) for name in self.pairs[column].unique()}
+        for corpus, dataset, kind in self.pairs.itertuples(index=False, name=None):
+            line = f'\n[{quoted[corpus]}, {quoted[dataset]}, "{kind}"]'
+            digest.update(line.encode())
         return digest.hexdigest()
 
     def corpus_rows(
@@ -197,7 +221,7 @@ class Overlap:
             InputError: a kind is unknown or was not looked for, or pairs of it were
                 left out and single dataset rows are asked for.
         """
-        wanted = _check_kinds(kinds)
+        wanted = check_kinds(kinds)
         for kind in wanted:
             if kind not in self.kinds:
                 raise InputError(
@@ -348,7 +372,7 @@ def find_overlap(
     Raises:
         InputError: a setting is out of range, or one side is empty.
     """
-    wanted = _check_kinds(kinds)
+    wanted = check_kinds(kinds)
     if pairs_per_entry < 1:
         raise InputError(
             f"`pairs_per_entry` is {pairs_per_entry} but must be at least 1"
@@ -361,15 +385,19 @@ def find_overlap(
     return Overlap(
         corpus.material_ids,
         dataset.material_ids,
-        (corpus.hash, dataset.hash),
+        (corpus.structures_hash, dataset.structures_hash),
         found,
         wanted,
         pairs_per_entry,
     )
 
 
-def _check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
-    """Return known kinds from the strongest to the weakest."""
+def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
+    """Return known kinds from the strongest to the weakest.
+
+    Raises:
+        InputError: a kind is unknown, or there is none.
+    """
     wanted = [kinds] if isinstance(kinds, str) else list(kinds)
     for kind in wanted:
         if kind not in KINDS:

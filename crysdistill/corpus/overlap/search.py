@@ -304,10 +304,9 @@ class _Search:
             pairs.dataset, return_inverse=True, return_counts=True
         )
         if len(counts) and counts.max() > self.limit:
-            names = [
-                self.corpus.crystals.material_ids[r] for r in pairs.corpus.tolist()
-            ]
-            rank = np.unique(names, return_inverse=True)[1]
+            rows, of_row = np.unique(pairs.corpus, return_inverse=True)
+            names = [self.corpus.crystals.material_ids[row] for row in rows.tolist()]
+            rank = np.unique(names, return_inverse=True)[1][of_row]
             # Rounded, so that noise does not choose among equals; then by name.
             order = np.lexsort((rank, pairs.distance.round(4), entry))
             place = np.arange(len(order)) - (np.cumsum(counts) - counts)[entry[order]]

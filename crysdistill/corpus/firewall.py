@@ -1,0 +1,129 @@
+"""The firewall of a build: crystals of a dataset do not enter the store.
+
+A search needs the whole corpus, not shards, so that the shards are merged twice: first
+into a store of everything, which is searched, then into the store that was asked for.
+Both steps leave a file beside the shards, so that an interrupted build goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crysdistill.corpus.merge import merge_shards
+
+if TYPE_CHECKING:
+    from crysdistill.corpus.overlap.exclusion import Exclusion
+    from crysdistill.corpus.overlap.sides import Side
+
+EVERYTHING = "everything.h5"
+"""Among the shards: the store of all crystals."""
+
+FOUND = "excluded.json"
+"""Among the shards: what the search found in it."""
+
+
+@dataclass(frozen=True)
+class Firewall:
+    """The datasets that a build keeps out.
+
+    Args:
+        datasets: what was read of them.
+        kinds: of the pairs that keep a crystal out.
+        workers: processes of the search; where None, all cores if it is large.
+        progress: whether to show progress bars.
+    """
+
+    datasets: Sequence[Side] = ()
+    kinds: tuple[str, ...] = ()
+    workers: int | None = None
+    progress: bool = False
+    identity: dict[str, Any] = field(init=False)
+    """What an interrupted build must have in common with the one that goes on."""
+
+    def __post_init__(self) -> None:
+        identity = {}
+        if self.datasets:
+            hashes = [(s.name, s.crystals.structures_hash) for s in self.datasets]
+            identity = {"exclude": hashes, "exclude_kinds": self.kinds}
+        object.__setattr__(self, "identity", identity)
+
+    @classmethod
+    def open(
+        cls,
+        paths: Sequence[str | Path],
+        kinds: Iterable[str],
+        workers: int | None,
+        progress: bool,
+    ) -> Firewall:
+        """Read the datasets.
+
+        Args:
+            paths: stores or sources.
+            kinds: of the pairs that keep a crystal out; there may be none.
+            workers: processes.
+            progress: whether to show progress bars.
+
+        Raises:
+            InputError: a dataset cannot be read or is empty, or a kind is unknown.
+        """
+        if not paths:
+            return cls()
+        # Not needed by a build without a firewall, and some of it slow to import.
+        from crysdistill.corpus.overlap.exclusion import check_exclude_kinds
+        from crysdistill.corpus.overlap.sides import open_sides
+
+        wanted = check_exclude_kinds(kinds)
+        sides = open_sides(paths, workers=workers, progress=progress)
+        return cls(sides, wanted, workers, progress)
+
+    def apply(
+        self, shards: Sequence[Path], folder: Path, facts: dict[str, Any]
+    ) -> Mapping[int, str]:
+        """Return the rows to drop, with reasons, and enter the checks into `facts`.
+
+        Args:
+            shards: of the build, all of them.
+            folder: where they are; may hold what an interrupted build found.
+            facts: of the store; `checks` is added.
+        """
+        if not self.datasets:
+            return {}
+        from crysdistill.corpus.overlap.exclusion import Exclusion
+
+        path = folder / FOUND
+        if path.exists():
+            found = Exclusion.from_dict(json.loads(path.read_bytes()))
+        else:
+            found = self._search(shards, folder / EVERYTHING, facts)
+            partial = path.with_suffix(".partial")
+            with partial.open("w", encoding="utf-8") as file:
+                json.dump(found.to_dict(), file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        facts["checks"] = [check.to_dict() for check in found.checks]
+        return found.rows
+
+    def _search(
+        self, shards: Sequence[Path], everything: Path, facts: dict[str, Any]
+    ) -> Exclusion:
+        from crysdistill.corpus.overlap.exclusion import Exclusion, find_exclusion
+        from crysdistill.corpus.store import Store
+
+        if not everything.exists():
+            merge_shards(shards, everything, facts)
+        corpus = Store.open(everything)
+        if not len(corpus):  # nothing was read: nothing to be compared
+            return Exclusion({}, [])
+        return find_exclusion(
+            corpus,
+            self.datasets,
+            kinds=self.kinds,
+            workers=self.workers,
+            progress=self.progress,
+        )
