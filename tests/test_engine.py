@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -114,24 +115,37 @@ if __name__ == "__main__":
 
 
 @needs_proc
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize(
     "arguments",
     ["2", pytest.param("cluster='local:2'", marks=pytest.mark.slow)],
 )
-def test_workers_end_with_a_parent_that_was_killed(tmp_path, arguments):
+def test_workers_end_with_their_parent(tmp_path, arguments, ending):
+    """Killed, or interrupted as by a terminal, which reaches all its processes."""
     if "cluster" in arguments:
         pytest.importorskip("distributed", reason=WITH_DASK)
     script = tmp_path / "sleepers.py"
     script.write_text(SLEEPERS.format(arguments=arguments))
-    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE)
+    errors = tmp_path / "errors"
+    with errors.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, script],
+            stdout=subprocess.PIPE,
+            stderr=file,
+            start_new_session=True,
+        )
     assert process.stdout
     process.stdout.readline()
     below = children(process.pid)
     assert len(below) >= 2
-    process.kill()
-    process.wait()
+    if ending == signal.SIGINT:
+        os.killpg(process.pid, ending)
+    else:
+        process.kill()
+    process.wait(30)
     process.stdout.close()
     assert wait_until(lambda: not any(map(running, below))), "workers outlive it"
+    assert errors.read_text().count("Traceback") == (ending == signal.SIGINT)
 
 
 # --------------------------------------------------------------------------- faults

@@ -12,6 +12,7 @@ import logging
 import pickle
 import re
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from inspect import signature
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -301,20 +303,34 @@ def _start(cluster: str, distributed: Any, stack: ExitStack) -> Any:
     """Start a cluster where one is to be started."""
     kind, _, rest = cluster.partition(":")
     if kind == "local":
-        return stack.enter_context(
-            distributed.LocalCluster(
+        with _interrupts_held():
+            found = distributed.LocalCluster(
                 n_workers=int(rest),
                 threads_per_worker=1,
                 host="127.0.0.1",
                 dashboard_address=None,
                 silence_logs=logging.CRITICAL,
             )
-        )
+        return stack.enter_context(found)
     if kind == "slurm":
         found = stack.enter_context(slurm_cluster(Path(rest)))
         found.scale(jobs=read_jobs(Path(rest))["jobs"])
         return found
     return None
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let threads that start now, and all processes that they start, ignore Ctrl-C.
+
+    It reaches every process of a terminal; only this one has something to say to it.
+    """
+    resource_tracker.ensure_running()  # would lift the block in the thread it starts in
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _client(cluster: str, where: Any, distributed: Any, stack: ExitStack) -> Any:

@@ -170,6 +170,7 @@ class _Pool:
 def _processes(count: int, kept: str) -> Iterator[_Backend]:
     """Start fresh processes; forks would share locks and threads of libraries."""
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with (
         _one_thread(),
         ProcessPoolExecutor(count, context, initializer=_start_worker) as executor,
@@ -182,7 +183,10 @@ def _processes(count: int, kept: str) -> Iterator[_Backend]:
                 "again, with fewer `--workers` if it repeats"
             ) from None
         except BaseException:
+            # Whoever interrupts does not want to wait for jobs to end.
             executor.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
             raise
 
 
