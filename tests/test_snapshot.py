@@ -338,6 +338,16 @@ def test_an_unknown_scheme_is_told():
         open_service("xyz:1")
 
 
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(SERVICES, "hf", "a_package_that_nobody_has")
+    with pytest.raises(
+        InputError,
+        match=r"^hf:x: needs the package `a_package_that_nobody_has`, which is not "
+        r"installed: `pip install 'crysdistill\[hf\]'`$",
+    ):
+        open_service("hf:x")
+
+
 def test_what_is_a_spec(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert is_spec("optimade:http://127.0.0.1:5000?filter=nelements=2")

@@ -47,8 +47,14 @@ def entry_of(resource: Any, properties: Sequence[str] = ()) -> dict[str, Any]:
         for name, value in values.items():
             if isinstance(value, bool) or not isinstance(value, int | float | None):
                 raise _NoCrystal(f"`{name}` is `{value}`, not a number; leave it out")
-    except _NoCrystal as problem:
-        return {"id": material_id, "structure": None, "problem": str(problem)}
+    except Exception as error:  # one entry must not stop the others
+        problem = str(error)
+        if not isinstance(error, _NoCrystal):
+            name = type(error).__name__
+            problem = (
+                f"not in OPTIMADE's format ({name}: {start(problem)}); leave it out"
+            )
+        return {"id": material_id, "structure": None, "problem": problem}
     if properties:
         return {"id": material_id, "structure": structure, **values}
     return {"id": material_id, **structure}
@@ -86,15 +92,17 @@ def _symbols(attributes: Mapping[str, Any]) -> list[str]:
     kinds = attributes.get("species")
     if not kinds:  # not obligatory where every site holds one element
         return [str(name) for name in names]
-    try:
-        by_name = {kind["name"]: _occupation(kind) for kind in kinds}
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise _NoCrystal("its `species` are not in OPTIMADE's format") from None
+    by_name = {kind["name"]: kind for kind in kinds}
     symbols = []
     for site, name in enumerate(names):
         if name not in by_name:
             raise _NoCrystal(f"site {site} holds `{name}`, which `species` lacks")
-        parts = by_name[name]
+        if attached := by_name[name].get("attached"):
+            raise _NoCrystal(
+                f"site {site} has {', '.join(attached)} attached, without positions; "
+                "leave it out"
+            )
+        parts = _occupation(by_name[name])
         if len(parts) != 1 or abs(parts[0][1] - 1) > FULL_OCCUPANCY:
             holds = " + ".join(f"{symbol} {share:g}" for symbol, share in parts)
             raise _NoCrystal(disordered(str(site), holds or "nothing"))
@@ -106,6 +114,4 @@ def _occupation(kind: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Return what sits on the sites of a species, and how much of it."""
     symbols = [str(symbol) for symbol in kind["chemical_symbols"]]
     shares = kind.get("concentration") or [1.0] * len(symbols)
-    parts = zip(symbols, map(float, shares), strict=True)
-    attached = [str(symbol) for symbol in kind.get("attached") or ()]
-    return [*parts, *((symbol, 1.0) for symbol in attached)]
+    return list(zip(symbols, map(float, shares), strict=True))
