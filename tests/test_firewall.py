@@ -22,6 +22,7 @@ from crysdistill.corpus.checks import (
     status,
 )
 from crysdistill.corpus.filters import Filters
+from crysdistill.corpus.inspection import inspect
 from crysdistill.corpus.overlap import find_overlap
 from crysdistill.corpus.overlap.exclusion import Exclusion, find_exclusion
 from crysdistill.corpus.overlap.sides import open_side
@@ -110,6 +111,8 @@ def test_the_store_says_of_what_it_is_clean(corpus, judge, tmp_path):
     )
     assert check.statement == "clean of judge.h5 (5 corpus crystals left out)"
     assert read_checks(whole.facts) == []
+    assert inspect(store.path).facts["overlap"] == check.statement
+    assert "overlap" not in inspect(whole.path).facts
 
 
 @pytest.mark.parametrize(

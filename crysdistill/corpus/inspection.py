@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crysdistill.corpus.checks import read_checks, statement
 from crysdistill.corpus.store import Store
 from crysdistill.elements import MAX_ATOMIC_NUMBER, symbols
 from crysdistill.graphs import distances
@@ -144,6 +145,8 @@ def _facts(store: Store, groups: np.ndarray) -> dict[str, str]:
             "tolerance"
         )
         facts["without a space group"] = f"{missing:,}"
+    if checks := read_checks(store.facts):
+        facts["overlap"] = statement(checks)
     facts["made by"] = f"crysdistill {store.facts['version']}"
     facts["hash"] = store.hash
     facts["integrity"] = "OK: every checksum matches"
