@@ -279,7 +279,7 @@ def test_we_wait_as_long_as_the_service_asks(spec, out, proxy, whole, as_date):
     assert out.read_bytes() == whole
 
 
-def test_waits_grow(monkeypatch, proxy):
+def test_waits_grow_and_long_ones_are_told(monkeypatch, proxy, caplog):
     waits = []
     monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
     monkeypatch.setattr(web, "FIRST_WAIT", 1.0)
@@ -287,6 +287,11 @@ def test_waits_grow(monkeypatch, proxy):
     with pytest.raises(InputError, match=r"no usable answer after 8 tries"):
         web.Web().get(f"{proxy.url}/v1/structures")
     assert [wait for wait in waits if wait] == [1, 2, 4, 8, 16, 32, 60]
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 4
+    assert told[-1] == (
+        f"{proxy.url}/v1/structures: it answers 500 Internal Server Error; waiting 60 s"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +21,8 @@ from urllib3.util import Retry
 from crysdistill import __version__
 from crysdistill.errors import InputError
 
+log = logging.getLogger(__name__)
+
 TRIES = 8
 FIRST_WAIT = 1.0
 """Seconds before the second try; they double from there."""
@@ -26,6 +30,9 @@ FIRST_WAIT = 1.0
 LONGEST_WAIT = 60.0
 LONGEST_REQUESTED_WAIT = 900.0
 """Seconds that a service may ask for; if it asks for more, that is told at once."""
+
+WORTH_SAYING = 5.0
+"""Seconds of waiting from which on a user is told."""
 
 TIMEOUT = (10.0, 60.0)
 """Seconds to connect, and between two packets of an answer."""
@@ -76,6 +83,7 @@ class Web:
                 stop=stop_after_attempt(tries),
                 wait=_wait,
                 retry=retry_if_exception_type(_TryAgain),
+                before_sleep=partial(_say, url),
                 reraise=True,
             ):
                 with attempt:
@@ -145,6 +153,13 @@ def _wait(state: RetryCallState) -> float:
     problem = state.outcome.exception() if state.outcome else None
     requested = problem.wait if isinstance(problem, _TryAgain) else 0.0
     return max(requested, wait_exponential(FIRST_WAIT, max=LONGEST_WAIT)(state))
+
+
+def _say(url: str, state: RetryCallState) -> None:
+    """Say that we wait, and for what, where a user would wonder."""
+    if state.outcome is not None and state.upcoming_sleep >= WORTH_SAYING:
+        problem = state.outcome.exception()
+        log.warning("%s: %s; waiting %.0f s", short(url), problem, state.upcoming_sleep)
 
 
 def _requested_wait(answer: requests.Response) -> float:
