@@ -115,6 +115,10 @@ def _build_arguments(parser: Parser) -> None:
     text = "keep structures without a label where others have one"
     add("--keep-unlabelled", action="store_true", help=text)
     add("--overwrite", action="store_true", help="replace a store of that name")
+    text = "of files of yours that do not say theirs, such as `CC-BY-4.0`"
+    add("--licence", metavar="SPDX", help=text)
+    text = "refuse crystals that are the same as an earlier one"
+    add("--no-duplicates", dest="duplicates", action="store_false", help=text)
     text = "leave out crystals that also stand in this store or source; repeatable"
     add("--exclude", action="append", type=Path, metavar="DATASET", help=text)
     text = "of the pairs that leave a crystal out; `id,structure` if absent"

@@ -40,6 +40,7 @@ from crysdistill.corpus.shards import (
 )
 from crysdistill.corpus.sources import open_sources
 from crysdistill.corpus.sources.folders import structure_format
+from crysdistill.corpus.sources.origins import Origin
 from crysdistill.corpus.sources.records import Record, Source
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.neighbors import GraphSettings
@@ -99,6 +100,8 @@ def build(
     progress: bool = True,
     exclude: Sequence[str | Path] = (),
     exclude_kinds: Iterable[str] = ("id", "structure"),
+    duplicates: bool = True,
+    licence: str = "",
 ) -> BuildReport:
     """Build a store from structure files, folders, tables or other stores.
 
@@ -127,6 +130,9 @@ def build(
             are refused, and the store says of which datasets it is clean.
         exclude_kinds: of the pairs that decide; see `find_overlap`. With none, all
             are kept, and only counted.
+        duplicates: whether a crystal that is the same as an earlier one (a pair of
+            kind `structure`) is kept.
+        licence: SPDX identifier of sources that do not say theirs (files of yours).
 
     Raises:
         InputError: a source cannot be read, the store exists, another build is
@@ -148,11 +154,11 @@ def build(
     opened = open_sources(sources, keep_unlabelled, labels, parts, progress)
     settings = BuildSettings(graph or GraphSettings(), symmetry, filters or Filters())
     properties = list(dict.fromkeys(name for s in opened for name in s.properties))
-    firewall = Firewall.open(exclude, exclude_kinds, workers, progress)
+    firewall = Firewall.open(exclude, exclude_kinds, duplicates, workers, progress)
     busy = f"{out} is being built by another process; wait for it, or build into"
     room = room_for(parts, "finished shards")
     with only_one(parts, f"{busy} another file"), room:
-        _check_resumable(parts, opened, settings, properties, firewall)
+        _check_resumable(parts, opened, settings, properties, firewall, licence)
         shards = _make_shards(
             parts,
             opened,
@@ -172,6 +178,7 @@ def build(
                 "engine": engine_versions(symmetry) if symmetry else "none",
             },
             "filters": asdict(settings.filters),
+            "origins": _origins(opened, licence),
         }
         drop = firewall.apply(shards, parts, facts)
         built, rejections = merge_shards(shards, out, facts, drop)
@@ -189,12 +196,22 @@ def build(
     )
 
 
+def _origins(sources: Sequence[Source], licence: str) -> list[dict[str, Any]]:
+    """Return where the crystals come from, each origin once."""
+    origins: dict[Origin, None] = {}
+    for source in sources:
+        own = (Origin(source.path.name, licence=licence),)
+        origins |= dict.fromkeys(source.origins or own)
+    return [origin.to_dict() for origin in origins]
+
+
 def _check_resumable(
     parts: Path,
     sources: Sequence[Source],
     settings: BuildSettings,
     properties: list[str],
     firewall: Firewall,
+    licence: str,
 ) -> None:
     """Refuse to go on with the shards of other sources or settings."""
     identity = {
@@ -203,6 +220,7 @@ def _check_resumable(
         "settings": asdict(settings),
         "properties": properties,
         "shard_size": SHARD_SIZE,
+        "origins": _origins(sources, licence),
         **firewall.identity,
     }
     text = json.dumps(identity, sort_keys=True)

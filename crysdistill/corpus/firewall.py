@@ -1,4 +1,4 @@
-"""The firewall of a build: crystals of a dataset do not enter the store.
+"""The firewall of a build: what stands in a dataset, or twice, stays out of the store.
 
 A search needs the whole corpus, not shards, so that the shards are merged twice: first
 into a store of everything, which is searched, then into the store that was asked for.
@@ -34,22 +34,26 @@ class Firewall:
     Args:
         datasets: what was read of them.
         kinds: of the pairs that keep a crystal out.
+        duplicates: whether a crystal may enter twice, under two ids.
         workers: processes of the search; where None, all cores if it is large.
         progress: whether to show progress bars.
     """
 
     datasets: Sequence[Side] = ()
     kinds: tuple[str, ...] = ()
+    duplicates: bool = True
     workers: int | None = None
     progress: bool = False
     identity: dict[str, Any] = field(init=False)
     """What an interrupted build must have in common with the one that goes on."""
 
     def __post_init__(self) -> None:
-        identity = {}
+        identity: dict[str, Any] = {}
         if self.datasets:
             hashes = [(s.name, s.crystals.structures_hash) for s in self.datasets]
             identity = {"exclude": hashes, "exclude_kinds": self.kinds}
+        if not self.duplicates:
+            identity["duplicates"] = False
         object.__setattr__(self, "identity", identity)
 
     @classmethod
@@ -57,6 +61,7 @@ class Firewall:
         cls,
         paths: Sequence[str | Path],
         kinds: Iterable[str],
+        duplicates: bool,
         workers: int | None,
         progress: bool,
     ) -> Firewall:
@@ -65,6 +70,7 @@ class Firewall:
         Args:
             paths: stores or sources.
             kinds: of the pairs that keep a crystal out; there may be none.
+            duplicates: whether a crystal may enter twice.
             workers: processes.
             progress: whether to show progress bars.
 
@@ -72,14 +78,14 @@ class Firewall:
             InputError: a dataset cannot be read or is empty, or a kind is unknown.
         """
         if not paths:
-            return cls()
+            return cls((), (), duplicates, workers, progress)
         # Not needed by a build without a firewall, and some of it slow to import.
         from crysdistill.corpus.overlap.exclusion import check_exclude_kinds
         from crysdistill.corpus.overlap.sides import open_sides
 
         wanted = check_exclude_kinds(kinds)
         sides = open_sides(paths, workers=workers, progress=progress)
-        return cls(sides, wanted, workers, progress)
+        return cls(sides, wanted, duplicates, workers, progress)
 
     def apply(
         self, shards: Sequence[Path], folder: Path, facts: dict[str, Any]
@@ -91,7 +97,7 @@ class Firewall:
             folder: where they are; may hold what an interrupted build found.
             facts: of the store; `checks` is added.
         """
-        if not self.datasets:
+        if not self.datasets and self.duplicates:
             return {}
         from crysdistill.corpus.overlap.exclusion import Exclusion
 
@@ -112,7 +118,11 @@ class Firewall:
     def _search(
         self, shards: Sequence[Path], everything: Path, facts: dict[str, Any]
     ) -> Exclusion:
-        from crysdistill.corpus.overlap.exclusion import Exclusion, find_exclusion
+        from crysdistill.corpus.overlap.exclusion import (
+            Exclusion,
+            find_duplicates,
+            find_exclusion,
+        )
         from crysdistill.corpus.store import Store
 
         if not everything.exists():
@@ -120,10 +130,9 @@ class Firewall:
         corpus = Store.open(everything)
         if not len(corpus):  # nothing was read: nothing to be compared
             return Exclusion({}, [])
-        return find_exclusion(
-            corpus,
-            self.datasets,
-            kinds=self.kinds,
-            workers=self.workers,
-            progress=self.progress,
-        )
+        how: dict[str, Any] = {"workers": self.workers, "progress": self.progress}
+        found = find_exclusion(corpus, self.datasets, kinds=self.kinds, **how)
+        if self.duplicates:
+            return found
+        twice = find_duplicates(corpus, without=found.rows, **how)
+        return Exclusion(dict(sorted({**found.rows, **twice}.items())), found.checks)

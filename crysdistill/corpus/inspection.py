@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crysdistill.corpus.checks import read_checks, statement
+from crysdistill.corpus.sources.origins import Origin, licence_remark
 from crysdistill.corpus.store import Store
 from crysdistill.elements import MAX_ATOMIC_NUMBER, symbols
 from crysdistill.graphs import distances
@@ -108,6 +109,7 @@ def inspect(path: str | Path) -> Inspection:
     known = {name: values[~np.isnan(values)] for name, values in columns.items()}
     sections = [
         _sources(store.facts["sources"], crystals),
+        _origins(store.origins),
         _sizes(sizes),
         _elements(elements, atoms_of, crystals),
     ]
@@ -147,6 +149,10 @@ def _facts(store: Store, groups: np.ndarray) -> dict[str, str]:
         facts["without a space group"] = f"{missing:,}"
     if checks := read_checks(store.facts):
         facts["overlap"] = statement(checks)
+    filters = {name: v for name, v in store.facts.get("filters", {}).items() if v}
+    if filters:
+        facts["filters"] = ", ".join(f"{name} {v}" for name, v in filters.items())
+    facts["licence"] = licence_remark(store.licence)
     facts["made by"] = f"crysdistill {store.facts['version']}"
     facts["hash"] = store.hash
     facts["integrity"] = "OK: every checksum matches"
@@ -245,6 +251,18 @@ def _properties(known: Mapping[str, np.ndarray], crystals: int) -> Section:
     ]
     columns = ("property", "known", "share", "min", "median", "max")
     return Section("Properties", columns, rows)
+
+
+def _origins(origins: Sequence[Origin]) -> Section:
+    columns = ("origin", "licence", "retrieved", "query", "where")
+    rows = [
+        tuple(
+            text or _ABSENT
+            for text in (o.name, o.licence, o.retrieved, o.query, o.citation or o.url)
+        )
+        for o in origins
+    ]
+    return Section("Origins", columns, rows)
 
 
 def _ranked(counts: Mapping[str, int], total: int) -> Iterator[tuple[str, ...]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from crysdistill.corpus.checks import STRUCTURES, structures_hash
 from crysdistill.corpus.fingerprints import unpack
 from crysdistill.corpus.gather import count, gather_atoms, gather_edges
+from crysdistill.corpus.sources.origins import Origin, joint_licence
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import CrystalBatch, GraphSettings, assemble
 from crysdistill.structures import Crystal
@@ -144,6 +145,16 @@ class Store:
         raw = self._numpy("structures/material_ids").tobytes()
         ends = self._numpy("structures/material_id_offsets").tolist()
         return [raw[start:end].decode() for start, end in pairwise(ends)]
+
+    @property
+    def origins(self) -> list[Origin]:
+        """Where its crystals come from, as far as its sources told."""
+        return [Origin(**origin) for origin in self.facts.get("origins", ())]
+
+    @property
+    def licence(self) -> str:
+        """What binds whoever makes something from it, as an SPDX expression."""
+        return joint_licence(origin.licence for origin in self.origins)
 
     @cached_property
     def structures_hash(self) -> str:

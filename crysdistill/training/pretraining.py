@@ -31,6 +31,7 @@ from crysdistill.corpus.overlap.exclusion import (
     find_exclusion,
 )
 from crysdistill.corpus.overlap.sides import open_sides
+from crysdistill.corpus.sources.origins import licence_remark
 from crysdistill.corpus.store import Store
 from crysdistill.encoders import ENCODERS, Encoder, make_encoder
 from crysdistill.errors import InputError
@@ -268,16 +269,19 @@ def pretrain(config: PretrainConfig) -> Path:
             "corpus": store.hash,
             "overlap": statement(checks),
             "checks": [check.to_dict() for check in checks],
+            "licence": store.licence,
         },
     )
     provenance = Provenance(
         store.hash,
         status(checks),
+        licence=store.licence,
         checks=checks,
         origin=f"{config.out}: {statement(checks)}",
     )
     save_weights(run.weights, encoder, store.graph, provenance)
     rich.print(numbers_table(numbers))
+    rich.print(f"licence of the weights: {licence_remark(store.licence)}")
     run.print_tree()
     return run.weights
 

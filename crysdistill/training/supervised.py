@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanMetric
 from torchmetrics.classification import BinaryAUROC
 
+from crysdistill.corpus.sources.origins import joint_licence
 from crysdistill.corpus.splits import Split, random_split, read_split
 from crysdistill.corpus.store import Store
 from crysdistill.encoders import Encoder, make_encoder
@@ -318,8 +319,10 @@ def _provenance(
     config: LabelledConfig, store: Store, before: WeightsHeader | None
 ) -> Provenance:
     """Hand on what the pretrained weights say of themselves."""
+    earlier = before.provenance if before else Provenance()
     return replace(
-        before.provenance if before else Provenance(),
+        earlier,
+        licence=joint_licence([earlier.licence, store.licence]),
         # Clean of other datasets says nothing about this one.
         overlap=seen(before, store.structures_hash)[0],
         origin=f"{config.out}: labels of {store.path.name}",

@@ -108,6 +108,41 @@ def find_exclusion(
     return Exclusion(dict(sorted(reasons.items())), checks)
 
 
+def find_duplicates(
+    corpus: Collection,
+    *,
+    without: Rows | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> dict[int, str]:
+    """Return the rows whose crystal stands in an earlier row, with reasons.
+
+    Args:
+        corpus: the crystals.
+        without: rows that are left out anyway, and stand for nothing.
+        workers: processes; where None, all cores if the task is large.
+        progress: whether to show a progress bar.
+    """
+    overlap = find_overlap(
+        corpus,
+        corpus,
+        kinds=("structure",),
+        pairs_per_entry=max(len(corpus), 1),  # all: any may be the one that is kept
+        workers=workers,
+        progress=progress,
+    )
+    gone: dict[int, str] = dict(without or {})
+    pairs = overlap.found.pairs[:, :2]
+    pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]  # by later, then earlier row
+    duplicates: dict[int, str] = {}
+    for earlier, later in pairs.tolist():
+        if earlier in gone or later in gone:
+            continue
+        name = corpus.material_ids[earlier]
+        duplicates[later] = gone[later] = f"filtered: same as {name} (`duplicates`)"
+    return duplicates
+
+
 def check_exclude_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
     """Return known kinds from the strongest to the weakest; there may be none.
 

@@ -116,7 +116,9 @@ def search(
 ) -> Found:
     """Search all pairs; the arguments are those of `find_overlap`, checked."""
     numbers: dict[Formula, int] = {}
-    sides = Facts(corpus, numbers), Facts(dataset, numbers)
+    first = Facts(corpus, numbers)
+    # Within one collection each pair counts once, the earlier row first.
+    sides = first, first if dataset is corpus else Facts(dataset, numbers)
     blocks = _blocks(*sides, across="prototype" in kinds)
     total = sum(len(rows) + len(entries) for _, rows, entries in blocks)
     if workers is None and cluster is None and total <= _WORTH_A_POOL:
@@ -206,6 +208,9 @@ class _Search:
     def _propose(self, block: Block) -> tuple[_Pairs, _Pairs, _Pairs]:
         """Return pairs that may be of kind `formula`, `structure` and `prototype`."""
         amounts, rows, entries = block
+        across = "prototype" in self.kinds
+        if not across:  # no species stands for another
+            amounts = tuple(range(len(amounts)))
         profiles = self.corpus.fingerprints(rows, self.workers)  # (B, S, F)
         queries = self.dataset.fingerprints(entries, self.workers)  # (A, S, F)
         parts: list[tuple[_Pairs, ...]] = []
@@ -214,15 +219,17 @@ class _Search:
             same = self.dataset.formula[some] == self.corpus.formula[rows]  # (A, B)
             self._note_nearest(entries[part], rows, same, ordered, exchanged)
             new = self.dataset_id[some] != self.corpus_id[rows]
+            if self.corpus is self.dataset:
+                new &= rows < some
             same &= new
             ratio = np.abs(np.log(self.dataset.volume[some] / self.corpus.volume[rows]))
             alike = (
                 same & (ordered <= STRUCTURE_DISTANCE) & (ratio <= np.log(VOLUME_RATIO))
             )
-            typical = new & (exchanged <= PROTOTYPE_DISTANCE)
+            typical = new & (exchanged <= PROTOTYPE_DISTANCE) & across
             i, j = np.nonzero(typical)
             typical[i, j] = self._may_share_group(rows[j], some[i, 0])
-            typical |= new & (exchanged <= TWIN_DISTANCE)
+            typical |= new & (exchanged <= TWIN_DISTANCE) & across
             parts.append(
                 tuple(
                     _Pairs(rows[j], some[i, 0], distance[i, j])
@@ -354,19 +361,21 @@ def _blocks(corpus: Facts, dataset: Facts, across: bool) -> list[Block]:
     Args:
         corpus: one side.
         dataset: the other.
-        across: whether crystals of other chemistry matter; where not, those whose
-            reduced formula the other side lacks are left out.
+        across: whether crystals of other chemistry matter; where not, each reduced
+            formula that both have is a block of its own.
     """
     blocks = []
     for amounts in sorted(corpus.rows_of.keys() & dataset.rows_of.keys()):
         rows = np.array(corpus.rows_of[amounts])
         entries = np.array(dataset.rows_of[amounts])
-        if not across:
-            both = np.intersect1d(corpus.formula[rows], dataset.formula[entries])
-            rows = rows[np.isin(corpus.formula[rows], both)]
-            entries = entries[np.isin(dataset.formula[entries], both)]
-        if len(rows):
+        if across:
             blocks.append((amounts, rows, entries))
+            continue
+        formulas = [corpus.formula[rows], dataset.formula[entries]]
+        for formula in np.intersect1d(*formulas).tolist():
+            some, others = rows[formulas[0] == formula], entries[formulas[1] == formula]
+            if corpus is not dataset or len(some) > 1:
+                blocks.append((amounts, some, others))
     return blocks
 
 

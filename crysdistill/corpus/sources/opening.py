@@ -123,7 +123,9 @@ def open_store_source(path: Path, labels: bool = True) -> Source:
             yield Record(str(path), crystal.material_id, "crystal", crystal, properties)
 
     names = tuple(store.property_names) if labels else ()
-    return Source(path, records, len(store), names, fingerprint([stamp(path)], labels))
+    marks = fingerprint([stamp(path)], labels)
+    origins = tuple(store.origins)
+    return Source(path, records, len(store), names, marks, origins)
 
 
 def _open_snapshot(path: Path, keep_unlabelled: bool, labels: bool) -> Source:

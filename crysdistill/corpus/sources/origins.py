@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-NON_COMMERCIAL = "non-commercial"
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -35,16 +33,24 @@ class Origin:
 
 
 def is_non_commercial(licence: str) -> bool:
-    """Whether an SPDX identifier (or several, joined) forbids commercial use."""
+    """Whether an SPDX identifier, or one of several, forbids commercial use."""
     words = licence.upper().replace("-", " ").split()
-    return "NC" in words or "NONCOMMERCIAL" in words or NON_COMMERCIAL in licence
+    return "NC" in words or "NONCOMMERCIAL" in "".join(words)
 
 
 def joint_licence(licences: Iterable[str]) -> str:
     """Return the SPDX expression of something made from works under these licences.
 
-    All of them bind. A licence that is not known makes the whole not known, except
-    that what forbids commercial use is never lost.
+    All that are known bind; so what forbids commercial use is never lost.
     """
-    known = sorted({licence for licence in licences if licence})
-    return " AND ".join(known)
+    parts = (part for licence in licences for part in licence.split(" AND "))
+    return " AND ".join(sorted({part for part in parts if part}))
+
+
+def licence_remark(licence: str) -> str:
+    """Return a licence for people to read, with what it means for them."""
+    if not licence:
+        return "not known"
+    return (
+        f"{licence} (not for commercial use)" if is_non_commercial(licence) else licence
+    )
