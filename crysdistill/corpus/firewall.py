@@ -35,12 +35,14 @@ class Firewall:
         datasets: what was read of them.
         kinds: of the pairs that keep a crystal out.
         workers: processes of the search; where None, all cores if it is large.
+        cluster: Dask workers instead.
         progress: whether to show progress bars.
     """
 
     datasets: Sequence[Side] = ()
     kinds: tuple[str, ...] = ()
     workers: int | None = None
+    cluster: str | None = None
     progress: bool = False
     identity: dict[str, Any] = field(init=False)
     """What an interrupted build must have in common with the one that goes on."""
@@ -58,6 +60,7 @@ class Firewall:
         paths: Sequence[str | Path],
         kinds: Iterable[str],
         workers: int | None,
+        cluster: str | None,
         progress: bool,
     ) -> Firewall:
         """Read the datasets.
@@ -66,6 +69,7 @@ class Firewall:
             paths: stores or sources.
             kinds: of the pairs that keep a crystal out; there may be none.
             workers: processes.
+            cluster: Dask workers instead, for the search.
             progress: whether to show progress bars.
 
         Raises:
@@ -79,7 +83,7 @@ class Firewall:
 
         wanted = check_exclude_kinds(kinds)
         sides = open_sides(paths, workers=workers, progress=progress)
-        return cls(sides, wanted, workers, progress)
+        return cls(sides, wanted, workers, cluster, progress)
 
     def apply(
         self, shards: Sequence[Path], folder: Path, facts: dict[str, Any]
@@ -125,5 +129,6 @@ class Firewall:
             self.datasets,
             kinds=self.kinds,
             workers=self.workers,
+            cluster=self.cluster,
             progress=self.progress,
         )

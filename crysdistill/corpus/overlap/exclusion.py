@@ -55,6 +55,7 @@ def find_exclusion(
     *,
     kinds: Iterable[str] = SAME,
     workers: int | None = None,
+    cluster: str | None = None,
     progress: bool = False,
 ) -> Exclusion:
     """Compare a corpus with datasets and say which of its crystals to leave out.
@@ -68,6 +69,7 @@ def find_exclusion(
         kinds: leave out corpus crystals with a pair of one of these; none to leave
             all in and only count.
         workers: processes; where None, all cores if the task is large.
+        cluster: Dask workers instead; see `find_overlap`.
         progress: whether to show progress bars.
 
     Raises:
@@ -77,7 +79,12 @@ def find_exclusion(
     searched = check_kinds({*SAME, *wanted})
     overlaps = [
         find_overlap(
-            corpus, side.crystals, kinds=searched, workers=workers, progress=progress
+            corpus,
+            side.crystals,
+            kinds=searched,
+            workers=workers,
+            cluster=cluster,
+            progress=progress,
         )
         for side in datasets
     ]

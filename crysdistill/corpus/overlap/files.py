@@ -11,6 +11,7 @@ from typing import Any
 import rich
 from rich.markup import escape
 
+from crysdistill.corpus.engine import check_engine
 from crysdistill.corpus.overlap.report import METHOD, Overlap, check_kinds, find_overlap
 from crysdistill.corpus.overlap.search import KINDS
 from crysdistill.corpus.overlap.sides import Side, open_side
@@ -25,6 +26,7 @@ def compare_files(
     kinds: Iterable[str] = KINDS,
     pairs_per_entry: int = 1000,
     workers: int | None = None,
+    cluster: str | None = None,
     progress: bool = True,
 ) -> Overlap:
     """Compare two stores or sources, show the result, and write it.
@@ -37,6 +39,7 @@ def compare_files(
         kinds: which pairs to look for; see `find_overlap`.
         pairs_per_entry: see `find_overlap`.
         workers: processes; where None, all cores if the task is large.
+        cluster: Dask workers instead, for the search; see `find_overlap`.
         progress: whether to show progress bars.
 
     Raises:
@@ -45,6 +48,7 @@ def compare_files(
     """
     out = Path(out)
     kinds = check_kinds(kinds)
+    check_engine(workers, cluster)
     if not out.parent.is_dir():  # before the work, not after it
         raise InputError(f"{out.parent}: no such folder; create it first")
     summary = out.with_suffix(".json")
@@ -65,6 +69,7 @@ def compare_files(
         kinds=kinds,
         pairs_per_entry=pairs_per_entry,
         workers=workers,
+        cluster=cluster,
         progress=progress,
     )
     overlap.write(out)

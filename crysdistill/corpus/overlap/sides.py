@@ -11,7 +11,8 @@ import rich
 from rich.markup import escape
 from rich.progress import Progress
 
-from crysdistill.corpus.overlap.facts import Collection, Workers
+from crysdistill.corpus.engine import engine
+from crysdistill.corpus.overlap.facts import Collection
 from crysdistill.corpus.overlap.report import CrystalList
 from crysdistill.corpus.sources import Record, open_source, parse
 from crysdistill.errors import BadStructure, InputError
@@ -83,9 +84,9 @@ def open_side(
     crystals: list[Crystal] = []
     quarantined: list[tuple[str, str]] = []
     seen: set[str] = set()
-    with Workers(workers) as pool, Progress(disable=not progress) as bar:
+    with engine(workers) as pool, Progress(disable=not progress) as bar:
         task = bar.add_task(f"reading {path.name}", total=source.count)
-        for found in pool.map(_parse, source.records()):
+        for found in pool.map(_parse, source.records(), chunk=64):
             bar.advance(task)
             if isinstance(found, Crystal) and found.material_id in seen:
                 found = (found.material_id, "duplicate id; the first one is kept")
