@@ -154,7 +154,9 @@ def build(
     opened = open_sources(sources, keep_unlabelled, labels, parts, progress)
     settings = BuildSettings(graph or GraphSettings(), symmetry, filters or Filters())
     properties = list(dict.fromkeys(name for s in opened for name in s.properties))
-    firewall = Firewall.open(exclude, exclude_kinds, duplicates, workers, progress)
+    firewall = Firewall.open(
+        exclude, exclude_kinds, duplicates, workers, cluster, progress
+    )
     busy = f"{out} is being built by another process; wait for it, or build into"
     room = room_for(parts, "finished shards")
     with only_one(parts, f"{busy} another file"), room:

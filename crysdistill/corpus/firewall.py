@@ -36,6 +36,7 @@ class Firewall:
         kinds: of the pairs that keep a crystal out.
         duplicates: whether a crystal may enter twice, under two ids.
         workers: processes of the search; where None, all cores if it is large.
+        cluster: Dask workers instead.
         progress: whether to show progress bars.
     """
 
@@ -43,6 +44,7 @@ class Firewall:
     kinds: tuple[str, ...] = ()
     duplicates: bool = True
     workers: int | None = None
+    cluster: str | None = None
     progress: bool = False
     identity: dict[str, Any] = field(init=False)
     """What an interrupted build must have in common with the one that goes on."""
@@ -63,6 +65,7 @@ class Firewall:
         kinds: Iterable[str],
         duplicates: bool,
         workers: int | None,
+        cluster: str | None,
         progress: bool,
     ) -> Firewall:
         """Read the datasets.
@@ -72,20 +75,21 @@ class Firewall:
             kinds: of the pairs that keep a crystal out; there may be none.
             duplicates: whether a crystal may enter twice.
             workers: processes.
+            cluster: Dask workers instead, for the search.
             progress: whether to show progress bars.
 
         Raises:
             InputError: a dataset cannot be read or is empty, or a kind is unknown.
         """
         if not paths:
-            return cls((), (), duplicates, workers, progress)
+            return cls((), (), duplicates, workers, cluster, progress)
         # Not needed by a build without a firewall, and some of it slow to import.
         from crysdistill.corpus.overlap.exclusion import check_exclude_kinds
         from crysdistill.corpus.overlap.sides import open_sides
 
         wanted = check_exclude_kinds(kinds)
         sides = open_sides(paths, workers=workers, progress=progress)
-        return cls(sides, wanted, duplicates, workers, progress)
+        return cls(sides, wanted, duplicates, workers, cluster, progress)
 
     def apply(
         self, shards: Sequence[Path], folder: Path, facts: dict[str, Any]
@@ -130,7 +134,11 @@ class Firewall:
         corpus = Store.open(everything)
         if not len(corpus):  # nothing was read: nothing to be compared
             return Exclusion({}, [])
-        how: dict[str, Any] = {"workers": self.workers, "progress": self.progress}
+        how: dict[str, Any] = {
+            "workers": self.workers,
+            "cluster": self.cluster,
+            "progress": self.progress,
+        }
         found = find_exclusion(corpus, self.datasets, kinds=self.kinds, **how)
         if self.duplicates:
             return found

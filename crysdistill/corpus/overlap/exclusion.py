@@ -55,6 +55,7 @@ def find_exclusion(
     *,
     kinds: Iterable[str] = SAME,
     workers: int | None = None,
+    cluster: str | None = None,
     progress: bool = False,
 ) -> Exclusion:
     """Compare a corpus with datasets and say which of its crystals to leave out.
@@ -68,6 +69,7 @@ def find_exclusion(
         kinds: leave out corpus crystals with a pair of one of these; none to leave
             all in and only count.
         workers: processes; where None, all cores if the task is large.
+        cluster: Dask workers instead; see `find_overlap`.
         progress: whether to show progress bars.
 
     Raises:
@@ -77,7 +79,12 @@ def find_exclusion(
     searched = check_kinds({*SAME, *wanted})
     overlaps = [
         find_overlap(
-            corpus, side.crystals, kinds=searched, workers=workers, progress=progress
+            corpus,
+            side.crystals,
+            kinds=searched,
+            workers=workers,
+            cluster=cluster,
+            progress=progress,
         )
         for side in datasets
     ]
@@ -113,6 +120,7 @@ def find_duplicates(
     *,
     without: Rows | None = None,
     workers: int | None = None,
+    cluster: str | None = None,
     progress: bool = False,
 ) -> dict[int, str]:
     """Return the rows whose crystal stands in an earlier row, with reasons.
@@ -121,6 +129,7 @@ def find_duplicates(
         corpus: the crystals.
         without: rows that are left out anyway, and stand for nothing.
         workers: processes; where None, all cores if the task is large.
+        cluster: Dask workers instead; see `engine`.
         progress: whether to show a progress bar.
     """
     overlap = find_overlap(
@@ -129,6 +138,7 @@ def find_duplicates(
         kinds=("structure",),
         pairs_per_entry=max(len(corpus), 1),  # all: any may be the one that is kept
         workers=workers,
+        cluster=cluster,
         progress=progress,
     )
     gone: dict[int, str] = dict(without or {})

@@ -39,7 +39,7 @@ def compare_files(
         kinds: which pairs to look for; see `find_overlap`.
         pairs_per_entry: see `find_overlap`.
         workers: processes; where None, all cores if the task is large.
-        cluster: Dask workers instead; see `engine`.
+        cluster: Dask workers instead, for the search; see `find_overlap`.
         progress: whether to show progress bars.
 
     Raises:
