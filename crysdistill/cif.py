@@ -44,6 +44,7 @@ _SITE = (
 )
 _CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
 _FORMULA_PART = re.compile(r"([A-Z][a-z]?)((?:[0-9]+\.?[0-9]*|\.[0-9]+)?)")
+_BLOCK = re.compile(rb"^[ \t]*data_", re.MULTILINE | re.IGNORECASE)
 _FORMULA_TOLERANCE = 0.005  # relative; a formula may be rounded
 
 
@@ -77,24 +78,28 @@ def read_cif(data: bytes, material_id: str) -> Crystal:
     return crystal
 
 
+def split_cif(data: bytes) -> list[tuple[str, bytes]]:
+    """Return name and content of each block with atoms, if there are several.
+
+    A file of one block, by far the most common, is not parsed for this.
+
+    Raises:
+        BadStructure: it has several blocks but is damaged.
+    """
+    if len(_BLOCK.findall(data)) < 2:
+        return []
+    found = []
+    for block in _document(data):
+        if len(block.find_values("_atom_site_fract_x")):
+            single = gemmi.cif.Document()
+            single.add_copied_block(block)
+            found.append((block.name, single.as_string().encode()))
+    return found if len(found) > 1 else []
+
+
 def _block_with_atoms(data: bytes) -> gemmi.cif.Block:
     """Return the first block that lists atoms."""
-    text = data.removeprefix(b"\xef\xbb\xbf").strip()
-    if not text:
-        raise BadStructure("empty file; get it again or remove it")
-    if text.startswith(b"<"):
-        raise BadStructure("a web page or XML, not a CIF; get the file again")
-    if not text.isascii():  # accents in names of authors; nothing that is read here
-        text = text.decode("utf-8", "replace").encode("ascii", "replace")
-    try:
-        document = gemmi.cif.read_string(text + b"\n", check_level=0)
-    except (ValueError, RuntimeError) as error:
-        place = re.match(r"[^:]*:(\d+)(?::\d+\(\d+\))?:? *(.*)", str(error))
-        where, what = place.groups() if place else ("?", str(error))
-        raise BadStructure(
-            f"not a valid CIF at line {where} ({what}): damaged or cut short; get the "
-            "file again"
-        ) from None
+    document = _document(data)
     for block in document:
         if len(block.find_values("_atom_site_fract_x")):
             return block
@@ -105,6 +110,26 @@ def _block_with_atoms(data: bytes) -> gemmi.cif.Block:
         "no atoms (`_atom_site_fract_x`): cut short, or not a crystal structure; get "
         "the file again"
     )
+
+
+def _document(data: bytes) -> gemmi.cif.Document:
+    """Parse a file."""
+    text = data.removeprefix(b"\xef\xbb\xbf").strip()
+    if not text:
+        raise BadStructure("empty file; get it again or remove it")
+    if text.startswith(b"<"):
+        raise BadStructure("a web page or XML, not a CIF; get the file again")
+    if not text.isascii():  # accents in names of authors; nothing that is read here
+        text = text.decode("utf-8", "replace").encode("ascii", "replace")
+    try:
+        return gemmi.cif.read_string(text + b"\n", check_level=0)
+    except (ValueError, RuntimeError) as error:
+        place = re.match(r"[^:]*:(\d+)(?::\d+\(\d+\))?:? *(.*)", str(error))
+        where, what = place.groups() if place else ("?", str(error))
+        raise BadStructure(
+            f"not a valid CIF at line {where} ({what}): damaged or cut short; get the "
+            "file again"
+        ) from None
 
 
 def _plain(value: str) -> str:

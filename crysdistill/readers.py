@@ -1,14 +1,15 @@
-"""POSCAR, pymatgen's JSON and flat JSON, read strictly; the bytes of any file."""
+"""All formats but CIF, read strictly; the bytes of any file."""
 
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +22,11 @@ from crysdistill.structures import (
     unknown_element,
     validate,
 )
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+_FULL_IN_SHELX = 11.0  # an occupancy of 1, held fixed by adding 10
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -150,3 +156,169 @@ def _array(values: Any, name: str) -> np.ndarray:
         raise BadStructure(
             f"`{name}` is not a table of numbers with three columns; mend the entry"
         ) from None
+
+
+def read_jarvis(atoms: Mapping[str, Any], material_id: str) -> Crystal:
+    """Read the `atoms` of a JARVIS entry.
+
+    They are `lattice_mat` (3, 3) in Å, `elements`, `coords` (N, 3), and `cartesian`,
+    which says whether these are in Å or fractional.
+
+    Raises:
+        BadStructure: a key is missing, arrays do not fit, or it cannot be a crystal.
+    """
+    for key in ("lattice_mat", "elements", "coords"):
+        if atoms.get(key) is None:
+            raise BadStructure(f"no `{key}` in its `atoms`; mend the entry")
+    lattice = _array(atoms["lattice_mat"], "lattice_mat")
+    coords = _array(atoms["coords"], "coords")
+    if atoms.get("cartesian"):
+        coords = fractional(coords, lattice)
+    species = [str(name).strip() for name in atoms["elements"]]
+    return read_flat(
+        {"lattice": lattice, "species": species, "frac": coords}, material_id
+    )
+
+
+def fractional(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Return positions in Å as fractional coordinates.
+
+    In a cell that is none they are zero, so that `validate` speaks of the cell.
+    """
+    if cell.shape != (3, 3) or positions.ndim != 2 or positions.shape[1] != 3:
+        return np.zeros(positions.shape) if positions.ndim == 2 else positions
+    try:
+        return np.linalg.solve(cell.T, positions.T).T
+    except np.linalg.LinAlgError:
+        return np.zeros_like(positions)
+
+
+# --------------------------------------------------------------------------- RES, CSSR
+
+
+def read_res(data: bytes, material_id: str) -> Crystal:
+    """Read a RES file as AIRSS writes it: all atoms of the cell, no symmetry.
+
+    Raises:
+        BadStructure: it is damaged, disordered, has symmetry operations or cannot be a
+            crystal.
+    """
+    from pymatgen.io.res import ResIO
+
+    lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines()]
+    in_sites = False
+    for words in map(str.split, lines):
+        # Readers pass over these, and take the asymmetric unit for the whole cell.
+        if words[:1] == ["SYMM"] or (words[:1] == ["LATT"] and words[1:2] != ["-1"]):
+            raise BadStructure(
+                f"has symmetry (`{' '.join(words)}`), which is not expanded in RES "
+                "files; write it as CIF"
+            )
+        if in_sites and len(words) > 5:
+            occupancy = float(words[5])
+            if (
+                min(abs(occupancy - 1), abs(occupancy - _FULL_IN_SHELX))
+                > FULL_OCCUPANCY
+            ):
+                raise BadStructure(disordered(words[0], f"occupancy {words[5]}"))
+        in_sites = words[:1] != ["END"] and (in_sites or words[:1] == ["SFAC"])
+    text = "\n".join(line for line in lines if line)
+    structure: Any = ResIO.structure_from_str(text)
+    return Crystal.from_pymatgen(structure, material_id)
+
+
+def read_cssr(data: bytes, material_id: str) -> Crystal:
+    """Read a CSSR file with fractional coordinates.
+
+    Raises:
+        BadStructure: it is damaged, or cannot be a crystal.
+    """
+    from pymatgen.io.cssr import Cssr
+
+    text = data.decode("utf-8", "replace")
+    words = (text.splitlines() + [""] * 3)[2].split()
+    if not words or not words[0].isdigit():
+        raise BadStructure("no number of atoms in line 3; get the file again")
+    if words[1:2] == ["1"]:
+        raise BadStructure("Cartesian coordinates; write fractional ones, or a CIF")
+    structure = Cssr.from_str(text).structure
+    if len(structure) != int(words[0]):
+        raise BadStructure(
+            f"{len(structure)} atoms but line 3 says {words[0]}: cut short or damaged; "
+            "get the file again"
+        )
+    return Crystal.from_pymatgen(structure, material_id)
+
+
+# --------------------------------------------------------------------------------- ASE
+
+
+def read_atoms(atoms: Atoms, material_id: str) -> Crystal:
+    """Take the arrays of what ASE has read.
+
+    ASE keeps partial occupancies beside atoms that look ordered: they are refused here.
+
+    Raises:
+        BadStructure: no cell, not periodic in three directions, disordered, or it
+            cannot be a crystal.
+    """
+    cell = np.array(atoms.cell.array, np.float64)
+    if not cell.any():
+        raise BadStructure("no cell; add its three vectors, or leave molecules out")
+    if not atoms.pbc.all():
+        shown = " ".join("FT"[int(flag)] for flag in atoms.pbc)
+        raise BadStructure(
+            f"periodic in {int(atoms.pbc.sum())} of 3 directions (pbc = {shown}); only "
+            "crystals are read, set `pbc` if it is one"
+        )
+    _check_ase_occupancy(atoms)
+    frac = fractional(atoms.positions, cell)
+    return validate(Crystal(material_id, atoms.numbers, frac, cell))
+
+
+def _check_ase_occupancy(atoms: Atoms) -> None:
+    """Refuse sites that are not full, wherever ASE or its users keep that."""
+    named = atoms.info.get("occupancy")
+    if isinstance(named, Mapping):
+        for site, holds in named.items():
+            parts = holds.items() if isinstance(holds, Mapping) else [("", holds)]
+            shares = [(name, float(share)) for name, share in parts]
+            if len(shares) != 1 or abs(shares[0][1] - 1) > FULL_OCCUPANCY:
+                shown = " + ".join(
+                    f"{name} {share:g}".strip() for name, share in shares
+                )
+                raise BadStructure(disordered(str(site), shown or "nothing"))
+        named = None
+    columns = (atoms.arrays.get(name) for name in ("occupancy", "occupancies", "occ"))
+    for values in (named, *columns):
+        if values is None:
+            continue
+        filled = np.atleast_1d(np.asarray(values, np.float64))
+        odd = np.flatnonzero(~(np.abs(filled - 1) <= FULL_OCCUPANCY))
+        if len(odd):
+            raise BadStructure(disordered(str(odd[0]), f"occupancy {filled[odd[0]]:g}"))
+
+
+def read_extxyz(data: bytes, material_id: str) -> Crystal:
+    """Read one frame of extended XYZ.
+
+    Raises:
+        BadStructure: as `read_atoms`.
+    """
+    return read_atoms(_ase_read(data, "extxyz"), material_id)
+
+
+def read_gen(data: bytes, material_id: str) -> Crystal:
+    """Read a GEN file, as DFTB+ has it.
+
+    Raises:
+        BadStructure: as `read_atoms`.
+    """
+    return read_atoms(_ase_read(data, "gen"), material_id)
+
+
+def _ase_read(data: bytes, layout: str) -> Atoms:
+    import ase.io
+
+    text = io.StringIO(data.decode("utf-8", "replace"))
+    return next(ase.io.iread(text, format=layout))

@@ -289,6 +289,7 @@ def test_bad_structures_in_a_folder_name_their_file(folder):
     (folder / "5.cif").write_text(CIFS["NaCl"].replace("  1\n", "  0.5\n"))
     (folder / "6.vasp").write_text("junk")
     (folder / "7.xyz").write_text("2\n\nH 0 0 0\nH 0 0 1\n")
+    (folder / "8.pdb").write_text("ATOM")
     (folder / "more.jsonl").write_text("{}")
     good, refused = outcome(folder)
     assert sorted(good) == ["1", "2", "3"]
@@ -296,7 +297,8 @@ def test_bad_structures_in_a_folder_name_their_file(folder):
     assert reasons["4"].startswith("4.cif: empty file")
     assert reasons["5"].startswith("5.cif: site Na0 is disordered (occupancy 0.5)")
     assert reasons["6"].startswith("6.vasp: not a whole POSCAR")
-    assert reasons["7.xyz"] == "7.xyz: `.xyz` is not read; write it as CIF or POSCAR"
+    assert reasons["7"].startswith("7.xyz: no cell; add its three vectors")
+    assert reasons["8.pdb"] == "8.pdb: `.pdb` is not read; write it as CIF or POSCAR"
     assert "give it as a source of its own" in reasons["more.jsonl"]
     assert open_source(folder).count == len(good) + len(refused)
 

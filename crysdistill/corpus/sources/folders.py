@@ -1,4 +1,4 @@
-"""Folders of CIF and POSCAR files, the same in a zip, and single files."""
+"""Folders of structure files, the same in a zip, and single files."""
 
 from __future__ import annotations
 
@@ -6,42 +6,51 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from crysdistill.cif import split_cif
+from crysdistill.corpus.sources.ase_files import (
+    DATABASES,
+    frame_records,
+    frames,
+    frames_format,
+    frames_of_zip,
+    label_names,
+)
 from crysdistill.corpus.sources.labels import (
     ID_PROP,
     PROPERTIES,
     LabelTable,
     read_labels,
 )
-from crysdistill.corpus.sources.records import Record, Source, fingerprint, stamp
-from crysdistill.errors import InputError
+from crysdistill.corpus.sources.records import (
+    Record,
+    Source,
+    fingerprint,
+    parse,
+    stamp,
+)
+from crysdistill.errors import BadStructure, InputError
+from crysdistill.readers import read_bytes
 
 _SUFFIXES = {
     ".cif": "cif",
     ".vasp": "poscar",
     ".poscar": "poscar",
     ".contcar": "poscar",
+    ".res": "res",
+    ".cssr": "cssr",
+    ".gen": "gen",
 }
 _VASP_NAMES = ("POSCAR", "CONTCAR")
 _TABLES = (".jsonl", ".ndjson", ".json")
-_UNREAD = (
-    ".mcif",
-    ".xyz",
-    ".extxyz",
-    ".res",
-    ".pdb",
-    ".xsf",
-    ".cssr",
-    ".traj",
-    ".mol2",
-)
+_UNREAD = (".mcif", ".pdb", ".mol2")
 
 
 def structure_format(name: str) -> str | None:
-    """Return `cif` or `poscar` for the name of a structure file, None for others."""
+    """Return the format of a file of one structure by its name, None for others."""
     path = PurePosixPath(name.removesuffix(".gz"))
     if path.name.startswith(_VASP_NAMES):
         return "poscar"
@@ -57,14 +66,49 @@ def file_id(name: str) -> str:
     path = PurePosixPath(name.removesuffix(".gz"))
     if path.name in _VASP_NAMES and path.parent.name:
         return path.parent.name
-    return path.stem if path.suffix.lower() in _SUFFIXES else path.name
+    if path.suffix.lower() in (*_SUFFIXES, ".json") or frames_format(name):
+        return path.stem
+    return path.name
 
 
 def open_file(path: Path) -> Source:
-    """Open one CIF or POSCAR file, without a label."""
+    """Open a file of one structure, without a label; a CIF may hold several."""
     kind = structure_format(path.name) or "none"
     record = Record(str(path), file_id(path.name), kind, str(path.absolute()))
-    return Source(path, lambda: iter([record]), 1, (), fingerprint([stamp(path)]))
+    found = blocks(record, named=True)
+    return Source(path, lambda: iter(found), len(found), (), fingerprint([stamp(path)]))
+
+
+def blocks(record: Record, named: bool = False) -> list[Record]:
+    """Return a record for each structure of a CIF that holds several.
+
+    Args:
+        record: of a file, or its content; any that is not such a CIF is returned.
+        named: whether the names of its data blocks are ids if no two are the same; else
+            `ID-1`, `ID-2`, ...
+    """
+    if record.format != "cif":
+        return [record]
+    try:
+        payload = record.payload
+        data = payload if isinstance(payload, bytes) else read_bytes(str(payload))
+        found = split_cif(data)
+    except BadStructure:
+        return [record]  # told where it is parsed
+    if len(found) < 2:
+        return [record]
+    names = [name for name, _ in found]
+    distinct = named and all(names) and len(set(names)) == len(names)
+    start = f"{record.place}, " if record.place else ""
+    return [
+        replace(
+            record,
+            material_id=name if distinct else f"{record.material_id}-{number}",
+            payload=content,
+            place=f"{start}data_{name}",
+        )
+        for number, (name, content) in enumerate(found, start=1)
+    ]
 
 
 @dataclass
@@ -107,14 +151,34 @@ class _Tree:
                 return archive.read(name)
         return (self.root / name).read_bytes()
 
-    def records(self, names: Sequence[str], ids: Sequence[str]) -> Iterator[Record]:
-        """Yield the structure files; those of a zip are read here, one at a time."""
+    def records(
+        self, names: Sequence[str], ids: Sequence[str], labels: Sequence[str] = ()
+    ) -> Iterator[Record]:
+        """Yield what structure files hold; those of a zip are read here.
+
+        Args:
+            names: of the files.
+            ids: of each, or what the ids of its frames begin with.
+            labels: to take from frames.
+        """
         archive: Any = zipfile.ZipFile(self.root) if self.is_zip else nullcontext()
+        source = str(self.root)
         with archive:
             for name, material_id in zip(names, ids, strict=True):
-                kind = structure_format(name)
+                layout = frames_format(name)
+                if layout is not None:
+                    found = (
+                        frames_of_zip(archive, name, layout)
+                        if self.is_zip
+                        else frames(self.root / name, layout)
+                    )
+                    yield from frame_records(
+                        found, source, material_id, tuple(labels), name
+                    )
+                    continue
+                kind = structure_format(name) or ("json" if _is_json(name) else None)
                 if kind is None:
-                    yield _unread(str(self.root), name)
+                    yield _unread(source, name)
                     continue
                 payload: str | bytes = str((self.root / name).absolute())
                 if self.is_zip:
@@ -122,9 +186,27 @@ class _Tree:
                         payload = archive.read(name)
                     except (zipfile.BadZipFile, OSError, EOFError) as error:
                         reason = f"{name}: damaged in the zip ({error}); get it again"
-                        yield Record(str(self.root), material_id, problem=reason)
+                        yield Record(source, material_id, problem=reason)
                         continue
-                yield Record(str(self.root), material_id, kind, payload, place=name)
+                yield from blocks(
+                    Record(source, material_id, kind, payload, place=name)
+                )
+
+    def label_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the labels that stand beside frames."""
+        found: dict[str, None] = {}
+        archive: Any = zipfile.ZipFile(self.root) if self.is_zip else nullcontext()
+        with archive:
+            for name in names:
+                layout = frames_format(name)
+                if layout is None:
+                    continue
+                if self.is_zip:
+                    those = label_names(frames_of_zip(archive, name, layout))
+                else:
+                    those = label_names(frames(self.root / name, layout))
+                found.update(dict.fromkeys(those))
+        return tuple(found)
 
     def stamps(self, names: Sequence[str]) -> list[tuple[str, int, int]]:
         """Return what the fingerprint is made of."""
@@ -142,6 +224,8 @@ def _unread(source: str, name: str) -> Record:
     suffix = PurePosixPath(name.removesuffix(".gz")).suffix.lower()
     if suffix in _UNREAD:
         reason = f"{name}: `{suffix}` is not read; write it as CIF or POSCAR"
+    elif suffix in DATABASES:
+        reason = f"{name}: an ASE database; give it as a source of its own"
     elif suffix == ".csv":
         reason = (
             f"{name}: labels in a sub-folder are not read; give that folder as a "
@@ -180,8 +264,28 @@ def tables_in(path: Path) -> list[Path]:
 
 
 def has_structures(path: Path) -> bool:
-    """Whether any file below a folder is called like a CIF or POSCAR."""
-    return any(map(structure_format, _Tree.of_folder(path).names))
+    """Whether any file below a folder is called like a file of structures."""
+    return any(map(_is_structure_file, _Tree.of_folder(path).names))
+
+
+def hold_one_each(paths: Sequence[Path]) -> bool:
+    """Whether files are JSON of one structure each, by the smallest of them."""
+    if not all(_is_json(path.name) for path in paths):
+        return False
+    smallest = min(paths, key=lambda path: path.stat().st_size)
+    try:
+        parse(Record(str(smallest), smallest.name, "json", str(smallest)))
+    except BadStructure as error:
+        return "not one structure" not in str(error)
+    return True
+
+
+def _is_structure_file(name: str) -> bool:
+    return bool(structure_format(name) or frames_format(name))
+
+
+def _is_json(name: str) -> bool:
+    return _is_table(name) and name.removesuffix(".gz").lower().endswith(".json")
 
 
 def _is_table(name: str) -> bool:
@@ -192,7 +296,11 @@ def _is_table(name: str) -> bool:
 def _open_tree(path: Path, tree: _Tree, keep_unlabelled: bool, labels: bool) -> Source:
     """Open the structure files of a folder or zip, joined with their labels."""
     base = _common_folder(tree.names)
-    found = [n for n in tree.names if structure_format(n) or _belongs(n, base)]
+    found = [n for n in tree.names if _is_structure_file(n) or _belongs(n, base)]
+    if not any(map(_is_structure_file, found)):
+        jsons = [n for n in tree.names if _is_json(n)]
+        if len(jsons) > 1:  # one file for each structure
+            found = sorted({*found, *jsons})
     ids = [file_id(name) for name in found]
     known = set(ids)
     names = [n for n in (ID_PROP, PROPERTIES) if labels and base + n in tree.names]
@@ -211,8 +319,10 @@ def _open_tree(path: Path, tree: _Tree, keep_unlabelled: bool, labels: bool) -> 
             raise InputError(f"{shown}: cannot be read ({error}); mend it") from None
         table = read_labels(data, shown, known, _label_id)
 
+    own = tree.label_names(found) if labels and table is None else ()
+
     def records() -> Iterator[Record]:
-        entries = tree.records(found, ids)
+        entries = tree.records(found, ids, own)
         if table is None:
             return entries
         return table.join(entries, str(path), keep_unlabelled)
@@ -222,7 +332,7 @@ def _open_tree(path: Path, tree: _Tree, keep_unlabelled: bool, labels: bool) -> 
         count += table.orphans(known) + len(table.strays)
     files = tree.stamps([*found, *(base + name for name in names)])
     marks = fingerprint(files, keep_unlabelled, labels)
-    return Source(path, records, count, table.properties if table else (), marks)
+    return Source(path, records, count, table.properties if table else own, marks)
 
 
 def _common_folder(names: Sequence[str]) -> str:
@@ -241,7 +351,9 @@ def _belongs(name: str, base: str) -> bool:
     in_base = name.startswith(base) and "/" not in name[len(base) :]
     if lower.endswith((ID_PROP, PROPERTIES)):
         return not in_base
-    return lower.endswith((*_UNREAD, ".jsonl", ".ndjson"))
+    if lower.endswith("thumbs.db"):  # Windows leaves it in folders of pictures
+        return False
+    return lower.endswith((*_UNREAD, *DATABASES, ".jsonl", ".ndjson"))
 
 
 def _label_id(text: str) -> str:

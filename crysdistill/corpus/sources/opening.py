@@ -11,8 +11,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from crysdistill.corpus.sources.ase_files import (
+    DATABASES,
+    frames_format,
+    guess_format,
+    open_ase_database,
+    open_ase_file,
+)
 from crysdistill.corpus.sources.folders import (
     has_structures,
+    hold_one_each,
     open_file,
     open_folder,
     open_zip,
@@ -32,7 +40,8 @@ from crysdistill.errors import InputError, did_you_mean
 
 ACCEPTED = (
     "a CIF or POSCAR file, a folder or zip of them, `structures.jsonl[.gz]`, pymatgen "
-    "JSON (`.json[.gz]`) or a store (`.h5`)"
+    "JSON (`.json[.gz]`), an ASE database (`.db`), a file that ASE reads (such as "
+    "`.extxyz`) or a store (`.h5`)"
 )
 
 
@@ -48,8 +57,9 @@ def open_source(
     Args:
         path: a CIF or POSCAR file; a folder or zip of them, with or without
             `id_prop.csv` or `properties.csv`; `structures.jsonl[.gz]`, with or without
-            `properties.csv` beside it; pymatgen JSON; a store; with `into` also the
-            spec of a database, such as `optimade:mp?filter=nelements=2`.
+            `properties.csv` beside it; pymatgen or JARVIS JSON; an ASE database, or a
+            file that ASE reads; a store; with `into` also the spec of a database, such
+            as `optimade:mp?filter=nelements=2`.
         keep_unlabelled: whether a structure without a label is kept where a table of
             labels lies beside it.
         labels: whether to read labels at all.
@@ -82,6 +92,10 @@ def open_source(
         return open_zip(path, keep_unlabelled, labels)
     if name.endswith((".h5", ".hdf5")):
         return open_store_source(path, labels)
+    if name.endswith(tuple(DATABASES)):
+        return open_ase_database(path, keep_unlabelled, labels)
+    if layout := frames_format(path.name) or guess_format(path):
+        return open_ase_file(path, layout, keep_unlabelled, labels)
     raise InputError(f"{path}: cannot read structures from it; give {ACCEPTED}")
 
 
@@ -164,6 +178,8 @@ def _open_folder(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
     """Open a folder of structure files, or the only table of structures in it."""
     tables = tables_in(path)
     if tables and not has_structures(path):
+        if len(tables) > 1 and hold_one_each(tables):
+            return open_folder(path, keep_unlabelled, labels)
         if len(tables) > 1:
             names = ", ".join(table.name for table in tables[:3])
             raise InputError(

@@ -14,7 +14,17 @@ import orjson
 from crysdistill.cif import read_cif
 from crysdistill.corpus.sources.origins import Origin
 from crysdistill.errors import BadStructure
-from crysdistill.readers import read_bytes, read_flat, read_poscar, read_pymatgen
+from crysdistill.readers import (
+    read_bytes,
+    read_cssr,
+    read_extxyz,
+    read_flat,
+    read_gen,
+    read_jarvis,
+    read_poscar,
+    read_pymatgen,
+    read_res,
+)
 from crysdistill.structures import Crystal, validate
 
 
@@ -25,7 +35,8 @@ class Record:
     Args:
         source: the file or folder as the user named it.
         material_id: the id in the file, else the file's stem.
-        format: `cif`, `poscar`, `flat`, `pymatgen`, `crystal`, or `none`.
+        format: `cif`, `poscar`, `res`, `cssr`, `gen`, `extxyz`, `flat`, `pymatgen`,
+            `jarvis`, `json` (one of the last three), `crystal`, or `none`.
         payload: the path of a file, its bytes, a line or an entry of JSON, or a
             crystal.
         properties: known labels by name.
@@ -107,7 +118,35 @@ def _entry(record: Record) -> Mapping[str, Any]:
         entry = record.payload
     else:
         entry = load_json(_content(record))
-    return entry.get("structure", entry)
+    return entry.get("structure", entry.get("atoms", entry))
+
+
+def layout_of(structure: Mapping[str, Any]) -> str | None:
+    """Return the format of a dictionary that describes a structure, if it does."""
+    if "sites" in structure or "@class" in structure:
+        return "pymatgen"
+    if "lattice_mat" in structure:
+        return "jarvis"
+    if structure.keys() & {"lattice", "species", "frac"}:
+        return "flat"
+    return None
+
+
+def _json(record: Record) -> Crystal:
+    """Read a file that should hold one structure."""
+    try:
+        entry = load_json(_content(record))
+    except ValueError as error:
+        raise BadStructure(
+            f"not valid JSON ({error}): damaged or cut short; get the file again"
+        ) from None
+    if isinstance(entry, dict):
+        record = replace(record, payload=entry)
+        structure = _entry(record)
+        layout = layout_of(structure) if isinstance(structure, dict) else None
+        if layout is not None:
+            return _READERS[layout](record)
+    raise BadStructure("not one structure; give it as a source of its own")
 
 
 def _crystal(record: Record) -> Crystal:
@@ -119,8 +158,14 @@ def _crystal(record: Record) -> Crystal:
 _READERS: dict[str, Callable[[Record], Crystal]] = {
     "cif": lambda record: read_cif(_content(record), record.material_id),
     "poscar": lambda record: read_poscar(_content(record), record.material_id),
+    "res": lambda record: read_res(_content(record), record.material_id),
+    "cssr": lambda record: read_cssr(_content(record), record.material_id),
+    "gen": lambda record: read_gen(_content(record), record.material_id),
+    "extxyz": lambda record: read_extxyz(_content(record), record.material_id),
+    "json": _json,
     "flat": lambda record: read_flat(_entry(record), record.material_id),
     "pymatgen": lambda record: read_pymatgen(_entry(record), record.material_id),
+    "jarvis": lambda record: read_jarvis(_entry(record), record.material_id),
     "crystal": _crystal,
 }
 

@@ -2,14 +2,16 @@
 
 A structure is pymatgen's `Structure.as_dict`, or a flat `{"id", "lattice", "species",
 "frac"}`; an entry is a dictionary that holds one as `structure`, its id, its labels.
+JARVIS calls its own layout `atoms`, and writes "na" for what is not known.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +20,7 @@ from crysdistill.corpus.sources.records import (
     Record,
     Source,
     fingerprint,
+    layout_of,
     load_json,
     stamp,
 )
@@ -26,6 +29,9 @@ from crysdistill.readers import read_bytes
 
 ID_KEYS = ("material_id", "id", "entry_id", "task_id", "mp_id", "jid")
 """Where an entry may keep its id; the first that is there counts."""
+
+_NOT_KNOWN = "na"
+"""What JARVIS writes for a property that it has not calculated."""
 
 _ENDS_EARLY = (EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -41,7 +47,7 @@ def open_lines(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
     def entries() -> Iterator[Record]:
         stem, number, found = _stem(path), 0, False
         try:
-            with _open(path) as file:
+            with open_plain(path) as file:
                 for number, line in enumerate(file, start=1):
                     if line.strip():
                         found = True
@@ -57,15 +63,15 @@ def open_lines(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
                 reason = "empty file; get it again or leave it out"
                 yield Record(str(path), path.name, problem=reason)
 
-    return _source(path, entries, count, names, keep_unlabelled, labels)
+    return table_source(path, entries, count, names, keep_unlabelled, labels)
 
 
 def open_json(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
     """Open a JSON file of one structure or many, in any of the usual layouts.
 
     These are: one structure; a list of structures or entries; a dictionary from ids to
-    them; the `{"index", "columns", "data"}` of matbench. Numbers that stand beside a
-    structure are its labels.
+    them; the `{"index", "columns", "data"}` of matbench; a list of JARVIS. Numbers that
+    stand beside a structure are its labels.
     """
     problem = None
     entries: list[tuple[str, Any]] = []
@@ -78,7 +84,9 @@ def open_json(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
     except BadStructure as error:
         problem = str(error)
     except ValueError as error:
-        if data.strip() and _is_json(data.lstrip().partition(b"\n")[0]):
+        if data.strip() and isinstance(
+            _loaded(data.lstrip().partition(b"\n")[0]), dict
+        ):
             return open_lines(path, keep_unlabelled, labels)
         problem = f"not valid JSON ({error}): damaged or cut short; get the file again"
         if not data.strip():
@@ -92,18 +100,18 @@ def open_json(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
             yield Record(str(path), _stem(path), problem=problem)
 
     count = len(entries) + (problem is not None)
-    return _source(path, records, count, names, keep_unlabelled, labels)
+    return table_source(path, records, count, names, keep_unlabelled, labels)
 
 
-def _source(
+def table_source(
     path: Path,
-    entries: Any,
-    count: int,
+    entries: Callable[[], Iterator[Record]],
+    count: int | None,
     names: tuple[str, ...],
     keep_unlabelled: bool,
     labels: bool,
 ) -> Source:
-    """Join the labels that lie beside a table."""
+    """Return the source of a file of many structures, joined with labels beside it."""
     beside = path.parent / PROPERTIES
     files = [stamp(path)]
     table: LabelTable | None = None
@@ -111,7 +119,7 @@ def _source(
         table = read_labels(beside.read_bytes(), str(beside))
         files.append(stamp(beside))
         names = tuple(dict.fromkeys((*names, *table.properties)))
-        count += len(table.strays)
+        count = None if count is None else count + len(table.strays)
 
     def records() -> Iterator[Record]:
         if table is None:
@@ -126,7 +134,7 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_plain(path: Path) -> IO[bytes]:
     """Open a file to read lines from, compressed or not, whatever it is called."""
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
@@ -135,16 +143,16 @@ def _open(path: Path) -> IO[bytes]:
 
 def _survey(path: Path, labels: bool) -> tuple[int, tuple[str, ...]]:
     """Count the lines, and find the names of labels if lines hold entries."""
-    count, names = 0, {}
+    count = 0
+    names: tuple[str, ...] = ()
     try:
-        with _open(path) as file:
+        with open_plain(path) as file:
             first = file.readline()
-            if labels and b'"structure"' in first:
+            if labels and (b'"structure"' in first or b'"atoms"' in first):
                 file.seek(0)
-                for line in file:
-                    count += 1
-                    if _is_json(line):
-                        names.update(dict.fromkeys(_label_names([load_json(line)])))
+                names = _label_names(map(_loaded, file))
+                file.seek(0)
+                count = sum(1 for _ in file)
             else:
                 count, last = first.count(b"\n"), first[-1:]
                 while block := file.read(1 << 20):
@@ -153,14 +161,15 @@ def _survey(path: Path, labels: bool) -> tuple[int, tuple[str, ...]]:
                 count += last not in (b"\n", b"")
     except (OSError, *_ENDS_EARLY):
         pass  # told when the lines are read
-    return max(count, 1), tuple(names)
+    return max(count, 1), names
 
 
-def _is_json(data: bytes) -> bool:
+def _loaded(data: bytes) -> Any:
+    """Return what JSON holds; None where it is none, which is told elsewhere."""
     try:
-        return isinstance(load_json(data), dict)
+        return load_json(data)
     except ValueError:
-        return False
+        return None
 
 
 def _line_record(
@@ -197,52 +206,92 @@ def _entry_record(
     if not isinstance(entry, dict):
         record = Record(source, name, place=place)
         return record.refuse("not a structure; give a dictionary with its lattice")
-    record = Record(source, _entry_id(entry) or name, place=place)
+    record = Record(source, entry_id(entry) or name, place=place)
     if isinstance(entry.get("problem"), str) and not entry.get("structure"):
         return record.refuse(entry["problem"])  # what a service could not hand out
-    structure = entry.get("structure", entry)
+    structure = entry.get("structure", entry.get("atoms", entry))
     if not isinstance(structure, dict):
         return record.refuse(
             "`structure` holds no structure; add it or remove the entry"
         )
-    if "sites" in structure or "@class" in structure:
-        layout = "pymatgen"
-    elif structure.keys() & {"lattice", "species", "frac"}:
-        layout = "flat"
-    else:
+    layout = layout_of(structure)
+    if layout is None:
         return record.refuse(
             "no structure; give `lattice`, `species` and `frac`, or pymatgen's "
             "`Structure.as_dict()`"
         )
-    values: dict[str, float] = {}
-    for key in names:
-        value = entry.get(key)
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            continue
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            return record.refuse(
-                f"`{key}` is `{value}`, not a finite number; mend it, or write null"
-            )
-        values[key] = float(value)
+    try:
+        values = label_values(entry, names, layout == "jarvis")
+    except BadStructure as error:
+        return record.refuse(str(error))
     return Record(source, record.material_id, layout, payload, values, place=place)
 
 
-def _entry_id(entry: Mapping[str, Any]) -> str:
+def entry_id(entry: Mapping[str, Any]) -> str:
+    """Return the id that an entry holds; "" where it holds none."""
     for key in ID_KEYS:
         if isinstance(entry.get(key), str | int) and str(entry[key]).strip():
             return str(entry[key]).strip()
     return ""
 
 
+def label_values(
+    entry: Mapping[str, Any], names: Iterable[str], na: bool = False
+) -> dict[str, float]:
+    """Return the known labels of an entry.
+
+    Args:
+        entry: with labels beside a structure.
+        names: of the labels.
+        na: whether "na" stands for what is not known.
+
+    Raises:
+        BadStructure: a label is no finite number.
+    """
+    values: dict[str, float] = {}
+    for key in names:
+        value = entry.get(key)
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            continue
+        if na and value == _NOT_KNOWN:
+            continue
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise BadStructure(
+                f"`{key}` is `{value}`, not a finite number; mend it, or write null"
+            )
+        values[key] = float(value)
+    return values
+
+
 def _label_names(entries: Iterable[Any]) -> tuple[str, ...]:
-    """Return the keys beside `structure` that hold a number anywhere."""
+    """Return the keys beside `structure` that hold a number anywhere.
+
+    Beside the `atoms` of JARVIS they must hold nothing else: there some keys are a
+    number in one entry and a list or a name in the next.
+    """
     names: dict[str, None] = {}
+    mixed: set[str] = set()
     for entry in entries:
-        if isinstance(entry, dict) and "structure" in entry:
-            for key, value in entry.items():
-                if isinstance(value, int | float) and key not in ID_KEYS:
-                    names[key] = None
-    return tuple(names)
+        if not isinstance(entry, dict) or not entry.keys() & {"structure", "atoms"}:
+            continue
+        for key, value in entry.items():
+            if isinstance(value, int | float) and key not in ID_KEYS:
+                names[key] = None
+            elif "atoms" in entry and value not in (None, _NOT_KNOWN):
+                mixed.add(key)
+    return tuple(name for name in names if name not in mixed)
+
+
+def matbench_id(task: str, number: int, count: int) -> str:
+    """Return the official id of an entry, such as `mb-phonons-0001`.
+
+    Args:
+        task: such as `matbench_phonons`.
+        number: of the row, from 0.
+        count: how many rows there are.
+    """
+    name = task.removeprefix("matbench_").replace("_", "-")
+    return f"mb-{name}-{number + 1:0{len(str(count))}d}"
 
 
 def _layout(content: Any, stem: str) -> Iterator[tuple[str, Any]]:
@@ -255,11 +304,14 @@ def _layout(content: Any, stem: str) -> Iterator[tuple[str, Any]]:
     elif {"columns", "data"} <= content.keys():
         if "structure" not in content["columns"]:
             raise BadStructure("a table without a column `structure`; add it")
-        names = content.get("index", range(len(content["data"])))
+        count = len(content["data"])
+        names = content.get("index", range(count))
+        if re.fullmatch(r"matbench_\w+", stem) and list(names) == list(range(count)):
+            names = [matbench_id(stem, number, count) for number in names]
         for name, row in zip(names, content["data"], strict=True):
             entry = dict(zip(content["columns"], row, strict=True))
             yield name if isinstance(name, str) else f"{stem}-{name}", entry
-    elif content.keys() & {"sites", "structure", "@class"} or (
+    elif content.keys() & {"sites", "structure", "@class", "atoms", "lattice_mat"} or (
         "lattice" in content and not isinstance(content["lattice"], dict)
     ):
         yield stem, content
