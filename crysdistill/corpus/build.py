@@ -183,7 +183,7 @@ def build(
             "origins": _origins(opened, licence),
         }
         drop = firewall.apply(shards, parts, facts)
-        built, rejections = merge_shards(shards, out, facts, drop)
+        built, rejections = merge_shards(shards, out, facts, drop, progress)
         quarantine = out.with_name(out.name + ".quarantine.csv")
         _write_quarantine(quarantine, rejections)
         for path in parts.iterdir():

@@ -130,7 +130,7 @@ class Firewall:
         from crysdistill.corpus.store import Store
 
         if not everything.exists():
-            merge_shards(shards, everything, facts)
+            merge_shards(shards, everything, facts, progress=self.progress)
         corpus = Store.open(everything)
         if not len(corpus):  # nothing was read: nothing to be compared
             return Exclusion({}, [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import xxhash
+from rich.progress import Progress
 
 from crysdistill.corpus.checks import structures_hash
 from crysdistill.corpus.fingerprints import NEIGHBORS
@@ -46,6 +47,7 @@ def merge_shards(
     out: Path,
     facts: dict[str, Any],
     drop: Mapping[int, str] | None = None,
+    progress: bool = False,
 ) -> tuple[int, list[Rejection]]:
     """Write the store of all shards; a repeated `material_id` is refused.
 
@@ -58,16 +60,34 @@ def merge_shards(
         facts: what the store says of itself, as plain values.
         drop: crystals to refuse, with the reason: by the row that they have in the
             store without `drop`.
+        progress: whether to show a progress bar.
 
     Returns:
         The number of crystals, and everything that was refused.
     """
-    survey = _look(paths, drop or {})
+    # The shards are gone through twice; hashing is as much work as writing.
+    with Progress(disable=not progress) as bar:
+        task = bar.add_task("writing the store", total=3 * len(paths))
+
+        def step(share: float = 1) -> None:
+            bar.advance(task, share)
+
+        return _merge(paths, out, facts, drop or {}, step)
+
+
+def _merge(
+    paths: Sequence[Path],
+    out: Path,
+    facts: dict[str, Any],
+    drop: Mapping[int, str],
+    step: Callable[[float], None],
+) -> tuple[int, list[Rejection]]:
+    survey = _look(paths, drop, step)
     partial = out.with_name(out.name + ".partial")
     _check_space(partial, _size(survey, len(facts["properties"])))
     with h5py.File(partial, "w") as file:
-        _write(file, paths, survey, properties=len(facts["properties"]))
-        hashes, checksums = _hashes(file)
+        _write(file, paths, survey, len(facts["properties"]), step)
+        hashes, checksums = _hashes(file, lambda share: step(share * len(paths)))
         identity = {"graph": facts["graph"], "arrays": hashes}
         text = json.dumps(identity, sort_keys=True)
         facts = {
@@ -124,7 +144,9 @@ def _size(survey: _Survey, properties: int) -> int:
     )
 
 
-def _look(paths: Sequence[Path], drop: Mapping[int, str]) -> _Survey:
+def _look(
+    paths: Sequence[Path], drop: Mapping[int, str], step: Callable[[float], None]
+) -> _Survey:
     """Go over the shards once, refusing what repeats an id or is to be dropped.
 
     What is held of a crystal are some forty bytes, so that millions fit.
@@ -161,6 +183,7 @@ def _look(paths: Sequence[Path], drop: Mapping[int, str]) -> _Survey:
         survey.species.append(arrays["species"][keep])
         sizes = [len(name.encode()) for name in ids]
         survey.id_bytes.append(np.array(sizes, np.int64)[keep])
+        step(1)
     return survey
 
 
@@ -177,7 +200,11 @@ def _first_of_each(digests: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _write(
-    file: h5py.File, paths: Sequence[Path], survey: _Survey, properties: int
+    file: h5py.File,
+    paths: Sequence[Path],
+    survey: _Survey,
+    properties: int,
+    step: Callable[[float], None],
 ) -> None:
     """Create the contiguous datasets and fill them shard by shard."""
     offsets = {
@@ -224,6 +251,7 @@ def _write(
         groups[row:end] = arrays["space_groups"]
         values[:, row:end] = arrays["properties"].T
         row = end
+        step(1)
 
 
 def _kept(arrays: dict[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarray]:
@@ -254,12 +282,15 @@ def _offsets(counts: list[np.ndarray]) -> np.ndarray:
     )
 
 
-def _hashes(file: h5py.File) -> tuple[dict[str, str], dict[str, str]]:
+def _hashes(
+    file: h5py.File, step: Callable[[float], None]
+) -> tuple[dict[str, str], dict[str, str]]:
     """Return the SHA-256 of every dataset's bytes, and their fast checksums.
 
     The first tell who a store is, once; the second are compared at every opening.
     """
     hashes, checksums = {}, {}
+    total = sum(dataset.nbytes for group in file.values() for dataset in group.values())
     for group in sorted(file):
         for name in sorted(file[group]):
             dataset = file[group][name]
@@ -269,6 +300,7 @@ def _hashes(file: h5py.File) -> tuple[dict[str, str], dict[str, str]]:
                 if rows.size:
                     identity.update(rows.data.cast("B"))
                     check.update(rows.data.cast("B"))
+            step(dataset.nbytes / total)
             hashes[f"{group}/{name}"] = identity.hexdigest()
             checksums[f"{group}/{name}"] = check.hexdigest()
     return hashes, checksums
