@@ -191,6 +191,39 @@ def _overlap(args: argparse.Namespace) -> None:
     compare_files(**vars(args))
 
 
+def _split_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("dataset", type=Path, metavar="DATASET", help="a store")
+    _out(parser, "CSV", "what to write; with --folds `CSV` gets a number for each")
+    text = """`random`; `formula`, `prototype`, `cluster`, `crystal_system` or
+    `space_group`, kept whole; `element`; `id`; `matbench`"""
+    add("--by", help=text)
+    text = "symbols such as `F,Cl`: crystals with one of them are the test set"
+    add("--elements", type=_names, metavar="SYMBOLS", help=text)
+    add("--clusters", type=_integer, help="how many clusters of compositions")
+    text = "a fraction up to 1, or a number of crystals"
+    for name in ("--train", "--val", "--test"):
+        add(name, type=_number, metavar="SIZE", help=text)
+    add("--seed", type=_integer, help="of the draw")
+    add("--folds", type=_integer, help="test every crystal once, in so many parts")
+    add("--fold", type=_integer, help="write this one only, from 0 on")
+    text = "give each subset its share of every class of the target"
+    add("--stratify", action="store_true", help=text)
+    text = "only crystals that have this property"
+    add("--target", metavar="NAME", help=text)
+    add("--overwrite", action="store_true", help="replace another split of that name")
+
+
+def _split(args: argparse.Namespace) -> None:
+    from crysdistill.corpus.splits import SplitSettings
+    from crysdistill.corpus.splits.written import write_splits
+
+    given = vars(args)
+    names = ("dataset", "out", "target", "overwrite")
+    rest = {name: given.pop(name) for name in names if name in given}
+    write_splits(settings=SplitSettings(**given), **rest).print()
+
+
 def _config_arguments(parser: Parser) -> None:
     add = parser.add_argument
     text = "a YAML file; without one the defaults hold"
@@ -362,6 +395,13 @@ VERBS: dict[str, Verb] = {
         "crysdistill overlap corpus.h5 dataset.h5 -o pairs.csv",
         _overlap_arguments,
         _overlap,
+        computes=False,
+    ),
+    "split": Verb(
+        "Choose which crystals train, choose and judge, and write it down.",
+        "crysdistill split dataset.h5 -o split.csv --by formula",
+        _split_arguments,
+        _split,
         computes=False,
     ),
     "pretrain": Verb(

@@ -33,7 +33,7 @@ from crysdistill.training.plans import (
     TrainConfig,
 )
 from crysdistill.training.runs import RunDirectory
-from crysdistill.training.settings import OptimizerSettings
+from crysdistill.training.settings import OptimizerSettings, SplitSettings
 from crysdistill.transfer.distillation import Distillation, Teacher, random_teacher
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.predictor import Predictor
@@ -146,7 +146,7 @@ def _run(config: LabelledConfig, verb: str) -> Path:
     store = Store.open(config.dataset)
     store.verify()
     labels = store.property(config.target.name)
-    split = make_split(store, config.split, labels)
+    split = _split(store, labels, config.split)
     ids = np.array(store.material_ids)
     config.target.check(labels, store.material_ids)
     _check_classes(config, labels, split)
@@ -207,6 +207,11 @@ def _weights_line(predictor: Predictor) -> str:
             f"{report['batch_norm']}"
         )
     return line
+
+
+def _split(store: Store, labels: np.ndarray, settings: SplitSettings) -> Split:
+    """Split the crystals that have a label."""
+    return make_split(store, settings, labels)
 
 
 def _check_classes(config: LabelledConfig, labels: np.ndarray, split: Split) -> None:

@@ -10,6 +10,7 @@ from crysdistill.corpus.splits.groups import Groups
 from crysdistill.corpus.splits.order import hashed_order, shuffled
 from crysdistill.errors import InputError
 
+_NEAR = 0.1  # of what is wanted
 _WINDOW = 4000  # crystals; the last ones of a subset, for which sums are searched
 
 
@@ -83,8 +84,10 @@ def _reserve(sizes: np.ndarray, wanted: Mapping[str, int]) -> dict[str, int]:
 def _nearest_sum(sizes: np.ndarray, wanted: int) -> np.ndarray:
     """Return which groups add up to a number of crystals, or as near as they can.
 
-    Early groups are preferred. Among very many groups only the last few thousand
-    crystals are searched for, the first groups are taken as they come.
+    Early groups are preferred. Where no sum is exact, those within a tenth of what is
+    wanted count as equal: else few groups would leave the seed no choice. Among very
+    many groups only the last few thousand crystals are searched for, the first groups
+    are taken as they come.
 
     Args:
         sizes: (G,) crystals of each group.
@@ -109,7 +112,14 @@ def _nearest_sum(sizes: np.ndarray, wanted: int) -> np.ndarray:
             new = (first[: len(first) - size] >= 0) & (first[size:] < 0)
             first[size:][new] = place + 1
     reached = np.flatnonzero(first >= 0)
-    total = int(reached[np.abs(reached - left).argmin()])
+    gaps = np.abs(reached - left)
+    near = reached[gaps <= _NEAR * left]
+    if first[left] >= 0:
+        total = left
+    elif len(near):
+        total = int(near[first[near].argmin()])
+    else:
+        total = int(reached[gaps.argmin()])
     while total:
         place = int(first[total]) - 1
         taken[place] = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -32,7 +32,19 @@ from crysdistill.corpus.splits.groups import (
     with_elements,
 )
 from crysdistill.corpus.splits.split import Split, read_split
-from crysdistill.errors import InputError
+from crysdistill.errors import InputError, did_you_mean
+
+By = Literal[
+    "random",
+    "formula",
+    "prototype",
+    "cluster",
+    "crystal_system",
+    "space_group",
+    "element",
+    "id",
+    "matbench",
+]
 
 
 @dataclass
@@ -66,17 +78,7 @@ class SplitSettings:
     train_subset: int | None = None
     seed: int = 0
     file: str | None = None
-    by: Literal[
-        "random",
-        "formula",
-        "prototype",
-        "cluster",
-        "crystal_system",
-        "space_group",
-        "element",
-        "id",
-        "matbench",
-    ] = "random"
+    by: By = "random"
     elements: tuple[str, ...] = ()
     clusters: int = CLUSTERS
     folds: int | None = None
@@ -95,6 +97,12 @@ class SplitSettings:
 
     def _check(self) -> None:
         """Refuse what does not go together."""
+        kinds = get_args(By)
+        if self.by not in kinds:
+            raise InputError(
+                f"`split.by` is {self.by!r} but must be one of {', '.join(kinds)}"
+                f"{did_you_mean(self.by, kinds)}"
+            )
         if self.seed < 0:
             raise InputError(f"`split.seed` is {self.seed} but must not be negative")
         if self.by == "element" and not self.elements and self.file is None:
