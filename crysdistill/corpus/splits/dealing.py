@@ -63,7 +63,7 @@ def _deal(
         if name == "train" and whole:
             mask[places] = True
         else:
-            mask[places[_nearest_sum(sizes[places], size)]] = True
+            mask[places[nearest_sum(sizes[places], size)]] = True
         free &= ~mask
         dealt[name] = mask
     return dealt
@@ -81,13 +81,14 @@ def _reserve(sizes: np.ndarray, wanted: Mapping[str, int]) -> dict[str, int]:
     return reserved
 
 
-def _nearest_sum(sizes: np.ndarray, wanted: int) -> np.ndarray:
+def nearest_sum(sizes: np.ndarray, wanted: int) -> np.ndarray:
     """Return which groups add up to a number of crystals, or as near as they can.
 
-    Early groups are preferred. Where no sum is exact, those within a tenth of what is
-    wanted count as equal: else few groups would leave the seed no choice. Among very
-    many groups only the last few thousand crystals are searched for, the first groups
-    are taken as they come.
+    Groups are looked at in their order: all of them, but once a sum is within a tenth
+    of what is wanted, only twice as many more. So the order, which is drawn by a seed, has
+    its say where groups are few, and sums are exact where they are many. Among very
+    many only the last few thousand crystals are searched for; the first groups are
+    taken as they come.
 
     Args:
         sizes: (G,) crystals of each group.
@@ -104,22 +105,19 @@ def _nearest_sum(sizes: np.ndarray, wanted: int) -> np.ndarray:
     # first[s]: the group with which the sum s is first reached; 0 for none taken.
     first = np.full(2 * left + 1, -1, np.int64)
     first[0] = 0
+    close = slice(left - int(_NEAR * left), left + int(_NEAR * left) + 1)
+    last = len(sizes)
     for place in range(start, len(sizes)):
-        if first[left] >= 0:
+        if first[left] >= 0 or place >= last:
             break
         size = int(sizes[place])
         if size < len(first):
             new = (first[: len(first) - size] >= 0) & (first[size:] < 0)
             first[size:][new] = place + 1
+        if last == len(sizes) and (first[close] >= 0).any():
+            last = start + 3 * (place + 1 - start)
     reached = np.flatnonzero(first >= 0)
-    gaps = np.abs(reached - left)
-    near = reached[gaps <= _NEAR * left]
-    if first[left] >= 0:
-        total = left
-    elif len(near):
-        total = int(near[first[near].argmin()])
-    else:
-        total = int(reached[gaps.argmin()])
+    total = int(reached[np.abs(reached - left).argmin()])
     while total:
         place = int(first[total]) - 1
         taken[place] = True

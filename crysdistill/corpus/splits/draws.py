@@ -132,7 +132,8 @@ def grouped_split(
     """Split whole groups at random: no two subsets share one.
 
     The sizes of the subsets are as near to what is asked for as whole groups, drawn in
-    a random order, can come; the test set is drawn first. Where the three fractions
+    a random order, can come: exact where groups are many, within a tenth or the nearest
+    possible where they are few. The test set is drawn first. Where the three fractions
     add up to 1, all that is left trains.
 
     Args:
