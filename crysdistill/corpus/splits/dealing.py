@@ -85,7 +85,7 @@ def nearest_sum(sizes: np.ndarray, wanted: int) -> np.ndarray:
     """Return which groups add up to a number of crystals, or as near as they can.
 
     Groups are looked at in their order: all of them, but once a sum is within a tenth
-    of what is wanted, only twice as many more. So the order, which is drawn by a seed, has
+    of what is wanted, only twice as many more. So the order, which a seed draws, has
     its say where groups are few, and sums are exact where they are many. Among very
     many only the last few thousand crystals are searched for; the first groups are
     taken as they come.

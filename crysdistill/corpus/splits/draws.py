@@ -230,7 +230,7 @@ def _rest_sizes(train: float, val: float, total: int, rest: int) -> dict[str, in
     sizes = {name: _count(name, share, total) for name, share in shares.items()}
     if sum(sizes.values()) <= rest:
         return sizes
-    fractions = {name: n for name, n in sizes.items() if shares[name] <= 1}
+    fractions = [name for name in sizes if 0 < shares[name] <= 1]
     room = rest - sum(n for name, n in sizes.items() if name not in fractions)
     if room < len(fractions) or not fractions:
         asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -238,9 +238,9 @@ def _rest_sizes(train: float, val: float, total: int, rest: int) -> dict[str, in
             f"the split asks for {asked}, but the test set leaves only {rest} "
             "crystals; lower `split.train` or `split.val`"
         )
-    asked_for = sum(fractions.values())
-    for name, size in fractions.items():
-        sizes[name] = size * room // asked_for
+    whole = sum(shares[name] for name in fractions)
+    for name in fractions:
+        sizes[name] = int(room * shares[name] / whole + 1e-9)
     if "train" in fractions:  # what rounding leaves
         sizes["train"] = rest - sizes["val"]
     return sizes
