@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from crysdistill.cli import main
@@ -26,6 +27,7 @@ from crysdistill.corpus.splits import (
 from crysdistill.corpus.splits.folds import MATBENCH_TASKS
 from crysdistill.corpus.splits.written import write_splits
 from crysdistill.corpus.store import Store
+from crysdistill.encoders import make_encoder
 from crysdistill.errors import InputError
 from crysdistill.schema import dump_config
 from crysdistill.studies.compare import CompareConfig, compare
@@ -33,7 +35,8 @@ from crysdistill.training.plans import TrainConfig
 from crysdistill.training.settings import HeadSettings, TrainerSettings
 from crysdistill.training.supervised import train
 from crysdistill.transfer.targets import Target
-from tests.toy_stores import SMALL_ENCODER, labelled, write_store
+from crysdistill.transfer.weights import save_weights
+from tests.toy_stores import SMALL_ENCODER, SMALL_GRAPH, labelled, write_store
 
 
 class Names:
@@ -339,19 +342,31 @@ def test_a_run_says_by_what_it_was_split(config):
 
 def test_seeds_of_a_study_are_its_folds(config, tmp_path):
     base = replace(config, split=SplitSettings(by="formula", folds=3, seed=5))
-    weights = tmp_path / "unused.safetensors"
-    study = CompareConfig(weights=weights, base=base, arms=["scratch"], seeds=[0, 2])
+    torch.manual_seed(0)
+    encoder = make_encoder(**SMALL_ENCODER, cutoff=SMALL_GRAPH.cutoff)
+    weights = save_weights(tmp_path / "w.safetensors", encoder, SMALL_GRAPH)
+    study = CompareConfig(
+        weights=weights,
+        base=base,
+        out=tmp_path / "study",
+        arms=["scratch"],
+        seeds=[0, 1, 2],
+    )
     with pytest.raises(InputError, match=r"seed 3 has no fold: `split\.folds` is 3"):
         replace(study, seeds=[0, 3])
     store = Store.open(config.dataset)
     labels = store.property("density")
     folds = make_folds(store, base.split, labels)
-    for seed in study.seeds:
-        found = make_split(store, base.split.for_seed(seed, 9), labels)
-        assert found.test.tolist() == folds[seed].test.tolist()
-        assert len(found.train) == 9
-    with pytest.raises(InputError, match="no such weights file"):
-        compare(study, progress=False)
+    table = compare(study, progress=False)
+    assert set(table["arm"]) == {"scratch", "mean", "forest"}
+    for seed, fold in enumerate(folds):
+        found = read(study.out / "runs" / f"scratch-all-{seed}" / "split.csv", store)
+        assert found.hash(store.material_ids) == fold.hash(store.material_ids)
+    found = make_split(store, base.split.for_seed(1, 9), labels)
+    assert found.train.tolist() == folds[1].train[:9].tolist()
+    changed = replace(base, split=replace(base.split, seed=6))  # other folds
+    with pytest.raises(InputError, match="now different: seed: 6"):
+        compare(replace(study, base=changed), progress=False)
     drawn = SplitSettings(train=0.5).for_seed(4, 7)
     assert drawn == SplitSettings(train=0.5, seed=4, train_subset=7)
     # Where the test set is given, its size is not asked for.

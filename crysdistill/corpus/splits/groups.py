@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -45,8 +45,12 @@ class Groups:
 
     def of(self, rows: np.ndarray) -> Groups:
         """Return the groups of some of the rows, in the order of `rows`."""
-        place = {row: i for i, row in enumerate(self.rows.tolist())}
-        return Groups(self.by, rows, [self.names[place[r]] for r in rows.tolist()])
+        return Groups(self.by, rows, [self.name_of[row] for row in rows.tolist()])
+
+    @cached_property
+    def name_of(self) -> dict[int, str]:
+        """The name of the group by row."""
+        return dict(zip(self.rows.tolist(), self.names, strict=True))
 
 
 def find_groups(

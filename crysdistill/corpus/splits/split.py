@@ -70,7 +70,7 @@ class Split:
             InputError: two subsets share a group; the text names it, and a crystal of
                 each.
         """
-        name_of = dict(zip(groups.rows.tolist(), groups.names, strict=True))
+        name_of = groups.name_of
         first: dict[str, tuple[str, int]] = {}
         for subset in SUBSETS:
             for row in getattr(self, subset).tolist():
