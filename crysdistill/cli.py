@@ -13,6 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from crysdistill.arguments import integer as _integer
+from crysdistill.arguments import names as _names
+from crysdistill.arguments import number as _number
+from crysdistill.arguments import out as _out
+from crysdistill.arguments import split_arguments as _split_arguments
 from crysdistill.command import Parser, Verb, run
 
 _SOURCES = """CIF or POSCAR files, folders (with or without `id_prop.csv`),
@@ -22,29 +27,6 @@ _SOURCES = """CIF or POSCAR files, folders (with or without `id_prop.csv`),
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return 0 (done), 2 (bad input), 130 (Ctrl-C) or 1 (our fault)."""
     return run(VERBS, sys.argv[1:] if argv is None else argv)
-
-
-def _integer(text: str) -> int:
-    if not text.removeprefix("-").isdecimal():
-        raise argparse.ArgumentTypeError(f"is {text!r} but must be an integer")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"is {text!r} but must be a number") from None
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, map(str.strip, text.split(","))))
-
-
-def _out(parser: Parser, metavar: str, text: str) -> None:
-    parser.add_argument(
-        "-o", "--out", type=Path, required=True, metavar=metavar, help=text
-    )
 
 
 def _source(text: str) -> str | Path:
@@ -189,29 +171,6 @@ def _overlap(args: argparse.Namespace) -> None:
     from crysdistill.corpus.overlap.files import compare_files
 
     compare_files(**vars(args))
-
-
-def _split_arguments(parser: Parser) -> None:
-    add = parser.add_argument
-    add("dataset", type=Path, metavar="DATASET", help="a store")
-    _out(parser, "CSV", "what to write; with --folds `CSV` gets a number for each")
-    text = """`random`; `formula`, `prototype`, `cluster`, `crystal_system` or
-    `space_group`, kept whole; `element`; `id`; `matbench`"""
-    add("--by", help=text)
-    text = "symbols such as `F,Cl`: crystals with one of them are the test set"
-    add("--elements", type=_names, metavar="SYMBOLS", help=text)
-    add("--clusters", type=_integer, help="how many clusters of compositions")
-    text = "a fraction up to 1, or a number of crystals"
-    for name in ("--train", "--val", "--test"):
-        add(name, type=_number, metavar="SIZE", help=text)
-    add("--seed", type=_integer, help="of the draw")
-    add("--folds", type=_integer, help="test every crystal once, in so many parts")
-    add("--fold", type=_integer, help="write this one only, from 0 on")
-    text = "give each subset its share of every class of the target"
-    add("--stratify", action="store_true", help=text)
-    text = "only crystals that have this property"
-    add("--target", metavar="NAME", help=text)
-    add("--overwrite", action="store_true", help="replace another split of that name")
 
 
 def _split(args: argparse.Namespace) -> None:
