@@ -13,6 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from crysdistill.arguments import integer as _integer
+from crysdistill.arguments import names as _names
+from crysdistill.arguments import number as _number
+from crysdistill.arguments import out as _out
+from crysdistill.arguments import split_arguments as _split_arguments
 from crysdistill.command import Parser, Verb, run
 
 _SOURCES = """CIF or POSCAR files, folders (with or without `id_prop.csv`),
@@ -22,29 +27,6 @@ _SOURCES = """CIF or POSCAR files, folders (with or without `id_prop.csv`),
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return 0 (done), 2 (bad input), 130 (Ctrl-C) or 1 (our fault)."""
     return run(VERBS, sys.argv[1:] if argv is None else argv)
-
-
-def _integer(text: str) -> int:
-    if not text.removeprefix("-").isdecimal():
-        raise argparse.ArgumentTypeError(f"is {text!r} but must be an integer")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"is {text!r} but must be a number") from None
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, map(str.strip, text.split(","))))
-
-
-def _out(parser: Parser, metavar: str, text: str) -> None:
-    parser.add_argument(
-        "-o", "--out", type=Path, required=True, metavar=metavar, help=text
-    )
 
 
 def _source(text: str) -> str | Path:
@@ -189,6 +171,16 @@ def _overlap(args: argparse.Namespace) -> None:
     from crysdistill.corpus.overlap.files import compare_files
 
     compare_files(**vars(args))
+
+
+def _split(args: argparse.Namespace) -> None:
+    from crysdistill.corpus.splits import SplitSettings
+    from crysdistill.corpus.splits.written import write_splits
+
+    given = vars(args)
+    names = ("dataset", "out", "target", "overwrite")
+    rest = {name: given.pop(name) for name in names if name in given}
+    write_splits(settings=SplitSettings(**given), **rest).print()
 
 
 def _config_arguments(parser: Parser) -> None:
@@ -362,6 +354,13 @@ VERBS: dict[str, Verb] = {
         "crysdistill overlap corpus.h5 dataset.h5 -o pairs.csv",
         _overlap_arguments,
         _overlap,
+        computes=False,
+    ),
+    "split": Verb(
+        "Choose which crystals train, choose and judge, and write it down.",
+        "crysdistill split dataset.h5 -o split.csv --by formula",
+        _split_arguments,
+        _split,
         computes=False,
     ),
     "pretrain": Verb(

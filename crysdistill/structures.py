@@ -61,9 +61,7 @@ class Crystal:
     @property
     def formula(self) -> str:
         """The reduced formula as pymatgen writes it, such as `LiFePO4`."""
-        numbers, counts = np.unique(self.atomic_numbers, return_counts=True)
-        counts //= np.gcd.reduce(counts)
-        return _formula(tuple(numbers.tolist()), tuple(counts.tolist()))
+        return reduced_formula(self.atomic_numbers)
 
     def to_pymatgen(self) -> Structure:
         """Return the same structure for pymatgen."""
@@ -108,6 +106,13 @@ class Crystal:
                 properties or {},
             )
         )
+
+
+def reduced_formula(atomic_numbers: np.ndarray) -> str:
+    """Return the formula of some atoms as pymatgen writes it, such as `LiFePO4`."""
+    numbers, counts = np.unique(atomic_numbers, return_counts=True)
+    counts //= np.gcd.reduce(counts)
+    return _formula(tuple(numbers.tolist()), tuple(counts.tolist()))
 
 
 @lru_cache(maxsize=4096)

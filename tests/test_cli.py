@@ -32,6 +32,7 @@ PROMISED = {
     "demo": "--out folder",
     "overlap": "corpus.h5 dataset.h5 -o pairs.csv",
     "inspect": "store.h5 -o store.html",
+    "split": "dataset.h5 -o split.csv --by element --elements F,Cl --train 0.8",
     "study": "config.yaml a=1 b.c=2",
     "report": "study -o report.html",
 }

@@ -33,6 +33,7 @@ LAYERS = (
     "training",
     "studies",
     "command",
+    "arguments",
     "cli",
     "__main__",
 )
@@ -122,7 +123,7 @@ def test_no_modules_import_each_other():
     [
         ("lightning", LAYERS[: LAYERS.index("training")]),
         ("torch", LAYERS[: LAYERS.index("graphs")]),
-        ("torch", ("command", "cli")),
+        ("torch", ("command", "arguments", "cli")),
     ],
 )
 def test_what_a_fresh_process_does_not_load(kept_out, layers):

@@ -73,10 +73,12 @@ class CompareConfig:
                 raise InputError(f"`{name}` names {twice[0]} twice; remove one")
         if self.workers < 1:
             raise InputError(f"`workers` is {self.workers} but must be at least 1")
-        if self.base.split.file is None and not self.base.split.test:
+        if self.base.split.draws_test and not self.base.split.test:
             raise InputError(
                 "`base.split.test` is 0, but a study compares on test crystals"
             )
+        for seed in self.seeds:
+            self.base.split.for_seed(seed)  # refuses seeds without a fold
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _check_same(config: CompareConfig) -> None:
     """Refuse to put cells of other settings beside those that have run."""
     base = replace(
         config.base, out=Path(), seed=0, resume=False, overwrite=False,
-        split=replace(config.base.split, seed=0, train_subset=None),
+        split=config.base.split.for_seed(0),
         trainer=replace(config.base.trainer, progress=False),
     )  # fmt: skip
     if not config.weights.is_file():
@@ -195,7 +197,7 @@ def _result(config: CompareConfig, cell: Cell) -> dict[str, Any]:
     path = folder / "results.json"
     if not path.exists():
         trainer = replace(config.base.trainer, progress=False)
-        split = replace(config.base.split, seed=cell.seed, train_subset=cell.labels)
+        split = config.base.split.for_seed(cell.seed, cell.labels)
         run = replace(
             config.base, out=folder, seed=cell.seed, split=split, trainer=trainer,
             overwrite=True,

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from crysdistill.corpus.splits import SplitSettings
 from crysdistill.errors import InputError
+
+__all__ = [
+    "FreezeSettings",
+    "HeadSettings",
+    "OptimizerSettings",
+    "SplitSettings",
+    "TrainerSettings",
+]
 
 
 def _positive(settings: object, *names: str) -> None:
@@ -68,34 +77,6 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         _positive(self, "epochs", "batch_size", "patience", "clip", "threads")
-
-
-@dataclass
-class SplitSettings:
-    """Which labelled crystals train, choose and judge.
-
-    Args:
-        train: a fraction (up to 1) or a number of crystals.
-        val: the same.
-        test: the same; drawn first, so that it does not depend on the others.
-        train_subset: use only so many of the training crystals.
-        seed: of the draw.
-        file: a CSV of `material_id, subset` to use instead.
-    """
-
-    train: float = 0.8
-    val: float = 0.1
-    test: float = 0.1
-    train_subset: int | None = None
-    seed: int = 0
-    file: str | None = None
-
-    def __post_init__(self) -> None:
-        # 24 and 24.0 are one number of crystals, and one configuration.
-        for name in ("train", "val", "test"):
-            share = getattr(self, name)
-            if share > 1 and share == int(share):
-                setattr(self, name, int(share))
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torchmetrics import MeanAbsoluteError, MeanMetric
 from torchmetrics.classification import BinaryAUROC
 
 from crysdistill.corpus.sources.origins import joint_licence
-from crysdistill.corpus.splits import Split, random_split, read_split
+from crysdistill.corpus.splits import Split, make_split
 from crysdistill.corpus.store import Store
 from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.errors import InputError
@@ -33,10 +33,7 @@ from crysdistill.training.plans import (
     TrainConfig,
 )
 from crysdistill.training.runs import RunDirectory
-from crysdistill.training.settings import (
-    OptimizerSettings,
-    SplitSettings,
-)
+from crysdistill.training.settings import OptimizerSettings, SplitSettings
 from crysdistill.transfer.distillation import Distillation, Teacher, random_teacher
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.predictor import Predictor
@@ -214,19 +211,7 @@ def _weights_line(predictor: Predictor) -> str:
 
 def _split(store: Store, labels: np.ndarray, settings: SplitSettings) -> Split:
     """Split the crystals that have a label."""
-    labelled = np.flatnonzero(~np.isnan(labels))
-    if settings.file is not None:
-        split = read_split(Path(settings.file), store.material_ids, labelled)
-        order = np.random.default_rng(settings.seed).permutation(split.train)
-        return replace(split, train=order[: settings.train_subset])
-    return random_split(
-        labelled,
-        settings.train,
-        settings.val,
-        settings.test,
-        settings.seed,
-        settings.train_subset,
-    )
+    return make_split(store, settings, labels)
 
 
 def _check_classes(config: LabelledConfig, labels: np.ndarray, split: Split) -> None:
@@ -238,7 +223,7 @@ def _check_classes(config: LabelledConfig, labels: np.ndarray, split: Split) -> 
         if len(known) == 1:
             raise InputError(
                 f"all `{subset}` crystals have `{config.target.name}` {known[0]:g}; "
-                "enlarge that subset or change `split.seed`"
+                "enlarge that subset, change `split.seed` or set `split.stratify=true`"
             )
 
 
@@ -363,6 +348,7 @@ def _judge(
         "dataset": store.hash,
         "overlap": overlap,
         "split": split.hash(store.material_ids),
+        "split_by": split.made_by,
         **module.predictor.frozen_report(),
     }
     module.eval()

@@ -1,4 +1,4 @@
-"""Train, validation and test: drawn once, written, hashed, never overlapping."""
+"""A split: which materials stand in which subset, as a file and as a hash."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from crysdistill.corpus.splits.groups import Groups
 from crysdistill.errors import InputError
 
 SUBSETS = ("train", "val", "test")
@@ -23,6 +24,7 @@ class Split:
         train: rows to learn from.
         val: rows on which the best epoch is chosen.
         test: rows that are looked at once, at the end.
+        made_by: how it was made, in words; no part of the hash.
 
     Raises:
         InputError: a row stands in two subsets, or train or val is empty.
@@ -31,6 +33,7 @@ class Split:
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
+    made_by: str = ""
 
     def __post_init__(self) -> None:
         rows = np.concatenate([self.train, self.val, self.test])
@@ -56,55 +59,29 @@ class Split:
             for name in SUBSETS:
                 writer.writerows((material_ids[r], name) for r in getattr(self, name))
 
+    def check_groups(self, groups: Groups, material_ids: Sequence[str]) -> None:
+        """Refuse a split that divides a group.
 
-def random_split(
-    rows: np.ndarray,
-    train: float,
-    val: float,
-    test: float,
-    seed: int,
-    train_subset: int | None = None,
-) -> Split:
-    """Split rows at random.
+        Args:
+            groups: of all its rows, or of more.
+            material_ids: the names of all crystals of the store, for the message.
 
-    Args:
-        rows: what to split.
-        train: a fraction (at most 1) or a number of crystals.
-        val: the same; drawn after the test set.
-        test: the same; drawn first, so that it stays when the others change.
-        seed: of the draw.
-        train_subset: keep only this many of the training rows (learning curves: each
-            smaller set is part of every larger one).
-
-    Raises:
-        InputError: more is asked for than there is.
-    """
-    order = np.random.default_rng(seed).permutation(np.sort(rows))
-    sizes = {
-        name: _count(name, share, len(rows))
-        for name, share in (("test", test), ("val", val), ("train", train))
-    }
-    if sum(sizes.values()) > len(rows):
-        asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise InputError(
-            f"the split asks for {asked}, but only {len(rows)} crystals have a label; "
-            "lower `split.train`, `split.val` or `split.test`"
-        )
-    ends = np.cumsum(list(sizes.values()))
-    tests, vals, trains = np.split(order[: ends[-1]], ends[:-1])
-    if train_subset is not None:
-        trains = trains[:train_subset]
-    return Split(trains, vals, tests)
-
-
-def _count(name: str, share: float, total: int) -> int:
-    """Return how many of `total` a fraction or a number means."""
-    if share < 0 or (share > 1 and share != int(share)):
-        raise InputError(
-            f"`split.{name}` is {share} but must be a fraction up to 1 or a whole "
-            "number"
-        )
-    return int(share) if share > 1 else int(share * total + 1e-9)
+        Raises:
+            InputError: two subsets share a group; the text names it, and a crystal of
+                each.
+        """
+        name_of = groups.name_of
+        first: dict[str, tuple[str, int]] = {}
+        for subset in SUBSETS:
+            for row in getattr(self, subset).tolist():
+                other, member = first.setdefault(name_of[row], (subset, row))
+                if other != subset:
+                    raise InputError(
+                        f"`{other}` and `{subset}` share the {groups.word} "
+                        f"{name_of[row]} ({material_ids[member]} and "
+                        f"{material_ids[row]}); split again with "
+                        f"`split.by={groups.by}`"
+                    )
 
 
 def read_split(path: Path, material_ids: Sequence[str], rows: np.ndarray) -> Split:
@@ -138,4 +115,5 @@ def read_split(path: Path, material_ids: Sequence[str], rows: np.ndarray) -> Spl
                 )
             if row_of[name] in usable:
                 subsets[subset].append(row_of[name])
-    return Split(*(np.array(subsets[name], np.int64) for name in SUBSETS))
+    train, val, test = (np.array(subsets[name], np.int64) for name in SUBSETS)
+    return Split(train, val, test, f"read from {path.name}")
