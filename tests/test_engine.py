@@ -457,6 +457,10 @@ def test_bad_settings_of_jobs(tmp_path, text, message):
 
 
 SBATCH = """#!/bin/bash
+if [ "$1" = --test-only ]; then
+    ! grep 'error: invalid partition' < "$2" >&2
+    exit
+fi
 cp "$1" {folder}/job.$$.sh
 setsid bash {folder}/job.$$.sh > {folder}/job.$$.log 2>&1 < /dev/null &
 echo $! > {folder}/job.$$.pid
@@ -483,6 +487,14 @@ def test_jobs_of_a_stand_in_for_slurm(tmp_path, monkeypatch):
         script.write_text(text.format(folder=tmp_path))
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    refused = tmp_path / "refused.yaml"
+    bad = 'job_script_prologue: ["error: invalid partition"]\n'
+    refused.write_text(settings.read_text() + bad)
+    with pytest.raises(InputError) as error:
+        quick(source, tmp_path / "r.h5", workers=None, cluster=f"slurm:{refused}")
+    said = f"{refused}: SLURM takes no such job (error: invalid partition)"
+    assert str(error.value) == said
+    assert not [*tmp_path.glob("job.*")]
     monkeypatch.setattr(building, "SHARD_SIZE", 4)
     quick(source, tmp_path / "one.h5")
     quick(source, tmp_path / "s.h5", workers=None, cluster=f"slurm:{settings}")

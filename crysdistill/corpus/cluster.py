@@ -14,7 +14,9 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -314,9 +316,22 @@ def _start(cluster: str, distributed: Any, stack: ExitStack) -> Any:
         return stack.enter_context(found)
     if kind == "slurm":
         found = stack.enter_context(slurm_cluster(Path(rest)))
+        _try_job(found.job_script(), rest)
         found.scale(jobs=read_jobs(Path(rest))["jobs"])
         return found
     return None
+
+
+def _try_job(script: str, settings: str) -> None:
+    """Ask SLURM whether it takes such a job; Dask would try in silence, for ever."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+        file.write(script)
+        file.flush()
+        command = ["sbatch", "--test-only", file.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise InputError(f"{settings}: SLURM takes no such job ({said})")
 
 
 @contextmanager
