@@ -73,7 +73,9 @@ def test_a_page_goes_on_where_the_last_one_ended(tmp_path, monkeypatch):
     assert [len(page.entries) for page in pages] == [3, 3, 3, 1]
     assert pages[-1].cursor is None
     names = [[e["material_id"] for e in page.entries] for page in pages]
-    assert sorted(sum(names, [])) == sorted(f"agm{n}" for n in range(10))
+    assert sorted(name for page in names for name in page) == sorted(
+        f"agm{n}" for n in range(10)
+    )
     for number, page in enumerate(pages[:-1]):
         cursor = json.loads(json.dumps(page.cursor))
         rest = list(open_service(str(tmp_path / "t")).pages(cursor))

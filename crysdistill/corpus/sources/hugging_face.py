@@ -20,7 +20,7 @@ import numpy as np
 
 from crysdistill.corpus.sources.origins import Origin
 from crysdistill.corpus.sources.services import Page
-from crysdistill.corpus.sources.tables import ID_KEYS
+from crysdistill.corpus.sources.tables import ID_KEYS, label_values
 from crysdistill.corpus.sources.whole_sets import PAGE_SIZE, first_line, not_installed
 from crysdistill.errors import BadStructure, InputError, did_you_mean
 from crysdistill.readers import fractional
@@ -141,20 +141,26 @@ class HuggingFace:
             rows = rows.select_columns(list(table.columns))
             if cursor is not None:
                 rows.load_state_dict(cursor["state"])
-            waiting = iter(rows)
-            page = list(islice(waiting, PAGE_SIZE))
-            while True:
-                state = rows.state_dict()
-                following = list(islice(waiting, PAGE_SIZE))
-                entries = [entry_of(r, table, number + n) for n, r in enumerate(page)]
-                number += len(page)
-                here = {"revision": revision, "rows": number, "state": state}
-                yield Page(entries, here if following else None)
-                if not following:
-                    return
-                page = following
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # the hub's, the network's, the file formats'
             raise _unreadable(table.name, error) from None
+        waiting = iter(rows)
+        page = self._take(waiting)
+        while True:
+            state = rows.state_dict()
+            following = self._take(waiting)
+            entries = [entry_of(r, table, number + n) for n, r in enumerate(page)]
+            number += len(page)
+            here = {"revision": revision, "rows": number, "state": state}
+            yield Page(entries, here if following else None)
+            if not following:
+                return
+            page = following
+
+    def _take(self, waiting: Iterator[Any]) -> list[Any]:
+        try:
+            return list(islice(waiting, PAGE_SIZE))
+        except Exception as error:  # as above
+            raise _unreadable(self.table.name, error) from None
 
 
 def entry_of(row: Mapping[str, Any], table: Table, number: int) -> dict[str, Any]:
@@ -170,9 +176,9 @@ def entry_of(row: Mapping[str, Any], table: Table, number: int) -> dict[str, Any
     name = next(filter(None, names), f"{stem}-{number}")
     try:
         structure = _structure(row, table.layout)
+        values = label_values(row, table.properties)
     except BadStructure as problem:
         return {"material_id": name, "structure": None, "problem": str(problem)}
-    values = {column: row.get(column) for column in table.properties}
     return {"material_id": name, **values, "structure": structure}
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from crysdistill.corpus.sources.origins import Origin
-from crysdistill.corpus.sources.tables import matbench_id
+from crysdistill.corpus.sources.tables import label_values, matbench_id
 from crysdistill.corpus.sources.whole_sets import WholeSet, first_line
-from crysdistill.errors import InputError, did_you_mean
+from crysdistill.errors import BadStructure, InputError, did_you_mean
 
 URL = "https://ml.materialsproject.org/projects/"
 CITATION = "10.1038/s41524-020-00406-3"
@@ -68,11 +68,13 @@ def open_service(rest: str) -> WholeSet:
         InputError: there is no such task, it is on compositions, or matminer is missing
             or cannot get it.
     """
-    name = f"matbench_{rest.removeprefix('matbench_')}"
-    if name.removeprefix("matbench_") in _ON_COMPOSITIONS:
+    short = rest.removeprefix("matbench_")
+    name = f"matbench_{short}"
+    if short in _ON_COMPOSITIONS:
         raise InputError(f"matbench: `{name}` holds compositions, no structures")
     if name not in TASKS:
-        hint = did_you_mean(name, TASKS) or f"; known: {', '.join(TASKS)}"
+        known = [task.removeprefix("matbench_") for task in TASKS]
+        hint = did_you_mean(short, known) or f"; known: {', '.join(known)}"
         raise InputError(f"matbench: unknown task `{rest}`{hint}")
     by_hand = (
         f"download {URL}{name}.json.gz (sha256 {TASKS[name].sha256}) and give the file "
@@ -106,11 +108,15 @@ def open_service(rest: str) -> WholeSet:
 def _entry(task: str, index: Any, row: dict[str, Any], count: int) -> dict[str, Any]:
     """Return an entry for `tables.py`."""
     name = index if isinstance(index, str) else matbench_id(task, int(index), count)
-    structure = row.get("structure")
-    if not hasattr(structure, "as_dict"):
-        return {"material_id": name, "structure": None, "problem": "no structure"}
-    values = {
+    structure: Any = row.get("structure")
+    plain = {
         key: value.item() if hasattr(value, "item") else value
         for key, value in row.items()
     }
+    try:
+        if not hasattr(structure, "as_dict"):
+            raise BadStructure("no structure in its row; leave it out")
+        values = label_values(plain, [key for key in row if key != "structure"])
+    except BadStructure as problem:
+        return {"material_id": name, "structure": None, "problem": str(problem)}
     return {"material_id": name, **values, "structure": structure.as_dict()}

@@ -16,8 +16,9 @@ from urllib.parse import unquote
 
 from crysdistill.corpus.sources.origins import Origin
 from crysdistill.corpus.sources.services import Page
+from crysdistill.corpus.sources.tables import label_values
 from crysdistill.corpus.sources.whole_sets import PAGE_SIZE, first_line, not_installed
-from crysdistill.errors import InputError, did_you_mean
+from crysdistill.errors import BadStructure, InputError, did_you_mean
 
 URL = "https://materialsproject.org"
 CITATION = "10.1063/1.4812323"
@@ -93,7 +94,7 @@ class MaterialsProject:
     total: int | None = field(default=None, init=False)
 
     def pages(self, cursor: Any = None) -> Iterator[Page]:
-        """Yield pages; the cursor is the number of the next, and the database's version.
+        """Yield pages; the cursor is the number of the next one and the version.
 
         Raises:
             InputError: the service refuses or does not answer, or its database has
@@ -138,13 +139,17 @@ def entry_of(document: Any, properties: tuple[str, ...]) -> dict[str, Any]:
         doc = {name: getattr(doc, name, None) for name in doc.model_fields_set}
     if not isinstance(doc, Mapping) or not doc.get("material_id"):
         return {"problem": f"an entry without `material_id`: `{str(document)[:60]}`"}
-    structure = doc.get("structure")
+    structure: Any = doc.get("structure")
     if hasattr(structure, "as_dict"):
         structure = structure.as_dict()
-    entry = {"material_id": str(doc["material_id"]), "structure": structure}
-    if not isinstance(structure, Mapping):
-        return {**entry, "structure": None, "problem": "no `structure` in the answer"}
-    return {**entry, **{name: doc.get(name) for name in properties}}
+    name = str(doc["material_id"])
+    try:
+        if not isinstance(structure, Mapping):
+            raise BadStructure("no `structure` in the answer; leave it out")
+        values = label_values(doc, properties)
+    except BadStructure as problem:
+        return {"material_id": name, "structure": None, "problem": str(problem)}
+    return {"material_id": name, **values, "structure": structure}
 
 
 def _no_answer(error: Exception) -> InputError:
