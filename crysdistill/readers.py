@@ -241,7 +241,7 @@ def read_cssr(data: bytes, material_id: str) -> Crystal:
         raise BadStructure("no number of atoms in line 3; get the file again")
     if words[1:2] == ["1"]:
         raise BadStructure("Cartesian coordinates; write fractional ones, or a CIF")
-    structure = Cssr.from_str(text).structure
+    structure: Any = Cssr.from_str(text).structure
     if len(structure) != int(words[0]):
         raise BadStructure(
             f"{len(structure)} atoms but line 3 says {words[0]}: cut short or damaged; "
