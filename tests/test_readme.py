@@ -17,6 +17,7 @@ import torch
 
 from crysdistill.cli import VERBS
 from crysdistill.corpus.alloys import demo_sets
+from tests.optimade_server import reference_server, resource
 from tests.test_layers import LAYERS, ROOT
 from tests.test_published_cgcnn import published_checkpoint
 
@@ -36,9 +37,12 @@ SMALLER = {
 LABELLED, UNLABELLED, NEW = 40, 50, 10
 
 # One process for all lines: importing torch anew for each would take most of the time.
+# No network: the database that the README asks is the reference server, at argv[1].
 RUN = """
-import json, sys
+import dataclasses, json, sys
 from crysdistill.cli import main
+from crysdistill.corpus.sources.optimade import DATABASES
+DATABASES["oqmd"] = dataclasses.replace(DATABASES["oqmd"], url=sys.argv[1])
 for argv in json.load(sys.stdin):
     print("$ crysdistill", *argv, flush=True)
     if code := main(argv):
@@ -113,6 +117,7 @@ def predictions(path: Path) -> pd.DataFrame:
 
 @pytest.mark.slow
 def test_the_shell_blocks_do_what_they_say(crystals, tmp_path):
+    pytest.importorskip("optimade.server", reason="needs the extra `dev`")
     folder = prepared(crystals, tmp_path)
     lines = []
     for words in [w for b in blocks("sh") if not is_doors(b) for w in commands(b)]:
@@ -120,10 +125,19 @@ def test_the_shell_blocks_do_what_they_say(crystals, tmp_path):
         stops = {"--keys", "--show"} & set(words)
         lines.append(words[1:] + ([] if stops else SMALLER.get(words[1], [])))
     assert {argv[0] for argv in lines} >= {
-        "build", "overlap", "pretrain", "distill", "finetune", "train", "predict",
-        "embed", "study", "report", "import-cgcnn",
+        "build", "fetch", "overlap", "split", "pretrain", "distill", "finetune",
+        "train", "predict", "embed", "study", "report", "import-cgcnn",
     }  # fmt: skip
-    shown = run(folder, "-c", RUN, given=json.dumps(lines))
+    alloys = [crystal.to_pymatgen() for crystal in demo_sets(1, 8, 1)[0]]
+    binary = sum(len(alloy.elements) == 2 for alloy in alloys)
+    (folder / "server").mkdir()
+    served = [resource(f"oqmd-{n}", alloy) for n, alloy in enumerate(alloys)]
+    with reference_server(folder / "server", served) as port:
+        address = f"http://127.0.0.1:{port}"
+        shown = run(folder, "-c", RUN, address, given=json.dumps(lines))
+    assert 0 < binary < len(alloys)
+    assert f"oqmd.jsonl.gz: {binary} entries of OQMD (CC-BY-4.0)" in shown
+    assert f"oqmd.h5: {binary} of {binary} crystals" in shown
     assert f"{UNLABELLED} of {UNLABELLED} crystals" in shown
     assert f"{LABELLED} of {LABELLED} crystals" in shown
 
