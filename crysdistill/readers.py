@@ -253,14 +253,13 @@ def read_cssr(data: bytes, material_id: str) -> Crystal:
 # --------------------------------------------------------------------------------- ASE
 
 
-def read_atoms(atoms: Atoms, material_id: str) -> Crystal:
-    """Take the arrays of what ASE has read.
+def crystal_of_atoms(atoms: Atoms, material_id: str) -> Crystal:
+    """Take the arrays of what ASE has read, which `validate` has to check.
 
     ASE keeps partial occupancies beside atoms that look ordered: they are refused here.
 
     Raises:
-        BadStructure: no cell, not periodic in three directions, disordered, or it
-            cannot be a crystal.
+        BadStructure: no cell, not periodic in three directions, or disordered.
     """
     cell = np.array(atoms.cell.array, np.float64)
     if not cell.any():
@@ -273,7 +272,7 @@ def read_atoms(atoms: Atoms, material_id: str) -> Crystal:
         )
     _check_ase_occupancy(atoms)
     frac = fractional(atoms.positions, cell)
-    return validate(Crystal(material_id, atoms.numbers, frac, cell))
+    return Crystal(material_id, atoms.numbers, frac, cell)
 
 
 def _check_ase_occupancy(atoms: Atoms) -> None:
@@ -303,18 +302,18 @@ def read_extxyz(data: bytes, material_id: str) -> Crystal:
     """Read one frame of extended XYZ.
 
     Raises:
-        BadStructure: as `read_atoms`.
+        BadStructure: as `crystal_of_atoms`, or it cannot be a crystal.
     """
-    return read_atoms(_ase_read(data, "extxyz"), material_id)
+    return validate(crystal_of_atoms(_ase_read(data, "extxyz"), material_id))
 
 
 def read_gen(data: bytes, material_id: str) -> Crystal:
     """Read a GEN file, as DFTB+ has it.
 
     Raises:
-        BadStructure: as `read_atoms`.
+        BadStructure: as `crystal_of_atoms`, or it cannot be a crystal.
     """
-    return read_atoms(_ase_read(data, "gen"), material_id)
+    return validate(crystal_of_atoms(_ase_read(data, "gen"), material_id))
 
 
 def _ase_read(data: bytes, layout: str) -> Atoms:

@@ -354,6 +354,20 @@ def test_lmdb_database_without_its_package(tmp_path, monkeypatch):
         open_source(tmp_path / "a.aselmdb")
 
 
+def test_json_databases_are_to_be_converted(tmp_path):
+    database(tmp_path / "a.json")
+    good, refused = outcome(tmp_path / "a.json")
+    assert not good
+    assert refused[0][1].startswith("an ASE database in JSON; convert it with `ase db")
+    with (
+        ase.db.connect(tmp_path / "a.json") as old,
+        ase.db.connect(tmp_path / "b.db") as new,
+    ):
+        for row in old.select():
+            new.write(row)
+    assert next(iter(outcome(tmp_path / "b.db")[0])) == "mp-22862"
+
+
 def test_long_databases_are_read_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr("crysdistill.corpus.sources.ase_files._ROWS_AT_ONCE", 3)
     path = database(tmp_path / "a.db", copies=3)

@@ -484,6 +484,7 @@ class Summaries(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow  # the client waits before it tries again
 def test_materials_project_with_its_client(tmp_path, monkeypatch):
     """The client is real, the server is ours, and fails once."""
     settings = pytest.importorskip("mp_api.client.core.settings", reason="no mp-api")

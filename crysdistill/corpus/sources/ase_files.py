@@ -28,7 +28,7 @@ from crysdistill.corpus.sources.tables import (
     table_source,
 )
 from crysdistill.errors import BadStructure, InputError
-from crysdistill.readers import read_atoms
+from crysdistill.readers import crystal_of_atoms
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -170,7 +170,7 @@ def frame_records(
             if isinstance(frame.content, bytes):
                 record = replace(record, format="extxyz", payload=frame.content)
             else:
-                crystal = read_atoms(frame.content, name)
+                crystal = crystal_of_atoms(frame.content, name)
                 record = replace(record, format="crystal", payload=crystal)
         except BadStructure as error:
             yield record.refuse(str(error))

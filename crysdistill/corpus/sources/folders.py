@@ -95,8 +95,8 @@ def blocks(record: Record, named: bool = False) -> list[Record]:
         found = split_cif(data)
     except BadStructure:
         return [record]  # told where it is parsed
-    if len(found) < 2:
-        return [record]
+    if len(found) < 2:  # read once, so not once more where it is parsed
+        return [replace(record, payload=data)]
     names = [name for name, _ in found]
     distinct = named and all(names) and len(set(names)) == len(names)
     start = f"{record.place}, " if record.place else ""

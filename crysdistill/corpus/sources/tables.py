@@ -301,6 +301,11 @@ def _layout(content: Any, stem: str) -> Iterator[tuple[str, Any]]:
             yield f"{stem}-{number}", entry
     elif not isinstance(content, dict):
         raise BadStructure("neither a list nor a dictionary of structures; mend it")
+    elif {"ids", "nextid"} <= content.keys():
+        raise BadStructure(
+            "an ASE database in JSON; convert it with `ase db FILE.json --insert-into "
+            "FILE.db`"
+        )
     elif {"columns", "data"} <= content.keys():
         if "structure" not in content["columns"]:
             raise BadStructure("a table without a column `structure`; add it")
