@@ -410,3 +410,8 @@ def test_a_store_that_does_not_know_its_hash_works_it_out(judge):
     facts = {k: v for k, v in store.facts.items() if k != "structures_hash"}
     older = Store(store.path, store._arrays, facts)
     assert older.structures_hash == store.structures_hash
+
+
+def test_many_datasets_have_one_file_name(tmp_path):
+    lines = write_lines(tmp_path / "phonons" / "structures.jsonl", labelled(2))
+    assert open_side(lines).name == "phonons/structures.jsonl"

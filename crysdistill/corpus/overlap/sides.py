@@ -37,8 +37,13 @@ class Side:
 
     @property
     def name(self) -> str:
-        """The last part of the path, in characters that can be written anywhere."""
+        """The last part of the path, in characters that can be written anywhere.
+
+        `structures.jsonl` is what many are called: there, the folder tells them apart.
+        """
         name = self.path.name or self.path.resolve().name
+        if name.startswith("structures.") and self.path.parent.name:
+            name = f"{self.path.parent.name}/{name}"
         return name.encode("utf-8", "backslashreplace").decode()
 
     @property
