@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from crysdistill.corpus.engine import THREADS
+from crysdistill.corpus.engine.workers import THREADS
 from crysdistill.errors import InputError
 
 

@@ -18,10 +18,13 @@ import pytest
 
 from crysdistill.cli import main
 from crysdistill.corpus import build as building
-from crysdistill.corpus import cluster as clusters
 from crysdistill.corpus import shards
 from crysdistill.corpus.build import build
-from crysdistill.corpus.engine import THREADS, engine
+from crysdistill.corpus.engine import await_files, engine
+from crysdistill.corpus.engine import cluster as clusters
+from crysdistill.corpus.engine import ground as grounds
+from crysdistill.corpus.engine.slurm import slurm_cluster
+from crysdistill.corpus.engine.workers import THREADS
 from crysdistill.corpus.overlap import CrystalList, find_overlap
 from crysdistill.errors import InputError
 from tests import engine_jobs as jobs
@@ -228,30 +231,30 @@ def ground(folder: Path, **changes):
         "token": str(token),
         "text": "text",
         "opened": (str(folder),),
-        "versions": clusters._versions(),
+        "versions": grounds._versions(),
     }
-    return clusters._Ground(**{**known, **changes})
+    return grounds.Ground(**{**known, **changes})
 
 
 def test_a_worker_that_sees_other_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(clusters, "_APPEARS_WITHIN", 0.1)
-    clusters._check(ground(tmp_path))
-    clusters._check(ground(tmp_path, token=None))
+    monkeypatch.setattr(grounds, "_APPEARS_WITHIN", 0.1)
+    grounds._check(ground(tmp_path))
+    grounds._check(ground(tmp_path, token=None))
     for changes, place in (
         ({"token": str(tmp_path / "other" / "token")}, tmp_path / "other"),
         ({"text": "a folder of the same name"}, tmp_path),
         ({"opened": (str(tmp_path / "cifs"),)}, tmp_path / "cifs"),
     ):
         with pytest.raises(InputError) as error:
-            clusters._check(ground(tmp_path, **changes))
+            grounds._check(ground(tmp_path, **changes))
         assert f"does not see {place}: put it on a disk that all" in str(error.value)
 
 
 def test_a_worker_with_another_release(tmp_path):
-    versions = {**clusters._versions(), "spglib": "1.0"}
+    versions = {**grounds._versions(), "spglib": "1.0"}
     message = r"has spglib [\d.]+, not 1\.0: install the same on all machines"
     with pytest.raises(InputError, match=message):
-        clusters._check(ground(tmp_path, versions=versions))
+        grounds._check(ground(tmp_path, versions=versions))
 
 
 def test_files_that_come_late(tmp_path, monkeypatch):
@@ -264,10 +267,10 @@ def test_files_that_come_late(tmp_path, monkeypatch):
             looks.append(1)
             return len(looks) > 2
 
-    clusters.await_files([Late(path)])
-    monkeypatch.setattr(clusters, "_SETTLES_WITHIN", 0.1)
+    await_files([Late(path)])
+    monkeypatch.setattr(grounds, "_SETTLES_WITHIN", 0.1)
     with pytest.raises(InputError, match="was written by a worker but is not seen"):
-        clusters.await_files([path])
+        await_files([path])
 
 
 # ------------------------------------------------------------------------------ Dask
@@ -329,6 +332,24 @@ def test_a_worker_of_a_cluster_that_does_not_see_the_files(tmp_path):
         list(pool.map(jobs.square, [1]))
     assert leftovers(tmp_path) == []
     assert not [*tmp_path.glob("cluster-*")]
+
+
+@pytest.mark.slow
+def test_a_worker_without_crysdistill():
+    pytest.importorskip("distributed", reason=WITH_DASK)
+
+    def forget() -> None:  # travels as code
+        import sys
+
+        sys.modules["crysdistill"] = None
+
+    def square_there() -> None:
+        with engine(cluster="local:1") as pool:
+            pool._backend._client.run(forget)
+            list(pool.map(jobs.square, [1]))
+
+    with pytest.raises(InputError, match="local:1 cannot load crysdistill; start its"):
+        square_there()
 
 
 @pytest.mark.slow
@@ -423,7 +444,7 @@ def test_what_slurm_is_asked_for(tmp_path):
     pytest.importorskip("dask_jobqueue", reason=WITH_DASK)
     settings = tmp_path / "jobs.yaml"
     settings.write_text(JOBS)
-    with clusters.slurm_cluster(settings) as cluster:
+    with slurm_cluster(settings) as cluster:
         script = cluster.job_script()
     for line in (
         "#SBATCH -p short",

@@ -25,8 +25,7 @@ from rich.progress import (
 
 from crysdistill import __version__
 from crysdistill.corpus.checks import read_checks, statement
-from crysdistill.corpus.cluster import await_files
-from crysdistill.corpus.engine import check_engine, engine, spread
+from crysdistill.corpus.engine import await_files, check_engine, engine, spread
 from crysdistill.corpus.filters import Filters, count_filtered
 from crysdistill.corpus.firewall import Firewall
 from crysdistill.corpus.locks import only_one, room_for

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from crysdistill.corpus.cluster import check_cluster, connect
+from crysdistill.corpus.engine.cluster import check_cluster, connect
 from crysdistill.errors import InputError
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -62,7 +62,7 @@ def engine(
             does the work.
         cluster: `local:N` (Dask with N workers on this machine), the address of a
             running scheduler such as `tcp://host:8786`, its scheduler file
-            (`scheduler.json`), or `slurm:FILE.yaml` (see `cluster.read_jobs`).
+            (`scheduler.json`), or `slurm:FILE.yaml` (see `slurm.read_jobs`).
         folder: where the function writes; workers of a cluster must see it.
         opened: files and folders that the function reads by name; so must these.
         kept: ends the error about workers that died: what remains of the work.
