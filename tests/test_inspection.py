@@ -175,7 +175,7 @@ def test_without_symmetry_or_labels(folder, tmp_path):
     assert found.facts["symmetry"] == "not searched for"
     assert "label noise" not in found.facts
     titles = [section.title for section in found.sections]
-    assert titles == ["Sources", "Sizes", "Elements"]
+    assert titles == ["Sources", "Origins", "Sizes", "Elements"]
     text = write_page(found, tmp_path / "page.html").read_text()
     assert "Crystal systems" not in text
 
