@@ -149,3 +149,9 @@ def test_files_are_short_enough_to_read(folder):
     }
     too_long = {name: lines for name, lines in lengths.items() if lines > LONGEST}
     assert not too_long, f"more than {LONGEST} lines: {too_long}"
+
+
+def test_a_build_does_not_load_torch():
+    """Every worker would: some 200 MB, and seconds to start."""
+    code = "import crysdistill.corpus.build, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from crysdistill.corpus.build import build
+from crysdistill.corpus.layout import SCHEMA
 from crysdistill.corpus.shards import pack_edges
-from crysdistill.corpus.store import SCHEMA, Store, _unpack
+from crysdistill.corpus.store import Store, _unpack
 from crysdistill.errors import BadStructure, InputError
 from crysdistill.graphs import GraphSettings, distances, make_batch
 from crysdistill.neighbors import Neighbors, find_neighbors

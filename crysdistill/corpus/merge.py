@@ -17,8 +17,8 @@ from rich.progress import Progress
 
 from crysdistill.corpus.checks import structures_hash
 from crysdistill.corpus.fingerprints import NEIGHBORS
+from crysdistill.corpus.layout import FORMAT, SCHEMA
 from crysdistill.corpus.shards import Rejection, read_list, read_shard
-from crysdistill.corpus.store import FORMAT, SCHEMA
 
 _HASHED_ROWS = 1 << 22  # rows of a dataset that are hashed at a time
 
@@ -149,7 +149,7 @@ def _look(
 ) -> _Survey:
     """Go over the shards once, refusing what repeats an id or is to be dropped.
 
-    What is held of a crystal are some forty bytes, so that millions fit.
+    What is held of a crystal is a hundred bytes, so that millions fit.
     """
     survey = _Survey()
     digests: list[np.ndarray] = []

@@ -19,15 +19,11 @@ from torch import Tensor
 from crysdistill.corpus.checks import STRUCTURES, structures_hash
 from crysdistill.corpus.fingerprints import unpack
 from crysdistill.corpus.gather import count, gather_atoms, gather_edges
+from crysdistill.corpus.layout import FORMAT, SCHEMA, STRUCTURES_READABLE
 from crysdistill.corpus.sources.origins import Origin, joint_licence
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import CrystalBatch, GraphSettings, assemble
 from crysdistill.structures import Crystal
-
-FORMAT = "crysdistill-store"
-SCHEMA = 2
-_STRUCTURES_READABLE = (1, SCHEMA)
-"""Schemas whose structures and labels are laid out as today: `build` migrates them."""
 
 
 class Store:
@@ -80,7 +76,7 @@ class Store:
         Raises:
             InputError: as `open`.
         """
-        store = cls._open(Path(path), _STRUCTURES_READABLE)
+        store = cls._open(Path(path), STRUCTURES_READABLE)
         store.verify()
         return store
 
@@ -369,7 +365,7 @@ def _facts(path: Path, file: h5py.File, schemas: Sequence[int]) -> dict[str, Any
     schema = int(file.attrs["schema"])
     if schema not in schemas:
         advice = "install a newer crysdistill, or build it again from its sources"
-        if schema in _STRUCTURES_READABLE:
+        if schema in STRUCTURES_READABLE:
             advice = f"`crysdistill build {path} -o NEW.h5` writes it anew"
         raise InputError(
             f"{path}: a store of schema {schema}, but this version reads schema "
