@@ -141,6 +141,8 @@ def agree(first: Crystal, second: Crystal, test: Test) -> bool:
     most = _LARGEST_SUPERCELL if test == "supercell" else 1
     if max(counts) % min(counts) or max(counts) // min(counts) > most:
         return False
+    if test == "supercell" and counts[0] == counts[1]:
+        return False  # what `same` has found already
     matcher = _matcher(test)
     fit = matcher.fit_anonymous if test == "anonymous" else matcher.fit
     one, other = first.to_pymatgen(), second.to_pymatgen()

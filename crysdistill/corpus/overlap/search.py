@@ -252,22 +252,26 @@ class _Search:
 
     def _confirm_structures(self, pairs: _Pairs) -> _Pairs:
         """Return the pairs that are the same crystal."""
-        agrees, judged = self._agree(pairs, "same")
-        near = pairs.distance <= STRAIN_DISTANCE
-        again = near & ~agrees & judged
-        agrees[again] = self._agree(pairs.where(again), "supercell")[0]
-        alone = ~judged & (pairs.distance <= FINGERPRINT_ONLY)
-        pairs, alone = pairs.where(agrees | alone), alone[agrees | alone]
         first = self.corpus.space_groups(pairs.corpus, self.workers)
         second = self.dataset.space_groups(pairs.dataset, self.workers)
-        same = _share(first, second) | _lost(first) | _lost(second)
-        self.found.by_fingerprint += int((same & alone).sum())
+        alike = _share(first, second) | _lost(first) | _lost(second)
+        same = np.zeros(len(pairs), bool)
+        same[alike] = self._confirm_alike(pairs.where(alike))
         # Of other symmetry: either nothing but strain, or nothing but averaging.
-        strained = ~same & ~alone & (pairs.distance <= STRAIN_DISTANCE)
+        strained = ~alike & (pairs.distance <= STRAIN_DISTANCE)
         same[strained] = self._agree(pairs.where(strained), "strained")[0]
-        averaged = ~same & ~alone
+        averaged = ~alike & ~same
         same[averaged] = self._agree(pairs.where(averaged), "averaged")[0]
         return pairs.where(same)
+
+    def _confirm_alike(self, pairs: _Pairs) -> np.ndarray:
+        """Tell which pairs of the same symmetry are the same crystal, (P,)."""
+        agrees, judged = self._agree(pairs, "same")
+        again = ~agrees & judged & (pairs.distance <= STRAIN_DISTANCE)
+        agrees[again] = self._agree(pairs.where(again), "supercell")[0]
+        alone = ~judged & (pairs.distance <= FINGERPRINT_ONLY)
+        self.found.by_fingerprint += int(alone.sum())
+        return agrees | alone
 
     def _confirm_prototypes(self, pairs: _Pairs) -> _Pairs:
         """Return the pairs that are of one structure type."""
