@@ -68,8 +68,8 @@ def expansion(rng: np.random.Generator) -> float:
 
 
 def shear(rng: np.random.Generator) -> np.ndarray:
-    """At most 3 % in any component, of no volume."""
-    strain = rng.uniform(-0.03, 0.03, (3, 3))
+    """At most 2 % in any component, of no volume."""
+    strain = rng.uniform(-0.02, 0.02, (3, 3))
     strain = (strain + strain.T) / 2
     return np.eye(3) + strain - np.eye(3) * np.trace(strain) / 3
 

@@ -27,9 +27,8 @@ VOLUME_RATIO = 1.2
 STRUCTURE_DISTANCE = 0.08
 """Of fingerprints; atoms displaced by 0.1 Å make 0.03 to 0.07, 5 % of strain 0.02."""
 
-STRAIN_DISTANCE = 0.04
-"""The same for crystals of different symmetry, which only a strain may separate; shears
-of 3 % in several directions at once make up to 0.033."""
+STRAIN_DISTANCE = 0.03
+"""The same for crystals of different symmetry, which only a strain may separate."""
 
 PROTOTYPE_DISTANCE = 0.05
 """Of fingerprints of one structure type in one space group. Among real crystals an
