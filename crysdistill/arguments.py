@@ -45,7 +45,7 @@ def split_arguments(parser: Parser) -> None:
     add("--by", help=text)
     text = "symbols such as `F,Cl`: crystals with one of them are the test set"
     add("--elements", type=names, metavar="SYMBOLS", help=text)
-    add("--clusters", type=integer, help="how many clusters of compositions")
+    add("--clusters", type=integer, help="how many clusters of composition and density")
     text = "a fraction up to 1, or a number of crystals"
     for name in ("--train", "--val", "--test"):
         add(name, type=number, metavar="SIZE", help=text)

@@ -112,6 +112,7 @@ def _build_arguments(parser: Parser) -> None:
 def _build(args: argparse.Namespace) -> None:
     from crysdistill.corpus.build import build
     from crysdistill.corpus.filters import Filters
+    from crysdistill.errors import InputError
     from crysdistill.neighbors import GraphSettings
 
     given = vars(args)
@@ -123,6 +124,11 @@ def _build(args: argparse.Namespace) -> None:
         )
     )
     report = build(graph=GraphSettings(**graph), filters=Filters(**filters), **given)
+    if not report.built:
+        raise InputError(
+            f"none of {report.read:,} entries became a crystal; {report.quarantine} "
+            "says why"
+        )
     print(f"{report.store}: {report.built:,} of {report.read:,} crystals")
     if report.rejections:
         refused = len(report.rejections)
@@ -159,7 +165,7 @@ def _overlap_arguments(parser: Parser) -> None:
     add("dataset", type=Path, metavar="DATASET", help=text)
     text = "the CSV of crystals that stand in both; beside it, numbers as JSON"
     _out(parser, "PAIRS", text)
-    text = "which to look for, of `id,structure,prototype,formula`; all if absent"
+    text = "which to look for: `id,structure,prototype,formula`; all (slow) if absent"
     add("--kinds", type=_names, metavar="KINDS", help=text)
     text = "list at most so many pairs of a kind for a dataset entry; all are counted"
     add("--pairs-per-entry", type=_integer, metavar="N", help=text)

@@ -16,6 +16,7 @@ from crysdistill.corpus.sources.origins import (
     licence_remark,
 )
 from crysdistill.corpus.store import Store
+from crysdistill.errors import InputError
 from crysdistill.training.pretraining import PretrainConfig, pretrain
 from crysdistill.training.settings import TrainerSettings
 from crysdistill.training.supervised import FinetuneConfig, finetune
@@ -48,6 +49,13 @@ def test_all_licences_bind():
     assert licence_remark("") == "not known"
     assert licence_remark("MIT") == "MIT"
     assert licence_remark("CC-BY-NC-4.0") == "CC-BY-NC-4.0 (not for commercial use)"
+
+
+def test_a_licence_that_is_no_identifier(tmp_path):
+    source = write_lines(tmp_path / "s.jsonl", labelled(2))
+    message = "`licence` is 'CC BY 4.0' but must be an SPDX identifier; did you mean"
+    with pytest.raises(InputError, match=message):
+        build([source], tmp_path / "s.h5", licence="CC BY 4.0", **QUIET)
 
 
 def test_a_store_keeps_the_origins_of_all_it_was_made_from(tmp_path):

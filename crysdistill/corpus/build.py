@@ -39,7 +39,7 @@ from crysdistill.corpus.shards import (
 )
 from crysdistill.corpus.sources import open_sources
 from crysdistill.corpus.sources.folders import structure_format
-from crysdistill.corpus.sources.origins import Origin
+from crysdistill.corpus.sources.origins import Origin, check_licence
 from crysdistill.corpus.sources.records import Record, Source
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.neighbors import GraphSettings
@@ -145,6 +145,7 @@ def build(
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder; create it first")
     check_engine(workers, cluster)
+    check_licence(licence)
     if symmetry is not None and symmetry not in ENGINES:
         raise InputError(
             f"`symmetry` is {symmetry!r} but must be one of {', '.join(ENGINES)}"

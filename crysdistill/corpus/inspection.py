@@ -236,7 +236,9 @@ def _space_groups(groups: np.ndarray) -> Section:
 def _space_group_name(number: int) -> str:
     import gemmi
 
-    return gemmi.find_spacegroup_by_number(number).short_name()
+    name = gemmi.find_spacegroup_by_number(number).short_name()
+    # gemmi names the hexagonal setting of rhombohedral groups: H-3m for R-3m.
+    return name.replace("H", "R") if name.startswith("H") else name
 
 
 def _properties(known: Mapping[str, np.ndarray], crystals: int) -> Section:

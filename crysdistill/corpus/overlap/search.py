@@ -125,7 +125,7 @@ def search(
         workers = 1
     with engine(workers, cluster) as pool, Progress(disable=not progress) as bar:
         task = bar.add_task("comparing", total=total)
-        state = _Search(*sides, kinds, pairs_per_entry, pool)
+        state = _Search(*sides, kinds, pairs_per_entry, pool, bar)
         state.same_ids()
         if set(kinds) != {"id"}:
             for portion in _portions(blocks):
@@ -143,7 +143,9 @@ class _Search:
         kinds: Sequence[str],
         pairs_per_entry: int,
         workers: Workers,
+        bar: Progress,
     ) -> None:
+        self.bar = bar
         self.corpus = corpus
         self.dataset = dataset
         self.kinds = kinds
@@ -299,7 +301,12 @@ class _Search:
         first = self.corpus.primitives(pairs.corpus, test, self.workers)
         second = self.dataset.primitives(pairs.dataset, test, self.workers)
         jobs = ((a, b, test) for a, b in zip(first, second, strict=True))
-        answers = list(self.workers.map(judge, jobs, CHUNK))
+        task = self.bar.add_task(f"matching ({test})", total=len(pairs))
+        answers = []
+        for answer in self.workers.map(judge, jobs, CHUNK):
+            answers.append(answer)
+            self.bar.advance(task)
+        self.bar.remove_task(task)
         agrees = np.array([answer is True for answer in answers], bool)
         return agrees, np.array([answer is not None for answer in answers], bool)
 

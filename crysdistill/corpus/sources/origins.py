@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from crysdistill.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,20 @@ def is_non_commercial(licence: str) -> bool:
     """Whether an SPDX identifier, or one of several, forbids commercial use."""
     words = licence.upper().replace("-", " ").split()
     return "NC" in words or "NONCOMMERCIAL" in "".join(words)
+
+
+def check_licence(licence: str) -> None:
+    """Refuse what is no SPDX expression by its form.
+
+    Raises:
+        InputError: it holds what no identifier does, such as a blank.
+    """
+    if licence and not re.fullmatch(r"[\w.+-]+( (AND|OR|WITH) [\w.+-]+)*", licence):
+        meant = "-".join(licence.split())
+        raise InputError(
+            f"`licence` is {licence!r} but must be an SPDX identifier; did you mean "
+            f"`{meant}`?"
+        )
 
 
 def joint_licence(licences: Iterable[str]) -> str:

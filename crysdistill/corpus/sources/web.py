@@ -175,7 +175,7 @@ def _cause(error: Exception) -> str:
     """Return the innermost reason of a failed connection, in a few words."""
     text = " ".join(str(error).split())
     for marker, meaning in (
-        ("NameResolution", "its name is not known here"),
+        ("NameResolution", "its name could not be resolved"),
         ("refused", "it refuses connections"),
         ("IncompleteRead", "its answer ends early"),
         ("ConnectionReset", "it drops the connection"),

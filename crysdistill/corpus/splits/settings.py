@@ -66,7 +66,7 @@ class SplitSettings:
             `elements` judge; `id`, where the last ones judge; or `matbench`, the
             official folds.
         elements: symbols; crystals with one of them judge.
-        clusters: how many clusters of compositions.
+        clusters: how many clusters of composition and density.
         folds: divide the crystals into so many parts; one part judges.
         fold: which, from 0 on. In a study its seeds are the folds, where None.
         stratify: give each subset its share of every class.
