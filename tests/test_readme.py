@@ -39,10 +39,10 @@ LABELLED, UNLABELLED, NEW = 40, 50, 10
 # One process for all lines: importing torch anew for each would take most of the time.
 # No network: the database that the README asks is the reference server, at argv[1].
 RUN = """
-import dataclasses, json, sys
+import json, sys
 from crysdistill.cli import main
 from crysdistill.corpus.sources.optimade import DATABASES
-DATABASES["oqmd"] = dataclasses.replace(DATABASES["oqmd"], url=sys.argv[1])
+DATABASES["oqmd"] = DATABASES["oqmd"]._replace(url=sys.argv[1])
 for argv in json.load(sys.stdin):
     print("$ crysdistill", *argv, flush=True)
     if code := main(argv):
