@@ -22,15 +22,15 @@ from crysdistill.errors import BadStructure
 from crysdistill.readers import read_flat
 from crysdistill.symmetry import (
     SYMPREC,
-    _moyopy_groups,
     crystal_system,
+    moyopy_groups,
     space_group,
     space_groups,
 )
 
 ENGINES = {
     "spglib": lambda crystal: [space_group(crystal, s) for s in SYMPREC],
-    "moyopy": lambda crystal: _moyopy_groups(crystal, SYMPREC),
+    "moyopy": lambda crystal: moyopy_groups(crystal, SYMPREC),
     "fast": space_groups,
 }
 

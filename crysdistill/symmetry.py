@@ -59,7 +59,7 @@ def space_groups(crystal: Crystal, engine: Engine = "fast") -> tuple[int, ...]:
         engine: `spglib`, or `fast` (moyopy where it is sure, else spglib).
     """
     if engine == "fast":
-        found = _moyopy_groups(crystal, SYMPREC)
+        found = moyopy_groups(crystal, SYMPREC)
         if found[0] == found[1] > 0:
             return found
     return tuple(space_group(crystal, symprec) for symprec in SYMPREC)
@@ -96,7 +96,7 @@ def space_group(
     return int(found.rpartition("(")[2].rstrip(")")) if found else 0
 
 
-def _moyopy_groups(crystal: Crystal, tolerances: Sequence[float]) -> tuple[int, ...]:
+def moyopy_groups(crystal: Crystal, tolerances: Sequence[float]) -> tuple[int, ...]:
     """Return the groups by moyopy; 0 where it finds none."""
     import moyopy
 
