@@ -1,0 +1,96 @@
+"""Batch normalisation over the rows of all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crysdistill.ranks import sum_over_ranks, world_size
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` whose statistics are those of the batch on all ranks.
+
+    In one process it is `nn.BatchNorm1d`. PyTorch's own `SyncBatchNorm` needs a GPU
+    and a row on every rank; this needs neither.
+
+    Source: S. Ioffe and C. Szegedy, ICML 2015, arXiv:1502.03167.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (rows, F)."""
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        count, mean, var = moments(x)
+        self.follow(count, mean, var)
+        return _Normalize.apply(
+            x, self.weight, self.bias, mean, (var + self.eps).rsqrt(), count
+        )
+
+    @torch.no_grad()
+    def follow(self, count: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics towards those of a batch.
+
+        Args:
+            count: rows of the batch on all ranks, a scalar.
+            mean: (F,).
+            var: (F,), divided by `count` and not by one less.
+        """
+        if not self.track_running_stats:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:  # a plain average over all batches
+            momentum = 1.0 / float(self.num_batches_tracked)
+        unbiased = var * (count / (count - 1).clamp(min=1)).to(var.dtype)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+
+
+@torch.no_grad()
+def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how many rows all ranks hold, and their mean and variance, (F,)."""
+    wide = x.float()
+    n = torch.tensor([float(len(x))], dtype=torch.float64, device=x.device)
+    if len(x):
+        var, mean = torch.var_mean(wide, dim=0, correction=0)
+        var, mean = var.double(), mean.double()
+    else:
+        var = mean = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    # In double precision, so that the difference of two large sums stays exact.
+    sums = sum_over_ranks(torch.cat((n, n * mean, n * (var + mean.square()))))
+    count, total, squares = sums[0], *sums[1:].chunk(2)
+    mean = total / count
+    var = (squares / count - mean.square()).clamp(min=0)
+    return count, mean.float(), var.float()
+
+
+class _Normalize(torch.autograd.Function):
+    """y = gamma (x - mean) / sigma + beta, with mean and sigma of all ranks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        inverse: Tensor,
+        count: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, inverse, count)
+        return ((x - mean) * (inverse * weight) + bias).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+        x, weight, mean, inverse, count = ctx.saved_tensors
+        normal = (x.float() - mean) * inverse  # (rows, F)
+        dy = dy.float()
+        d_bias, d_weight = dy.sum(dim=0), (dy * normal).sum(dim=0)
+        # The gradients of weight and bias stay this rank's own: DDP adds them up.
+        both = sum_over_ranks(torch.cat((d_bias, d_weight)).double()) / count
+        along_bias, along_weight = both.float().chunk(2)
+        dx = (dy - along_bias - normal * along_weight) * (weight * inverse)
+        return dx.to(x.dtype), d_weight, d_bias, None, None, None

@@ -1,0 +1,115 @@
+"""Several processes as one: what a loss or a statistic sees of the other ranks.
+
+In one process every function here is the identity. With several, each rank holds a part
+of a batch; losses and statistics are those of the whole. A loss is then returned as the
+rank's share of it: the shares of all ranks add up to what one process would return, and
+so do their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from crysdistill.errors import InputError
+
+__all__ = [
+    "gather_rows",
+    "on_first_rank",
+    "rank",
+    "sum_over_ranks",
+    "tell_all",
+    "world_size",
+]
+
+Result = TypeVar("Result")
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the number of this process among them, from 0 on."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def sum_over_ranks(amounts: Tensor) -> Tensor:
+    """Add up amounts of all ranks, without gradients: counts, weights, statistics."""
+    if world_size() == 1:
+        return amounts
+    total = amounts.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gather_rows(x: Tensor) -> tuple[Tensor, int]:
+    """Return the rows of all ranks, with gradients, and where ours begin.
+
+    Args:
+        x: (B, ...), as many rows as this rank has; the other dimensions are the same on
+            all ranks.
+
+    Returns:
+        All rows in the order of ranks, and the number of rows before our first.
+    """
+    if world_size() == 1:
+        return x, 0
+    return _GatherRows.apply(x)
+
+
+class _GatherRows(torch.autograd.Function):
+    """Concatenates rows of all ranks; a row's gradient is the sum over all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, int]:
+        counts = torch.zeros(world_size(), dtype=torch.int64, device=x.device)
+        counts[rank()] = len(x)
+        dist.all_reduce(counts)
+        sizes = counts.tolist()
+        # Collectives take equal shapes: the shorter ones are padded.
+        padded = x.new_zeros(max(sizes), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        first = sum(sizes[: rank()])
+        ctx.own = slice(first, first + len(x))
+        rows = [part[:size] for part, size in zip(parts, sizes, strict=True)]
+        return torch.cat(rows), first
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> Tensor:  # type: ignore[override]
+        return sum_over_ranks(gradient.contiguous())[ctx.own]
+
+
+def tell_all(value: Result) -> Result:
+    """Return the value that the first rank has, on all ranks."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def on_first_rank(do: Callable[[], Result]) -> Result:
+    """Do something on the first rank alone, and return its result on all.
+
+    Raises:
+        InputError: on all ranks, where it was raised on the first.
+    """
+    result: Any = None
+    error: InputError | None = None
+    if rank() == 0:
+        try:
+            result = do()
+        except InputError as raised:
+            error = raised
+    result, error = tell_all((result, error))
+    if error is not None:
+        raise error
+    return result
