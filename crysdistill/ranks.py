@@ -8,7 +8,8 @@ so do their gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from crysdistill.errors import InputError
 
 __all__ = [
+    "alone",
     "gather_rows",
     "on_first_rank",
     "rank",
@@ -29,14 +31,29 @@ __all__ = [
 Result = TypeVar("Result")
 
 
+_alone = False
+
+
 def world_size() -> int:
     """Return how many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    together = dist.is_available() and dist.is_initialized() and not _alone
+    return dist.get_world_size() if together else 1
 
 
 def rank() -> int:
     """Return the number of this process among them, from 0 on."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Compute for a while as if there were no other rank."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def sum_over_ranks(amounts: Tensor) -> Tensor:
@@ -83,7 +100,7 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat(rows), first
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Any) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> Tensor:
         return sum_over_ranks(gradient.contiguous())[ctx.own]
 
 
@@ -104,9 +121,10 @@ def on_first_rank(do: Callable[[], Result]) -> Result:
     """
     result: Any = None
     error: InputError | None = None
-    if rank() == 0:
+    if rank() == 0 or world_size() == 1:
         try:
-            result = do()
+            with alone():
+                result = do()
         except InputError as raised:
             error = raised
     result, error = tell_all((result, error))

@@ -38,12 +38,13 @@ class BatchNorm(nn.BatchNorm1d):
             mean: (F,).
             var: (F,), divided by `count` and not by one less.
         """
-        if not self.track_running_stats:
+        seen = self.num_batches_tracked
+        if self.running_mean is None or self.running_var is None or seen is None:
             return
-        self.num_batches_tracked.add_(1)
+        seen.add_(1)
         momentum = self.momentum
         if momentum is None:  # a plain average over all batches
-            momentum = 1.0 / float(self.num_batches_tracked)
+            momentum = 1.0 / float(seen)
         unbiased = var * (count / (count - 1).clamp(min=1)).to(var.dtype)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
@@ -84,7 +85,7 @@ class _Normalize(torch.autograd.Function):
         return ((x - mean) * (inverse * weight) + bias).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, mean, inverse, count = ctx.saved_tensors
         normal = (x.float() - mean) * inverse  # (rows, F)
         dy = dy.float()
