@@ -105,6 +105,11 @@ class Store:
     def __len__(self) -> int:
         return len(self._arrays["structures/cells"])
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory its arrays take."""
+        return sum(array.nbytes for array in self._arrays.values())
+
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, crystals={len(self)}, graph={self.graph})"
 

@@ -18,6 +18,7 @@ from crysdistill.objectives.objective import (
     Totals,
     balanced_weights,
     full_precision,
+    mean_over_ranks,
     ratio,
 )
 from crysdistill.objectives.pairs import (
@@ -27,6 +28,7 @@ from crysdistill.objectives.pairs import (
     all_pairs,
     sampled_pairs,
 )
+from crysdistill.ranks import sum_over_ranks
 
 __all__ = ["Connectivity"]
 
@@ -112,12 +114,14 @@ class Connectivity(Objective):
             total = F.cross_entropy(
                 logits, chosen.labels, weight.to(logits.dtype), reduction="sum"
             )
-            return self.mean(total, weight[chosen.labels].sum())
+            return mean_over_ranks(total, weight[chosen.labels].sum())
         products, bias = self._products(h)
         blocks = list(all_pairs(batch, PAIRS_AT_ONCE))
-        counts = torch.stack([_count(block.labels) for block in blocks]).sum(dim=0)
+        counts = torch.zeros(CLASSES, dtype=torch.int64, device=h.device)
+        for block in blocks:
+            counts = counts + _count(block.labels)
         weight = self._class_weights(counts)
-        total = h.new_zeros((), dtype=weight.dtype)
+        total = 0.0 * products.sum().to(weight.dtype)  # connected, whatever follows
         for block in blocks:
             arguments = (products, bias, h, block, weight)
             if len(blocks) > 1 and torch.is_grad_enabled():
@@ -125,7 +129,7 @@ class Connectivity(Objective):
             else:
                 part = _block_loss(*arguments)
             total = total + part
-        return self.mean(total, (counts * weight).sum())
+        return mean_over_ranks(total, (counts * weight).sum())
 
     def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
         """Add a validation batch to the numbers."""
@@ -162,7 +166,7 @@ class Connectivity(Objective):
         """Return the weight of each class, (6,), from its pairs in the batch."""
         if self.weights == "published":
             return self.published_weights
-        return balanced_weights(self.sum_over_ranks(counts), self.balance)
+        return balanced_weights(sum_over_ranks(counts), self.balance)
 
     def _products(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return M W applied to the first atoms, (N, 6, F), and the bias (6,).

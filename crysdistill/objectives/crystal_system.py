@@ -14,7 +14,13 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import CrystalBatch
-from crysdistill.objectives.objective import Embedded, Objective, full_precision
+from crysdistill.objectives.objective import (
+    Embedded,
+    Objective,
+    full_precision,
+    mean_over_ranks,
+)
+from crysdistill.ranks import gather_rows
 from crysdistill.symmetry import crystal_system
 
 __all__ = [
@@ -187,11 +193,12 @@ class CrystalSystem(Objective):
         """Return the contrastive loss, in nats."""
         anchors = self.projection(embedded.crystals)  # (B, F)
         labels = self.systems[batch.space_groups]  # (B,)
-        others, other_labels, first = self.gather_embeddings(anchors, labels)
+        others, first = gather_rows(anchors)
+        other_labels, _ = gather_rows(labels)
         total, terms = self.loss(
             anchors, labels, others, other_labels, first, self.temperature
         )
-        return self.mean(total, terms)
+        return mean_over_ranks(total, terms)
 
     def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
         """Add a validation batch to the numbers."""

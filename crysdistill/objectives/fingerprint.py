@@ -23,6 +23,7 @@ from crysdistill.objectives.objective import (
     ratio,
 )
 from crysdistill.objectives.views import Clean, MaskedAtoms
+from crysdistill.ranks import sum_over_ranks
 
 __all__ = ["WEIGHTS", "Fingerprint", "fingerprints"]
 
@@ -132,7 +133,7 @@ class Fingerprint(Objective):
         predicted, wanted = self._compare(embedded, batch)
         atoms = torch.tensor(float(len(wanted)), device=wanted.device)
         atoms, total, squares = (
-            self.sum_over_ranks(amount)
+            sum_over_ranks(amount)
             for amount in (atoms, wanted.sum(dim=0), wanted.square().sum(dim=0))
         )
         variance = squares - total.square() / atoms  # (R * W,), times atoms

@@ -17,6 +17,7 @@ from crysdistill.objectives.objective import (
     Objective,
     Totals,
     full_precision,
+    mean_over_ranks,
     ratio,
 )
 from crysdistill.objectives.views import Clean, MaskedAtoms
@@ -87,7 +88,7 @@ class NodeFeatures(Objective):
         total = F.binary_cross_entropy_with_logits(
             logits, self.table[numbers].to(logits.dtype), reduction="sum"
         )
-        return self.mean(total, total.new_tensor(float(logits.numel())))
+        return mean_over_ranks(total, total.new_tensor(float(logits.numel())))
 
     def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
         """Add a validation batch to the numbers."""

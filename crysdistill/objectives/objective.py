@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from crysdistill.errors import InputError
 from crysdistill.graphs import CrystalBatch
 from crysdistill.objectives.views import Clean, View
+from crysdistill.ranks import sum_over_ranks
 
 __all__ = [
     "Embedded",
@@ -21,6 +22,7 @@ __all__ = [
     "Totals",
     "balanced_weights",
     "full_precision",
+    "mean_over_ranks",
     "ratio",
 ]
 
@@ -45,9 +47,11 @@ class Objective(nn.Module, ABC):
 
     An objective is called with the `Embedded` of its `view`, the batch as it was
     before the view, and the seed of the step. It returns a scalar that is connected
-    to the embeddings even where a batch has nothing to say (zero, then). In
-    validation `update` adds a batch to the numbers, `compute` returns them over all
-    batches and ranks, `reset` starts again; their states are no part of the weights.
+    to the embeddings even where a batch has nothing to say (zero, then). With several
+    ranks, each of which has a part of the batch, it returns this rank's share of the
+    loss of the whole batch (`crysdistill.ranks`). In validation `update` adds a batch
+    to the numbers, `compute` returns them over all batches and ranks, `reset` starts
+    again; their states are no part of the weights.
 
     Attributes:
         name: the key in `OBJECTIVES`.
@@ -99,23 +103,16 @@ class Objective(nn.Module, ABC):
             if isinstance(module, Metric):
                 module.reset()
 
-    # The two places in which a loss sees more than its own crystals. Here a process
-    # is alone; an engine with several processes has these return what all ranks hold.
 
-    def sum_over_ranks(self, amounts: Tensor) -> Tensor:
-        """Add up amounts without gradients, such as class counts or weights."""
-        return amounts
+def mean_over_ranks(total: Tensor, weight: Tensor) -> Tensor:
+    """Return this rank's share of a weighted mean over all ranks; 0 for 0 / 0.
 
-    def gather_embeddings(
-        self, embeddings: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, int]:
-        """Return the embeddings and labels of all ranks, and where ours begin."""
-        return embeddings, labels, 0
-
-    def mean(self, total: Tensor, weight: Tensor) -> Tensor:
-        """Return a weighted mean from its numerator and denominator; 0 for 0 / 0."""
-        weight = self.sum_over_ranks(weight)
-        return total / torch.where(weight > 0, weight, torch.ones_like(weight))
+    Args:
+        total: its numerator, of this rank.
+        weight: its denominator, of this rank.
+    """
+    weight = sum_over_ranks(weight)
+    return total / torch.where(weight > 0, weight, torch.ones_like(weight))
 
 
 class Totals(Metric):

@@ -15,6 +15,7 @@ from crysdistill.objectives.objective import (
     Totals,
     balanced_weights,
     full_precision,
+    mean_over_ranks,
     ratio,
 )
 
@@ -70,7 +71,7 @@ class SpaceGroup(Objective):
         label = (batch.space_groups - 1).clamp(min=0)  # (B,)
         nll = -logits.log_softmax(dim=1).gather(1, label.unsqueeze(1)).squeeze(1)
         weight = self.class_weights[label] * known  # (B,)
-        return self.mean((weight * nll).sum(), weight.sum())
+        return mean_over_ranks((weight * nll).sum(), weight.sum())
 
     def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
         """Add a validation batch to the numbers."""

@@ -1,33 +1,51 @@
-"""Batches of a store in an order that depends on the seed and the epoch alone."""
+"""Batches of a store, in an order that depends on the seed and the epoch alone."""
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import torch
 
 from crysdistill.corpus.store import Store
-from crysdistill.errors import InputError
 from crysdistill.graphs import CrystalBatch
+from crysdistill.training.batches import Batches, share
+
+AHEAD = 2
+"""Batches that are made ready for a device while it is busy."""
+
+ROOM = 0.4
+"""The share of a device's free memory that a store may take up."""
 
 
 class BatchLoader:
     """Yields batches; Lightning takes it where it takes a DataLoader.
 
-    A batch is one vectorised gather from mapped memory, faster than the queue that a
-    worker process would send it through, so there are no workers. The order follows
-    from the seed and the epoch, so that a resumed run can go on in the middle of one.
+    A batch is one compiled gather from mapped memory, faster than the queue that a
+    worker process would send it through, so there are no workers. A device that has
+    room for the store keeps it, and batches are gathered there; for one that has not, a
+    thread gathers batches ahead into pinned memory. Each rank yields its part of every
+    batch, which may be empty.
 
     Args:
         store: where the crystals are.
         rows: which of them.
-        batch_size: crystals in a batch.
+        batch_size: crystals in a batch of all ranks together.
         targets: properties to put into `batch.targets`.
         shuffle: whether to draw a new order for each epoch.
         seed: of the order.
+        edge_budget: pack batches by edges, up to so many in one of all ranks together;
+            `batch_size` is not used then.
+
+    Attributes:
+        batches: which crystals are in which batch.
+        seconds_waited: how long the loop has waited for batches.
 
     Raises:
-        InputError: the batch size is not positive.
+        InputError: see `Batches`.
     """
 
     def __init__(
@@ -38,41 +56,97 @@ class BatchLoader:
         targets: Sequence[str] = (),
         shuffle: bool = False,
         seed: int = 0,
+        edge_budget: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise InputError(f"`batch_size` is {batch_size} but must be at least 1")
         self.store = store
-        self.rows = rows
-        self.batch_size = batch_size
+        self.rows = np.asarray(rows)
         self.targets = tuple(targets)
-        self.shuffle = shuffle
-        self.seed = seed
+        offsets = store.edge_offsets
+        edges = offsets[self.rows + 1] - offsets[self.rows]
+        self.batches = Batches(edges, batch_size, edge_budget, shuffle, seed)
+        self.seconds_waited = 0.0
+        self._rank, self._ranks = 0, 1
+        self._near = store  # the store, or its copy on a device
+        self._device = torch.device("cpu")
         self._next = (0, 0)  # epoch, and batches of it that were seen before
 
     def __len__(self) -> int:
-        if self.shuffle:
-            # Batch norm cannot use a batch of one: a last one of that size is joined
-            # to the batch before it.
-            return max(1, -(-(len(self.rows) - 1) // self.batch_size))
-        return -(-len(self.rows) // self.batch_size)
+        return len(self.batches)
+
+    def divide(self, rank: int, ranks: int) -> None:
+        """From now on, yield one rank's part of every batch."""
+        self._rank, self._ranks = rank, ranks
+
+    def place(self, device: torch.device) -> bool:
+        """From now on, yield batches on a device.
+
+        Returns:
+            Whether the whole store is there now.
+        """
+        self._device = device
+        if device.type == "cpu":
+            return True
+        fits = self.store.nbytes < ROOM * _free_memory(device)
+        self._near = self.store.to(device) if fits else self.store
+        return fits
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the rows in the order of an epoch."""
-        if not self.shuffle:
-            return self.rows
-        return np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+        return self.rows[self.batches.epoch(epoch)[0]]
+
+    def go_to(self, epoch: int, batches: int) -> None:
+        """Begin the next pass in an epoch, after so many of its batches."""
+        self._next = (epoch, batches)
+
+    def heaviest(self) -> CrystalBatch:
+        """Return (this rank's part of) the batch with the most edges."""
+        return self._batch(self.batches.heaviest())
 
     def __iter__(self) -> Iterator[CrystalBatch]:
         epoch, first = self._next
         # Whoever iterates may stop before the end: the next pass is the next epoch.
         self._next = (epoch + 1, 0)
-        order = self.order(epoch)
-        for position in range(first, len(self)):
-            start = position * self.batch_size
-            last = position == len(self) - 1
-            chosen = order[start:] if last else order[start : start + self.batch_size]
-            yield self.store.batch(chosen, self.targets)
+        order, starts = self.batches.epoch(epoch)
+        parts = (
+            order[starts[number] : starts[number + 1]]
+            for number in range(first, len(self))
+        )
+        near = self._near is not self.store or self._device.type == "cpu"
+        source = map(self._batch, parts) if near else self._ahead(parts)
+        while True:
+            begun = time.perf_counter()
+            batch = next(source, None)
+            self.seconds_waited += time.perf_counter() - begun
+            if batch is None:
+                return
+            yield batch
 
-    def go_to(self, epoch: int, batches: int) -> None:
-        """Begin the next pass in an epoch, after so many of its batches."""
-        self._next = (epoch, batches)
+    def _batch(self, chosen: np.ndarray) -> CrystalBatch:
+        """Gather this rank's part of a batch."""
+        mine = chosen
+        if self._ranks > 1:
+            taken = share(self.batches.edges[chosen], self._ranks)
+            mine = chosen[taken == self._rank]
+        batch = self._near.batch(self.rows[mine], self.targets)
+        batch.crystals_of_all = len(chosen)
+        return batch
+
+    def _ahead(self, parts: Iterator[np.ndarray]) -> Iterator[CrystalBatch]:
+        """Gather batches in a thread, into memory from which copies need not wait."""
+        with ThreadPoolExecutor(1) as pool:
+            waiting: deque[Future[CrystalBatch]] = deque()
+            for part in parts:
+                waiting.append(pool.submit(self._pinned, part))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result().to(self._device, non_blocking=True)
+            while waiting:
+                yield waiting.popleft().result().to(self._device, non_blocking=True)
+
+    def _pinned(self, part: np.ndarray) -> CrystalBatch:
+        batch = self._batch(part)
+        return batch.pin_memory() if torch.cuda.is_available() else batch
+
+
+def _free_memory(device: torch.device) -> float:
+    """Return the free bytes of a device; none where it does not tell."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0.0

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import CrystalBatch, GraphSettings, mean_over_atoms
+from crysdistill.ranks import sum_over_ranks
 
 
 class Teacher:
@@ -139,12 +140,13 @@ def atom_loss(
         batch: says which atoms make a crystal.
 
     Returns:
-        A scalar.
+        A scalar; with several ranks this rank's share of it.
     """
     student = F.normalize(student_atoms.float(), dim=1)  # (N, F)
     teacher = F.normalize(teacher_atoms.float(), dim=1)  # (N, F)
     per_atom = (student - teacher).square().mean(dim=1, keepdim=True)  # (N, 1)
-    return mean_over_atoms(per_atom, batch).mean()
+    crystals = sum_over_ranks(torch.tensor(batch.num_graphs, device=batch.ptr.device))
+    return mean_over_atoms(per_atom, batch).sum() / crystals
 
 
 DISTILLATION_LOSSES: dict[str, Callable[[Tensor, Tensor, CrystalBatch], Tensor]] = {

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError
 from crysdistill.graphs import CrystalBatch, GraphSettings
+from crysdistill.ranks import sum_over_ranks
 from crysdistill.transfer.freezing import BatchNormPolicy, FrozenStages, freeze
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.targets import Normalizer, Target
@@ -71,7 +72,7 @@ class Predictor(nn.Module):
         return self.head(self.embed(batch)[1])
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """Return how far the output is from the labels.
+        """Return how far the output is from the labels; a share of it per rank.
 
         The mean squared error in the transformed and normalised target, or the mean
         negative log-likelihood, over the labels that are known.
@@ -95,7 +96,8 @@ class Predictor(nn.Module):
             wanted = self.normalizer.normalize(self.target.forward(targets))  # (B, T)
             # An unknown label is no error; NaN times 0 would still be NaN.
             errors = (output - torch.where(known, wanted, output)).square()  # (B, T)
-        return (errors * known).sum() / known.sum().clamp(min=1)
+        labels = sum_over_ranks(known.sum()).clamp(min=1)
+        return (errors * known).sum() / labels
 
     def interpret(self, output: Tensor) -> Tensor:
         """Turn what `forward` returned into predictions, (B,).
