@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from crysdistill.cli import main
+from crysdistill.corpus.splits import make_split
 from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
 from crysdistill.graphs import GraphSettings
@@ -217,11 +218,9 @@ class TestRunDirectory:
 class TestTestLabelsStayUnseen:
     def changed(self, dataset, tmp_path, subset: str) -> Path:
         """A store whose labels of one subset are others, in the same rows."""
-        split = supervised._split(
-            Store.open(dataset),
-            Store.open(dataset).property("density"),
-            SplitSettings(train=24, val=8, test=8),
-        )
+        store = Store.open(dataset)
+        sizes = SplitSettings(train=24, val=8, test=8)
+        split = make_split(store, sizes, store.property("density"))
         crystals = labelled(40)
         for row in getattr(split, subset):
             known = {**crystals[row].properties, "density": 5.0 + row}
@@ -374,7 +373,7 @@ class TestResume:
         def log_planned(self):
             self.log("val_mae", values[self.trainer.global_step])
             self.val_metric.reset()
-            self.val_loss.reset()
+            self.val_means.compute()
 
         monkeypatch.setattr(
             supervised.SupervisedModule, "on_validation_epoch_end", log_planned
@@ -393,7 +392,7 @@ class TestResume:
             value = max(1.0, 4.0 - self.trainer.global_step)  # best after one epoch
             self.log("val_mae", value)
             self.val_metric.reset()
-            self.val_loss.reset()
+            self.val_means.compute()
 
         monkeypatch.setattr(
             supervised.SupervisedModule, "on_validation_epoch_end", log_planned

@@ -14,6 +14,9 @@ from numba import njit
 
 from crysdistill.errors import InputError
 
+_A_MOMENT = 20_000_000
+"""Crystals that can be put in order within a second or two."""
+
 
 class Batches:
     """The batches of every epoch, by number of crystals or by number of edges.
@@ -119,15 +122,30 @@ class Batches:
     @cached_property
     def loads(self) -> np.ndarray:
         """(batches,) edges of each batch of the first epoch."""
-        order, starts = self.epoch(0)
+        return self._loads_of(*self.epoch(0))
+
+    def _loads_of(self, order: np.ndarray, starts: np.ndarray) -> np.ndarray:
         total = np.concatenate(([0], np.cumsum(self.edges[order])))
         return np.diff(total[starts])
 
-    def heaviest(self) -> np.ndarray:
-        """Return the crystals of the batch of the first epoch with the most edges."""
-        order, starts = self.epoch(0)
-        number = int(self.loads.argmax())
-        return order[starts[number] : starts[number + 1]]
+    def heaviest(self, epochs: int = 1) -> np.ndarray:
+        """Return the crystals of the batch with the most edges.
+
+        Args:
+            epochs: in which it is looked for; by edges, all are as heavy as the first.
+                For a very large corpus only as many as can be dealt in a moment.
+        """
+        if self.edge_budget is not None or not self.shuffle:
+            epochs = 1
+        epochs = max(1, min(epochs, _A_MOMENT // max(1, len(self.edges))))
+        best, most = np.zeros(0, np.int64), -1
+        for epoch in range(epochs):
+            order, starts = self.epoch(epoch)
+            loads = self._loads_of(order, starts)
+            if len(loads) and loads.max() > most:
+                number = int(loads.argmax())
+                best, most = order[starts[number] : starts[number + 1]], loads[number]
+        return best
 
     @property
     def waste(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
 from types import TracebackType
 from typing import Any
@@ -14,17 +15,23 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     TQDMProgressBar,
 )
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import Tensor
 
+from crysdistill.encoders import Encoder
+from crysdistill.errors import InputError
+from crysdistill.ranks import rank, tell_all, world_size
 from crysdistill.training.checkpoints import (
     EpochCheckpoint,
     KeepWork,
     Patience,
     earlier_metrics,
 )
-from crysdistill.training.loader import BatchLoader
+from crysdistill.training.loader import BatchLoader, place
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import TrainerSettings
+from crysdistill.training.trial import HeaviestFirst
 
 
 class SeededSteps(Callback):
@@ -40,8 +47,25 @@ class SeededSteps(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Draw the step's randomness from the run's seed and the step alone."""
-        torch.manual_seed(step_seed(self.seed, trainer.global_step))
+        """Draw the step's randomness from the run's seed and the batch alone."""
+        seed = step_seed(self.seed, batches_before(trainer, batch_idx))
+        torch.manual_seed(seed + rank() * 2**40)
+
+
+def batches_before(trainer: L.Trainer, batch_idx: int) -> int:
+    """Return how many training batches there were before this one of the epoch."""
+    return trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
+
+
+def shared_loss(module: L.LightningModule, share: Tensor) -> Tensor:
+    """Show a step's loss in the progress bar, and return it as gradients need it.
+
+    Gradients are averaged over ranks, whose shares of a loss are to be added up: so
+    each share counts as often as there are ranks.
+    """
+    loss = share * world_size()
+    module.log("loss", loss.detach(), prog_bar=True, logger=False)
+    return loss
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -62,8 +86,11 @@ def fit(
 ) -> None:
     """Train, choose the best epoch on validation, and put its weights into `module`.
 
+    With several processes each calls this (see `launch.joined`), and each has the best
+    weights afterwards.
+
     Args:
-        module: what to train.
+        module: what to train; see `trial.Learner`.
         train: training batches.
         val: validation batches.
         run: where logs and checkpoints go.
@@ -71,33 +98,41 @@ def fit(
         monitor: the validation number that chooses the epoch.
         mode: `min` or `max`.
         seed: of the steps.
+
+    Raises:
+        InputError: the heaviest batch does not fit into memory, or something that the
+            settings ask for is not there.
     """
     best = ModelCheckpoint(
         run.checkpoints, filename="best", monitor=monitor, mode=mode,
         save_weights_only=True, enable_version_counter=False,
     )  # fmt: skip
     keeper = KeepWork(run, train)
-    callbacks: list[Callback] = [best, EpochCheckpoint(run), keeper, SeededSteps(seed)]
+    callbacks: list[Callback] = [
+        HeaviestFirst(train, settings.epochs),
+        best,
+        EpochCheckpoint(run),
+        keeper,
+        SeededSteps(seed),
+    ]
     if settings.patience is not None:
         callbacks.append(Patience(monitor, mode=mode, patience=settings.patience))
     if settings.progress:
         callbacks.append(ProgressBar(refresh_rate=10))
     earlier = earlier_metrics(run, len(train)) if run.resumed else []
     with _Quiet():
-        log = CSVLogger(run.path, name=None, version="")
-        log.experiment.metrics.extend(earlier)  # making it deleted the file
-        log.save()
         trainer = L.Trainer(
             accelerator=settings.accelerator,
-            devices=1,
+            devices=settings.devices or 1,
+            num_nodes=settings.num_nodes or 1,
+            strategy=_strategy(),
             precision=settings.precision,
+            deterministic=settings.deterministic or None,
             max_epochs=settings.epochs,
+            accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip,
             callbacks=callbacks,
-            logger=[
-                log,
-                TensorBoardLogger(run.path, name=None, version="tensorboard"),
-            ],
+            logger=_loggers(run, earlier),
             enable_progress_bar=settings.progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -105,6 +140,12 @@ def fit(
             use_distributed_sampler=False,
             default_root_dir=run.path,
         )
+        device = trainer.strategy.root_device
+        for loader in (train, val):
+            loader.divide(rank(), world_size())
+        place((train, val), device)
+        if settings.compile:
+            _compile(module, device)
         resume = run.last_checkpoint if run.resumed else None
         try:
             trainer.fit(module, train, val, ckpt_path=resume)
@@ -115,9 +156,45 @@ def fit(
             ) from None
         finally:
             keeper.restore()
-    if best.best_model_path:
-        state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
+            if settings.deterministic:
+                torch.use_deterministic_algorithms(False)
+    path = tell_all(best.best_model_path)
+    if path:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         module.load_state_dict(state)
+
+
+def _strategy() -> Strategy | str:
+    """Return how processes add up their gradients."""
+    if world_size() == 1:
+        return "auto"
+    # Batch norms keep the buffers of all ranks the same: nothing is to be sent round.
+    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _loggers(run: RunDirectory, earlier: list[dict[str, str]]) -> list[Logger]:
+    """Return the logs of a run, with what it had written before it was resumed."""
+    log = CSVLogger(run.path, name=None, version="")
+    if rank() == 0:
+        log.experiment.metrics.extend(earlier)  # making it deleted the file
+        log.save()
+    return [log, TensorBoardLogger(run.path, name=None, version="tensorboard")]
+
+
+def _compile(module: L.LightningModule, device: torch.device) -> None:
+    """Let torch.compile make the code of the encoder.
+
+    Raises:
+        InputError: there is no compiler.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise InputError(
+            "`trainer.compile` needs a C++ compiler (g++ or clang++) for the CPU, and "
+            "there is none; install one or leave it out"
+        )
+    for part in module.modules():
+        if isinstance(part, Encoder):
+            part.compile(dynamic=True)
 
 
 class ProgressBar(TQDMProgressBar):
@@ -140,6 +217,7 @@ _NOT_FOR_US = (
     ".*in eval mode at the start of training.*",  # frozen stages are meant to be
     ".*isinstance.treespec, LeafSpec.*",
     ".*dataloader is not resumable.*",  # it is: see KeepWork.on_load_checkpoint
+    ".*sync_dist=True.*",  # what is logged is the same on all ranks
 )
 
 

@@ -77,18 +77,15 @@ class BatchLoader:
         """From now on, yield one rank's part of every batch."""
         self._rank, self._ranks = rank, ranks
 
-    def place(self, device: torch.device) -> bool:
+    def place(self, device: torch.device, near: Store | None) -> None:
         """From now on, yield batches on a device.
 
-        Returns:
-            Whether the whole store is there now.
+        Args:
+            device: where batches go.
+            near: the store there, if it has room for it.
         """
         self._device = device
-        if device.type == "cpu":
-            return True
-        fits = self.store.nbytes < ROOM * _free_memory(device)
-        self._near = self.store.to(device) if fits else self.store
-        return fits
+        self._near = near or self.store
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the rows in the order of an epoch."""
@@ -98,9 +95,18 @@ class BatchLoader:
         """Begin the next pass in an epoch, after so many of its batches."""
         self._next = (epoch, batches)
 
-    def heaviest(self) -> CrystalBatch:
-        """Return (this rank's part of) the batch with the most edges."""
-        return self._batch(self.batches.heaviest())
+    def heaviest(self, epochs: int) -> tuple[CrystalBatch, int, int]:
+        """Return the batch with the most edges.
+
+        Args:
+            epochs: of the run, in which it is looked for.
+
+        Returns:
+            This rank's part of it; and how many crystals and edges it has on all ranks.
+        """
+        chosen = self.batches.heaviest(epochs)
+        edges = int(self.batches.edges[chosen].sum())
+        return self._batch(chosen).to(self._device), len(chosen), edges
 
     def __iter__(self) -> Iterator[CrystalBatch]:
         epoch, first = self._next
@@ -145,6 +151,22 @@ class BatchLoader:
     def _pinned(self, part: np.ndarray) -> CrystalBatch:
         batch = self._batch(part)
         return batch.pin_memory() if torch.cuda.is_available() else batch
+
+
+def place(loaders: Sequence[BatchLoader], device: torch.device) -> bool:
+    """Let loaders yield batches on a device, from a store that is there if it fits.
+
+    Returns:
+        Whether batches are gathered there.
+    """
+    stores = {id(loader.store): loader.store for loader in loaders}
+    fits = device.type != "cpu" and (
+        sum(store.nbytes for store in stores.values()) < ROOM * _free_memory(device)
+    )
+    near = {key: store.to(device) for key, store in stores.items()} if fits else {}
+    for loader in loaders:
+        loader.place(device, near.get(id(loader.store)))
+    return fits
 
 
 def _free_memory(device: torch.device) -> float:

@@ -10,6 +10,9 @@ from torch import Tensor
 from crysdistill.graphs import CrystalBatch
 from crysdistill.ranks import rank, sum_over_ranks
 
+State = tuple[dict[str, float], float]
+"""Sums by name, and their weight."""
+
 
 class EpochMeans:
     """Means over the crystals of an epoch of what each step found.
@@ -36,14 +39,14 @@ class EpochMeans:
         self._sums, self._weight = {}, 0.0
         return {name: total / weight for name, total in sums.items()} if weight else {}
 
-    def state(self) -> tuple[dict[str, float], float]:
+    def state(self) -> State:
         """Return the sums of all ranks and their weight, for a checkpoint."""
         if not self._sums:
             return {}, 0.0
         total = sum_over_ranks(torch.stack(list(self._sums.values()))).tolist()
         return dict(zip(self._sums, total, strict=True)), self._weight
 
-    def restore(self, state: tuple[dict[str, float], float], device: str) -> None:
+    def restore(self, state: State, device: torch.device) -> None:
         """Go on from what a checkpoint holds, on however many ranks."""
         sums, self._weight = state
         mine = float(rank() == 0)

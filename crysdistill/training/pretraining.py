@@ -45,9 +45,17 @@ from crysdistill.objectives import (
     View,
     make_objective,
 )
+from crysdistill.ranks import on_first_rank, rank
 from crysdistill.schema import Choice, Choices, dump_config
-from crysdistill.training.engine import fit, step_seed
+from crysdistill.training.engine import (
+    batches_before,
+    fit,
+    shared_loss,
+    step_seed,
+)
+from crysdistill.training.launch import check_same, joined
 from crysdistill.training.loader import BatchLoader
+from crysdistill.training.means import EpochMeans
 from crysdistill.training.optimizers import make_optimizer
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import OptimizerSettings, TrainerSettings
@@ -159,6 +167,7 @@ class PretrainModule(L.LightningModule):
         self.weights = weights
         self.optimizer_settings = optimizer
         self.seed = seed
+        self.train_means, self.val_means = EpochMeans(), EpochMeans()
 
     def embed(self, batch: CrystalBatch, seed: int) -> dict[View, Embedded]:
         """Encode each distinct view of the objectives once."""
@@ -187,14 +196,16 @@ class PretrainModule(L.LightningModule):
         return {**losses, "loss": total.sum()}
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> torch.Tensor:
-        """Return the weighted loss of a batch."""
-        losses = self.losses(batch, step_seed(self.seed, self.global_step))
-        self.log_dict(
-            {f"train_{name}": loss.detach() for name, loss in losses.items()},
-            on_step=False, on_epoch=True, batch_size=batch.num_graphs,
-        )  # fmt: skip
-        self.log("loss", losses["loss"].detach(), prog_bar=True, logger=False)
-        return losses["loss"]
+        """Return the weighted loss of a batch, as `shared_loss` has it."""
+        seed = step_seed(self.seed, batches_before(self.trainer, batch_idx))
+        losses = self.losses(batch, seed)
+        self.train_means.add(losses, batch)
+        return shared_loss(self, losses["loss"])
+
+    def on_train_epoch_end(self) -> None:
+        """Log the losses of the epoch."""
+        means = self.train_means.compute()
+        self.log_dict({f"train_{name}": mean for name, mean in means.items()})
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
         """Add a held-out batch to the numbers; its masks are the same every epoch."""
@@ -202,18 +213,28 @@ class PretrainModule(L.LightningModule):
         losses = {}
         for name, objective in self._named().items():
             seen = embedded[objective.view]
-            losses[f"val_{name}"] = objective(seen, batch, self.seed)
+            losses[name] = objective(seen, batch, self.seed)
             objective.update(seen, batch, self.seed)
-        losses["val_loss"] = torch.stack(
-            [self.weights[name] * losses[f"val_{name}"] for name in self._named()]
+        losses["loss"] = torch.stack(
+            [self.weights[name] * losses[name] for name in self._named()]
         ).sum()
-        self.log_dict(losses, batch_size=batch.num_graphs)
+        self.val_means.add(losses, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the numbers of all held-out batches."""
+        """Log the losses and numbers of all held-out batches."""
+        means = self.val_means.compute()
+        self.log_dict({f"val_{name}": mean for name, mean in means.items()})
         for objective in self._named().values():
             self.log_dict(objective.compute())
             objective.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what an epoch has found so far."""
+        checkpoint["train_means"] = self.train_means.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.train_means.restore(checkpoint["train_means"], self.device)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return optimizer and schedule."""
@@ -230,37 +251,44 @@ def pretrain(config: PretrainConfig) -> Path:
         InputError: the corpus or a setting cannot be used.
     """
     store = Store.open(config.corpus)
-    store.verify()
     _check_symmetry(store, config)
-    rows, checks = _clean_rows(store, config)
-    train, held_out = _hold_out(rows, config)
-    L.seed_everything(config.seed, verbose=False)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    encoder = make_encoder(**_with_cutoff(config.encoder, store))
-    objectives, weights = _objectives(config, encoder)
-    for objective in objectives.values():
-        counts = np.bincount(store.space_groups[train, 0], minlength=231)
-        objective.prepare(torch.from_numpy(counts))
-    module = PretrainModule(encoder, objectives, weights, config.optimizer, config.seed)
-    # Only now, so that a mistake in the configuration leaves no folder behind.
-    run = RunDirectory(config.out, dump_config(config), config.resume, config.overwrite)
-    size = config.trainer.batch_size
-    rich.print(
-        f"pretraining {_count(encoder):,} weights ({_count(module):,} with decoders) "
-        f"on {len(train):,} crystals, judged on {len(held_out):,}; overlap: "
-        f"{escape(statement(checks))}"
-    )
-    fit(
-        module,
-        BatchLoader(store, train, size, shuffle=True, seed=config.seed),
-        BatchLoader(store, held_out, size),
-        run,
-        config.trainer,
-        monitor="val_loss",
-        mode="min",
-        seed=config.seed,
-    )
+    with joined(config.trainer) as trainer:
+        check_same("corpus", store.hash)
+        rows, checks = on_first_rank(lambda: _clean_rows(store, config))
+        train, held_out = _hold_out(rows, config)
+        L.seed_everything(config.seed, verbose=False)
+        module = _module(config, store, train)
+        size, budget = trainer.batch_size, trainer.edge_budget
+        loaders = (
+            BatchLoader(
+                store, train, size, shuffle=True, seed=config.seed, edge_budget=budget
+            ),
+            BatchLoader(store, held_out, size, edge_budget=budget),
+        )
+        # Only now, so that a mistake in the configuration leaves no folder behind.
+        run = on_first_rank(
+            lambda: RunDirectory(
+                config.out, dump_config(config), config.resume, config.overwrite
+            )
+        )
+        rich.print(
+            f"pretraining {_count(module.encoder):,} weights ({_count(module):,} with "
+            f"decoders) on {len(train):,} crystals, judged on {len(held_out):,}; "
+            f"overlap: {escape(statement(checks))}"
+        )
+        fit(
+            module,
+            *loaders,
+            run,
+            trainer,
+            monitor="val_loss",
+            mode="min",
+            seed=config.seed,
+        )
+        first = rank() == 0
+    if not first:  # the first alone judges and writes
+        return run.weights
+    size = min(config.trainer.batch_size, 512)
     numbers = evaluate(module, BatchLoader(store, held_out, size))
     run.write_json(
         "results.json",
@@ -279,11 +307,21 @@ def pretrain(config: PretrainConfig) -> Path:
         checks=checks,
         origin=f"{config.out}: {statement(checks)}",
     )
-    save_weights(run.weights, encoder, store.graph, provenance)
+    save_weights(run.weights, module.encoder, store.graph, provenance)
     rich.print(numbers_table(numbers))
     rich.print(f"licence of the weights: {licence_remark(store.licence)}")
     run.print_tree()
     return run.weights
+
+
+def _module(config: PretrainConfig, store: Store, train: np.ndarray) -> PretrainModule:
+    """Make the encoder and its objectives."""
+    encoder = make_encoder(**_with_cutoff(config.encoder, store))
+    objectives, weights = _objectives(config, encoder)
+    for objective in objectives.values():
+        counts = np.bincount(store.space_groups[train, 0], minlength=231)
+        objective.prepare(torch.from_numpy(counts))
+    return PretrainModule(encoder, objectives, weights, config.optimizer, config.seed)
 
 
 def _with_cutoff(encoder: dict[str, Any], store: Store) -> dict[str, Any]:

@@ -57,26 +57,51 @@ class TrainerSettings:
 
     Args:
         epochs: passes over the training crystals.
-        batch_size: crystals in a batch.
+        batch_size: crystals in a batch, that of all devices together.
+        edge_budget: pack batches by edges, up to so many in one of all devices
+            together, instead of by `batch_size`; for crystals of very different sizes.
+        accumulate: batches whose gradients are added up before the weights move.
         patience: stop after so many epochs without a better validation value.
         clip: largest norm of the gradient; None does not clip.
         accelerator: `cpu`, `gpu`, or `auto`.
+        devices: GPUs, or processes on the CPU, of each node; None takes as many as
+            `torchrun` or `srun` started, and else one.
+        num_nodes: machines; None takes as many as `torchrun` or `srun` started on.
         precision: as Lightning names it: `32-true`, `bf16-mixed`, ...
-        threads: CPU threads of this process; None leaves torch's choice.
+        compile: let torch.compile make the encoder's code; pays on GPUs.
+        deterministic: choose algorithms on GPUs that repeat bit for bit.
+        threads: CPU threads of each process; None leaves torch's choice.
         progress: whether to show a progress bar.
     """
 
     epochs: int = 100
     batch_size: int = 64
+    edge_budget: int | None = None
+    accumulate: int = 1
     patience: int | None = None
     clip: float | None = 10.0
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int | None = None
+    num_nodes: int | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    compile: bool = False
+    deterministic: bool = False
     threads: int | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
-        _positive(self, "epochs", "batch_size", "patience", "clip", "threads")
+        _positive(
+            self,
+            "epochs",
+            "batch_size",
+            "edge_budget",
+            "accumulate",
+            "patience",
+            "clip",
+            "devices",
+            "num_nodes",
+            "threads",
+        )
 
 
 @dataclass

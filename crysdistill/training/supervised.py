@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from rich.markup import escape
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanMetric
+from torchmetrics import MeanAbsoluteError
 from torchmetrics.classification import BinaryAUROC
 
 from crysdistill.corpus.sources.origins import joint_licence
@@ -22,9 +23,12 @@ from crysdistill.corpus.store import Store
 from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.errors import InputError
 from crysdistill.graphs import CrystalBatch
+from crysdistill.ranks import alone, on_first_rank, rank
 from crysdistill.schema import dump_config
-from crysdistill.training.engine import fit
+from crysdistill.training.engine import fit, shared_loss
+from crysdistill.training.launch import check_same, joined
 from crysdistill.training.loader import BatchLoader
+from crysdistill.training.means import EpochMeans
 from crysdistill.training.optimizers import make_optimizer
 from crysdistill.training.plans import (
     DistillConfig,
@@ -33,7 +37,7 @@ from crysdistill.training.plans import (
     TrainConfig,
 )
 from crysdistill.training.runs import RunDirectory
-from crysdistill.training.settings import OptimizerSettings, SplitSettings
+from crysdistill.training.settings import OptimizerSettings
 from crysdistill.transfer.distillation import Distillation, Teacher, random_teacher
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.predictor import Predictor
@@ -77,29 +81,39 @@ class SupervisedModule(L.LightningModule):
         classifies = predictor.target.task == "classification"
         self.metric_name, self.mode = ("auc", "max") if classifies else ("mae", "min")
         self.val_metric = BinaryAUROC() if classifies else MeanAbsoluteError()
-        self.val_loss = MeanMetric()
+        self.train_means, self.val_means = EpochMeans(), EpochMeans()
 
-    def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
-        """Return (1 - alpha) * property loss + alpha * embedding loss."""
+    def losses(self, batch: CrystalBatch, seed: int) -> dict[str, Tensor]:
+        """Return what is learned from, as `loss`, and its parts.
+
+        It is (1 - alpha) * property loss + alpha * embedding loss.
+        """
         atoms, crystals = self.predictor.embed(batch)
         output = self.predictor.head(crystals)
         loss = self.predictor.loss(output, batch.targets)
-        logged = {"train_property": loss.detach()}
+        losses = {"property": loss}
         if self.distillation is not None and self.teacher is not None:
             known = self.teacher.gather(batch.rows).to(atoms.device)  # (N, F)
-            embedding_loss = self.distillation(atoms, known, batch)
-            logged["train_embedding"] = embedding_loss.detach()
-            loss = self.distillation.total(loss, embedding_loss)
-        logged["train_loss"] = loss.detach()
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch.num_graphs)
-        return loss
+            losses["embedding"] = self.distillation(atoms, known, batch)
+            loss = self.distillation.total(loss, losses["embedding"])
+        return {**losses, "loss": loss}
+
+    def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch, as `shared_loss` has it."""
+        losses = self.losses(batch, 0)
+        self.train_means.add(losses, batch)
+        return shared_loss(self, losses["loss"])
+
+    def on_train_epoch_end(self) -> None:
+        """Log the losses of the epoch."""
+        means = self.train_means.compute()
+        self.log_dict({f"train_{name}": mean for name, mean in means.items()})
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
         """Add a validation batch to the number that chooses the epoch."""
         output = self.predictor(batch)
-        self.val_loss.update(
-            self.predictor.loss(output, batch.targets), batch.num_graphs
-        )
+        loss = self.predictor.loss(output, batch.targets)
+        self.val_means.add({"loss": loss}, batch)
         value = self.predictor.interpret(output)
         truth = batch.targets[:, 0]
         if self.metric_name == "auc":
@@ -110,9 +124,16 @@ class SupervisedModule(L.LightningModule):
         """Log the validation numbers."""
         name = f"val_{self.metric_name}"
         self.log(name, self.val_metric.compute(), prog_bar=True)
-        self.log("val_loss", self.val_loss.compute())
+        self.log("val_loss", self.val_means.compute().get("loss", float("nan")))
         self.val_metric.reset()
-        self.val_loss.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what an epoch has found so far."""
+        checkpoint["train_means"] = self.train_means.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.train_means.restore(checkpoint["train_means"], self.device)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return optimizer and schedule."""
@@ -144,45 +165,51 @@ def finetune(config: FinetuneConfig) -> Path:
 def _run(config: LabelledConfig, verb: str) -> Path:
     """Train, choose the epoch on validation, look at the test set once."""
     store = Store.open(config.dataset)
-    store.verify()
-    labels = store.property(config.target.name)
-    split = _split(store, labels, config.split)
-    ids = np.array(store.material_ids)
+    name = config.target.name
+    labels = store.property(name)
     config.target.check(labels, store.material_ids)
-    _check_classes(config, labels, split)
-    normalizer = Normalizer.fit(config.target, labels[split.train], ids[split.train])
-    L.seed_everything(config.seed, verbose=False)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    predictor = _predictor(config, store, normalizer)
-    teacher = (
-        _teacher(config, store, split) if isinstance(config, DistillConfig) else None
-    )
-    # Only now, so that a mistake in the configuration leaves no folder behind.
-    run = RunDirectory(config.out, dump_config(config), config.resume, config.overwrite)
-    split.write(run.path / "split.csv", store.material_ids)
-    module = _module(config, predictor, teacher, store, run, split)
-    size, name = config.trainer.batch_size, config.target.name
-    unlabelled = int(np.isnan(labels).sum())
-    rich.print(
-        f"{verb}: {name} from {len(split.train):,} crystals, {len(split.val):,} to "
-        f"choose the epoch, {len(split.test):,} to judge"
-        + (f"; {unlabelled:,} have no `{name}`" if unlabelled else "")
-    )
-    rich.print(_weights_line(module.predictor))
     before = _before(config)
     _, overlap = seen(before, store.structures_hash)
-    rich.print(f"overlap: {escape(overlap)}")
-    fit(
-        module,
-        BatchLoader(store, split.train, size, [name], shuffle=True, seed=config.seed),
-        BatchLoader(store, split.val, size, [name]),
-        run,
-        config.trainer,
-        monitor=f"val_{module.metric_name}",
-        mode=module.mode,
-        seed=config.seed,
-    )
+    with joined(config.trainer) as trainer:
+        check_same("dataset", store.hash)
+        split = on_first_rank(lambda: make_split(store, config.split, labels))
+        _check_classes(config, labels, split)
+        ids = np.array(store.material_ids)
+        train = split.train
+        normalizer = Normalizer.fit(config.target, labels[train], ids[train])
+        L.seed_everything(config.seed, verbose=False)
+        predictor = _predictor(config, store, normalizer)
+        teacher = None
+        if isinstance(config, DistillConfig):
+            teacher = on_first_rank(partial(_teacher, config, store, split))
+        size, budget = trainer.batch_size, trainer.edge_budget
+        loaders = (
+            BatchLoader(store, train, size, [name], True, config.seed, budget),
+            BatchLoader(store, split.val, size, [name], edge_budget=budget),
+        )
+        # Only now, so that a mistake in the configuration leaves no folder behind.
+        run = on_first_rank(partial(_open_run, config, store, split))
+        module = _module(config, predictor, teacher, store, run, split)
+        unlabelled = int(np.isnan(labels).sum())
+        rich.print(
+            f"{verb}: {name} from {len(train):,} crystals, {len(split.val):,} to "
+            f"choose the epoch, {len(split.test):,} to judge"
+            + (f"; {unlabelled:,} have no `{name}`" if unlabelled else "")
+        )
+        rich.print(_weights_line(module.predictor))
+        rich.print(f"overlap: {escape(overlap)}")
+        fit(
+            module,
+            *loaders,
+            run,
+            trainer,
+            monitor=f"val_{module.metric_name}",
+            mode=module.mode,
+            seed=config.seed,
+        )
+        first = rank() == 0
+    if not first:  # the first alone judges and writes
+        return run.weights
     results = _judge(module, store, split, run, config, overlap)
     provenance = _provenance(config, store, before)
     save_weights(run.weights, module.predictor, provenance=provenance)
@@ -209,9 +236,11 @@ def _weights_line(predictor: Predictor) -> str:
     return line
 
 
-def _split(store: Store, labels: np.ndarray, settings: SplitSettings) -> Split:
-    """Split the crystals that have a label."""
-    return make_split(store, settings, labels)
+def _open_run(config: LabelledConfig, store: Store, split: Split) -> RunDirectory:
+    """Open the run directory, and write into it who trains, chooses and judges."""
+    run = RunDirectory(config.out, dump_config(config), config.resume, config.overwrite)
+    split.write(run.path / "split.csv", store.material_ids)
+    return run
 
 
 def _check_classes(config: LabelledConfig, labels: np.ndarray, split: Split) -> None:
@@ -263,13 +292,17 @@ def _module(
     if teacher is None or not isinstance(config, DistillConfig):
         lr = config.encoder_lr if isinstance(config, FinetuneConfig) else 1.0
         return SupervisedModule(predictor, config.optimizer, encoder_lr=lr)
-    cache = load_or_cache(
-        run.path / "teacher.safetensors",
-        teacher,
-        torch.from_numpy(split.train),
-        BatchLoader(store, split.train, 256),
-        store.hash,
-    )
+    path = run.path / "teacher.safetensors"
+    rows = torch.from_numpy(split.train)
+    batches = BatchLoader(store, split.train, 256)
+
+    def answers() -> TeacherCache:
+        return load_or_cache(path, teacher, rows, batches, store.hash)
+
+    # The first rank computes them, the others then find the file.
+    on_first_rank(lambda: len(answers()))
+    with alone():
+        cache = answers()
     distillation = Distillation(
         predictor.encoder.width,
         teacher.width,

@@ -1,0 +1,144 @@
+"""Several processes for one run: started here, by torchrun, or by srun."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+
+from crysdistill.errors import InputError
+from crysdistill.ranks import rank, world_size
+from crysdistill.training.settings import TrainerSettings
+
+
+@contextmanager
+def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
+    """Be one of the processes of a run while it lasts.
+
+    Every process runs the same code from the start; here those that are not yet there
+    are started, with the command line of this one, and they find each other. With one
+    process nothing happens.
+
+    Args:
+        settings: `devices` and `num_nodes` say how many.
+
+    Yields:
+        The settings with both filled in.
+
+    Raises:
+        InputError: there are not so many devices, or other processes were started.
+    """
+    settings = resolve(settings)
+    devices, nodes = settings.devices or 1, settings.num_nodes or 1
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if devices * nodes == 1:
+        yield settings
+        return
+    told = "OMP_NUM_THREADS" in os.environ
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    Fabric(
+        accelerator=settings.accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy="ddp",
+    ).launch()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    elif not told:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // devices))
+    if rank() > 0:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as it runs
+    try:
+        yield settings
+        dist.barrier()
+    except (InputError, KeyboardInterrupt):
+        # Of these all ranks know. After another error a farewell could wait for ever.
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def resolve(settings: TrainerSettings) -> TrainerSettings:
+    """Fill in how many devices and nodes there are, and refuse what there is not.
+
+    Raises:
+        InputError: the text says what there is.
+    """
+    gpus = torch.cuda.device_count()
+    if settings.accelerator == "gpu" and not gpus:
+        raise InputError(
+            "`trainer.accelerator` is `gpu` but there is no GPU here that PyTorch "
+            "can use; set it to `cpu`"
+        )
+    who, started = _started()
+    devices, nodes = settings.devices, settings.num_nodes
+    if started is not None:
+        for name, given, there in (
+            ("devices", devices, started[0]),
+            ("num_nodes", nodes, started[1]),
+        ):
+            if given is not None and given != there:
+                raise InputError(
+                    f"`trainer.{name}` is {given} but {who} started {there}; set it to "
+                    f"{there}, or leave it out"
+                )
+        devices, nodes = started
+    devices, nodes = devices or 1, nodes or 1
+    on_gpus = settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus)
+    if on_gpus and devices > gpus:
+        raise InputError(
+            f"`trainer.devices` is {devices} but there "
+            f"{'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'} here; set it to {gpus}"
+        )
+    if nodes > 1 and started is None and "MASTER_ADDR" not in os.environ:
+        raise InputError(
+            f"`trainer.num_nodes` is {nodes} but only this machine takes part; start "
+            "the command with `torchrun` or `srun` on each"
+        )
+    return replace(settings, devices=devices, num_nodes=nodes)
+
+
+def _started() -> tuple[str, tuple[int, int] | None]:
+    """Return who has started processes, and how many on a node and on how many."""
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        here = int(env["LOCAL_WORLD_SIZE"])
+        return "torchrun", (here, int(env["WORLD_SIZE"]) // here)
+    if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        nodes = int(env.get("SLURM_STEP_NUM_NODES", "1"))
+        return "srun", (int(env["SLURM_STEP_NUM_TASKS"]) // nodes, nodes)
+    return "", None
+
+
+def check_same(what: str, value: str) -> None:
+    """Refuse to begin where ranks differ in what must be the same.
+
+    Args:
+        what: its name, for the message.
+        value: a hash or another short text.
+
+    Raises:
+        InputError: on all ranks, if one has another value than the first.
+    """
+    if world_size() == 1:
+        return
+    mine = (socket.gethostname(), value)
+    everyone: list[tuple[str, str]] = [mine] * world_size()
+    dist.all_gather_object(everyone, mine)
+    first_host, first = everyone[0]
+    for number, (host, other) in enumerate(everyone):
+        if other != first:
+            raise InputError(
+                f"rank {number} on {host} has another {what} ({other[:12]}) than rank "
+                f"0 on {first_host} ({first[:12]}); give all the same file"
+            )

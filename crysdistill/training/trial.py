@@ -1,0 +1,75 @@
+"""The heaviest batch first: a run that does not fit says so at its start."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from crysdistill.errors import InputError
+from crysdistill.graphs import CrystalBatch
+from crysdistill.training.loader import BatchLoader
+
+
+class Learner(Protocol):
+    """What a module offers besides what Lightning wants."""
+
+    def losses(self, batch: CrystalBatch, seed: int) -> dict[str, Tensor]:
+        """Return this rank's share of each loss; what is learned from is `loss`."""
+        ...
+
+
+class HeaviestFirst(Callback):
+    """Computes the gradients of the heaviest batch once, and leaves nothing behind.
+
+    Args:
+        loader: of the training batches.
+        epochs: in which the heaviest is looked for.
+    """
+
+    def __init__(self, loader: BatchLoader, epochs: int) -> None:
+        self.loader = loader
+        self.epochs = epochs
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Try it, before the first step.
+
+        Raises:
+            InputError: there is not enough memory for it.
+        """
+        buffers = [buffer.clone() for buffer in pl_module.buffers()]
+        crystals = edges = 0
+        try:
+            batch, crystals, edges = self.loader.heaviest(self.epochs)
+            with trainer.precision_plugin.forward_context():
+                loss = pl_module.losses(batch, 0)["loss"]  # type: ignore[operator]
+            learned = [p for p in pl_module.parameters() if p.requires_grad]
+            torch.autograd.grad(loss, learned, allow_unused=True)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise InputError(_advice(pl_module.device, crystals, edges)) from None
+        finally:
+            for buffer, before in zip(pl_module.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        if pl_module.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error is about memory; on the CPU torch says so in words."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _advice(device: torch.device, crystals: int, edges: int) -> str:
+    half = max(1, crystals // 2), max(1, edges // 2)
+    return (
+        f"the heaviest batch ({crystals:,} crystals, {edges:,} edges) does not fit "
+        f"into the memory of {device}; set `trainer.edge_budget` to {half[1]:,}, or "
+        f"`trainer.batch_size` to {half[0]:,}, and `trainer.accumulate` to 2 for the "
+        "same steps"
+    )
