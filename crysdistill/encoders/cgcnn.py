@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crysdistill.elements import element_table
 from crysdistill.encoders.encoder import Encoder
+from crysdistill.encoders.normalization import BatchNorm
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import (
     CrystalBatch,
@@ -104,9 +105,9 @@ class PublishedConvolution(GatedConvolution):
 
     def __init__(self, width: int, basis: int) -> None:
         super().__init__(width, basis)
-        self.gate_norm = nn.BatchNorm1d(width)
-        self.core_norm = nn.BatchNorm1d(width)
-        self.atom_norm = nn.BatchNorm1d(width)
+        self.gate_norm = BatchNorm(width)
+        self.core_norm = BatchNorm(width)
+        self.atom_norm = BatchNorm(width)
 
     def forward(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
         """Update atoms (N, F) from edges (E, K)."""

@@ -102,7 +102,8 @@ def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
     """Write a checkpoint so that a kill while writing leaves the one before it."""
     partial = path.with_suffix(".partial")
     trainer.save_checkpoint(partial)
-    partial.replace(path)
+    if trainer.is_global_zero:
+        partial.replace(path)
 
 
 class Patience(EarlyStopping):

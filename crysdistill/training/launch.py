@@ -45,7 +45,8 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
         yield settings
         return
     told = "OMP_NUM_THREADS" in os.environ
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     Fabric(
         accelerator=settings.accelerator,
         devices=devices,

@@ -1,0 +1,303 @@
+"""Several processes, for real, give what one gives."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from crysdistill.encoders.normalization import BatchNorm
+from crysdistill.errors import InputError
+from crysdistill.objectives import CRYSGNN, OBJECTIVES
+from crysdistill.ranks import (
+    alone,
+    gather_rows,
+    on_first_rank,
+    rank,
+    sum_over_ranks,
+    tell_all,
+    world_size,
+)
+from crysdistill.training.launch import check_same, resolve
+from crysdistill.training.plans import DistillConfig, TrainConfig
+from crysdistill.training.pretraining import PretrainConfig, pretrain
+from crysdistill.training.runs import RunDirectory
+from crysdistill.training.settings import (
+    OptimizerSettings,
+    SplitSettings,
+    TrainerSettings,
+)
+from crysdistill.training.supervised import distill, train
+from crysdistill.transfer.targets import Target
+from crysdistill.transfer.weights import load_encoder, read_header
+from tests.together import joined_call, together
+from tests.toy_stores import SMALL_ENCODER, labelled, write_store
+
+# Plain gradient descent: Adam divides a gradient by its size, so that one which is zero
+# but for rounding (a bias before a batch norm has none) moves its weight at full speed.
+PLAIN = OptimizerSettings(name="sgd", lr=0.02, schedule="constant")
+SHORT = TrainerSettings(
+    epochs=2, batch_size=9, accelerator="cpu", progress=False, threads=1
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "s.h5"
+    return write_store(path, labelled(46), symmetry="spglib")
+
+
+def log(run: Path) -> list[dict[str, float]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = csv.DictReader(file)
+        return [{k: float(v) for k, v in row.items() if v} for row in rows]
+
+
+def tensors(weights: Path) -> dict[str, torch.Tensor]:
+    return load_encoder(weights).state_dict()
+
+
+def check_alike(one: Path, several: Path) -> None:
+    """Compare loss curves, weights and what was measured, up to rounding."""
+    for expected, found in zip(log(one.parent), log(several.parent), strict=True):
+        assert found == pytest.approx(expected, rel=2e-4, abs=1e-6)
+    theirs = tensors(several)
+    for name, tensor in tensors(one).items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-5)
+    results = [
+        json.loads((w.parent / "results.json").read_text()) for w in (one, several)
+    ]
+    assert results[0].keys() == results[1].keys()
+    overlaps = [read_header(weights).provenance.overlap for weights in (one, several)]
+    assert overlaps[0] == overlaps[1]
+
+
+# ------------------------------------------------------------------------ whole runs
+
+
+# 28 of 46 crystals train in batches of 9: the last has one and is joined, and with
+# `batch_size=13` the last has two, fewer than four ranks.
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batch_size": 13},
+        {"edge_budget": 300},
+        {"accumulate": 2, "clip": 0.1},
+    ],
+    ids=str,
+)
+def test_training_does_not_depend_on_the_number_of_processes(store, tmp_path, changes):
+    config = TrainConfig(
+        dataset=store,
+        target=Target("density"),
+        encoder=SMALL_ENCODER,
+        split=SplitSettings(train=28, val=9, test=9),
+        optimizer=PLAIN,
+        trainer=replace(SHORT, **changes),
+    )
+    one = train(replace(config, out=tmp_path / "one"))
+    for ranks in (2, 4):
+        out = tmp_path / f"{ranks}"
+        found = together(ranks, train, replace(config, out=out))
+        assert found == [out / "weights.safetensors"] * ranks, found
+        check_alike(one, found[0])
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_pretraining_does_not_depend_on_the_number_of_processes(
+    store, tmp_path, published
+):
+    """All objectives, contrastive ones among them; two views, drawn per crystal."""
+    names = CRYSGNN if published else OBJECTIVES
+    config = PretrainConfig(
+        corpus=store,
+        encoder=SMALL_ENCODER,
+        objectives={name: {"published": published} for name in names},
+        shared_view=False,
+        held_out=0.2,
+        optimizer=PLAIN,
+        trainer=SHORT,
+    )
+    one = pretrain(replace(config, out=tmp_path / "one"))
+    for ranks in (2, 4):
+        found = together(ranks, pretrain, replace(config, out=tmp_path / f"{ranks}"))
+        assert [isinstance(weights, Path) for weights in found] == [True] * ranks, found
+        check_alike(one, found[0])
+
+
+def test_distillation_does_not_depend_on_the_number_of_processes(store, tmp_path):
+    config = DistillConfig(
+        dataset=store,
+        target=Target("density"),
+        encoder=SMALL_ENCODER,
+        teacher="random",
+        teacher_encoder={**SMALL_ENCODER, "width": 12},
+        split=SplitSettings(train=28, val=9, test=9),
+        optimizer=PLAIN,
+        trainer=SHORT,
+    )
+    one = distill(replace(config, out=tmp_path / "one"))
+    found = together(2, distill, replace(config, out=tmp_path / "two"))
+    assert [isinstance(weights, Path) for weights in found] == [True, True], found
+    check_alike(one, found[0])
+
+
+# ------------------------------------------------------------------------- the parts
+
+
+def _own_rows(rows: int) -> torch.Tensor:
+    torch.manual_seed(0)
+    everything = torch.randn(12, 3) * torch.tensor([1.0, 5.0, 0.1]) + 7.0
+    return everything.split([rows, 12 - rows])[rank()].requires_grad_()
+
+
+def _normalize(rows: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    x = _own_rows(rows)
+    norm = BatchNorm(3)
+    nn.init.uniform_(norm.weight)
+    y = norm(x)
+    (y * torch.arange(12.0).view(-1, 1)[rank() * rows :][: len(x)]).sum().backward()
+    amounts = [sum_over_ranks(p.grad) for p in norm.parameters()]
+    return [y.detach(), x.grad], [*amounts, norm.running_mean, norm.running_var]
+
+
+@pytest.mark.parametrize("rows", [5, 12])  # with 12 the second rank has none
+def test_batch_norm_sees_the_rows_of_all_ranks(rows):
+    one = joined_call(_normalize, 12)
+    two = together(2, joined_call, _normalize, rows)
+    for k in range(2):
+        parts = torch.cat([found[0][k] for found in two])
+        torch.testing.assert_close(parts, one[0][k], rtol=1e-4, atol=1e-5)
+    for found in two:
+        torch.testing.assert_close(found[1], one[1], rtol=1e-5, atol=1e-4)
+
+
+def _gather(rows: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    x = _own_rows(rows)
+    everything, first = gather_rows(x)
+    (everything * (rank() + 1)).square().sum().backward()
+    return everything.detach(), x.grad / x.detach(), first
+
+
+def test_gathered_rows_bring_gradients_back_from_all_ranks():
+    two = together(2, joined_call, _gather, 5)
+    assert [first for _, _, first in two] == [0, 5]
+    assert torch.equal(two[0][0], two[1][0])
+    # d/dx of x^2 (1 + 4), summed over both ranks
+    for _, gradient, _ in two:
+        torch.testing.assert_close(gradient, torch.full_like(gradient, 10.0))
+
+
+def _in_parts() -> list[object]:
+    found: list[object] = [world_size(), tell_all(f"of rank {rank()}")]
+    with alone():
+        found += [world_size(), sum_over_ranks(torch.tensor(1)).item()]
+    found.append(on_first_rank(lambda: (rank(), world_size())))
+    try:
+        on_first_rank(_refuse)
+    except InputError as error:
+        found.append(str(error))
+    return found
+
+
+def _refuse() -> None:
+    raise InputError("no; try another")
+
+
+def test_what_the_first_rank_finds_or_refuses():
+    expected = [2, "of rank 0", 1, 1, (0, 1), "no; try another"]
+    assert together(2, joined_call, _in_parts) == [expected, expected]
+
+
+def _differ() -> None:
+    check_same("dataset", f"{rank()}" * 64)
+
+
+def test_ranks_that_have_other_files():
+    for found in together(2, joined_call, _differ):
+        assert isinstance(found, InputError)
+        assert str(found).startswith("rank 1 on ")
+        assert "has another dataset (111111111111) than rank 0 on" in str(found)
+
+
+def test_a_folder_that_cannot_be_used_is_refused_by_all(store, tmp_path):
+    RunDirectory(tmp_path / "run", "seed: 0\n")
+    config = TrainConfig(
+        dataset=store,
+        target=Target("density"),
+        out=tmp_path / "run",
+        split=SplitSettings(train=28, val=9, test=9),
+        trainer=SHORT,
+    )
+    for found in together(2, train, config):
+        assert isinstance(found, InputError)
+        assert "holds an earlier run" in str(found)
+
+
+# --------------------------------------------------------------------------- devices
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretend to have some GPUs."""
+
+    def have(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return have
+
+
+def test_as_many_devices_as_asked_for_or_started(monkeypatch, gpus):
+    gpus(0)
+    assert resolve(TrainerSettings()).devices == 1
+    asked = resolve(TrainerSettings(devices=3, accelerator="cpu"))
+    assert (asked.devices, asked.num_nodes) == (3, 1)
+    for name, value in (
+        ("TORCHELASTIC_RUN_ID", "x"),
+        ("LOCAL_WORLD_SIZE", "2"),
+        ("WORLD_SIZE", "6"),
+    ):
+        monkeypatch.setenv(name, value)
+    started = resolve(TrainerSettings())
+    assert (started.devices, started.num_nodes) == (2, 3)
+    message = r"`trainer.devices` is 4 but torchrun started 2; set it to 2, or leave it"
+    with pytest.raises(InputError, match=message):
+        resolve(TrainerSettings(devices=4))
+    message = r"`trainer.num_nodes` is 1 but torchrun started 3"
+    with pytest.raises(InputError, match=message):
+        resolve(TrainerSettings(num_nodes=1))
+
+
+def test_a_step_of_slurm(monkeypatch, gpus):
+    gpus(0)
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    found = resolve(TrainerSettings())
+    assert (found.devices, found.num_nodes) == (4, 2)
+    with pytest.raises(InputError, match=r"`trainer.devices` is 8 but srun started 4"):
+        resolve(TrainerSettings(devices=8))
+
+
+def test_devices_that_there_are_not(gpus):
+    gpus(0)
+    message = (
+        "`trainer.accelerator` is `gpu` but there is no GPU here .* set it to `cpu`"
+    )
+    with pytest.raises(InputError, match=message):
+        resolve(TrainerSettings(accelerator="gpu"))
+    gpus(1)
+    message = "`trainer.devices` is 4 but there is 1 GPU here; set it to 1"
+    with pytest.raises(InputError, match=message):
+        resolve(TrainerSettings(accelerator="gpu", devices=4))
+    gpus(2)
+    with pytest.raises(InputError, match="is 4 but there are 2 GPUs here; set it to 2"):
+        resolve(TrainerSettings(devices=4))
+    with pytest.raises(InputError, match="start the command with `torchrun` or `srun`"):
+        resolve(TrainerSettings(num_nodes=2, accelerator="cpu"))
