@@ -11,7 +11,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import batching, building, graph_building, ingest, reading, step
+from benchmarks import (
+    batching,
+    building,
+    graph_building,
+    ingest,
+    reading,
+    sharing,
+    step,
+)
 
 BENCHMARKS = {
     "graphs": graph_building.measure,
@@ -20,6 +28,7 @@ BENCHMARKS = {
     "batching": batching.measure,
     "building": building.measure,
     "reading": reading.measure,
+    "sharing": sharing.measure,
 }
 
 
@@ -30,12 +39,16 @@ def main() -> None:
     table = Table("what", "published", "ours", "ratio", "goal")
     for name in sys.argv[1:] or BENCHMARKS:
         for row in BENCHMARKS[name]():
-            ratio = "" if row.ratio is None else f"{row.ratio:.1f}x"
-            table.add_row(row.what, row.published, row.ours, ratio, row.goal)
-            print(
-                f"| {row.what} | {row.published} | {row.ours} | {ratio} | {row.goal} |"
-            )
+            ratio = "" if row.ratio is None else f"{row.ratio:.{_digits(row.ratio)}f}x"
+            cells = (row.what, row.published, row.ours, ratio, row.goal)
+            table.add_row(*cells)
+            print(f"| {' | '.join(cells)} |", flush=True)
     Console().print(table)
+
+
+def _digits(ratio: float) -> int:
+    """Return the decimals of a ratio: those near 1 are judged by the second."""
+    return 2 if ratio < 2 else 1
 
 
 if __name__ == "__main__":

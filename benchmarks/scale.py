@@ -16,14 +16,11 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from benchmarks.sharing import READERS, readers
 from benchmarks.timing import data
 
 SIZES = (1_000, 10_000, 50_000, None)
-READERS = 8
 
 
 def _build(source: Path, out: Path, answer: multiprocessing.Queue) -> None:
@@ -38,40 +35,6 @@ def _build(source: Path, out: Path, answer: multiprocessing.Queue) -> None:
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     ]
     answer.put((report.read, seconds, *peaks))
-
-
-def _read(path: Path, gate: Any, answer: multiprocessing.Queue) -> None:
-    """Read everything at random and tell this process's share of memory, in MB."""
-    from crysdistill.corpus.store import Store
-
-    before = _memory()
-    store = Store.open(path)
-    rows = np.random.default_rng(0).permutation(len(store))
-    for start in range(0, len(rows), 512):
-        store.batch(rows[start : start + 512])
-    gate.wait()
-    answer.put(_memory() - before)
-    gate.wait()
-
-
-def _memory() -> float:
-    """Return the proportional set size: pages that n processes share count 1/n."""
-    text = Path("/proc/self/smaps_rollup").read_text()
-    return int(text.split("Pss:")[1].split()[0]) / 1024
-
-
-def _readers(path: Path, count: int) -> float:
-    context = multiprocessing.get_context("spawn")
-    gate, answer = context.Barrier(count), context.Queue()
-    processes = [
-        context.Process(target=_read, args=(path, gate, answer)) for _ in range(count)
-    ]
-    for process in processes:
-        process.start()
-    total = sum(answer.get() for _ in processes)
-    for process in processes:
-        process.join()
-    return total
 
 
 def main() -> None:
@@ -101,7 +64,7 @@ def main() -> None:
             f"| {worker_peak:.0f} |",
             flush=True,
         )
-    one, many = _readers(out, 1), _readers(out, READERS)
+    one, many = readers(out, 1).beside, readers(out, READERS).beside
     print(
         f"\n{out.name}: {out.stat().st_size / 1e6:.0f} MB on disk; one reader holds "
         f"{one:.0f} MB, {READERS} readers together {many:.0f} MB ({many / one:.2f}x)"

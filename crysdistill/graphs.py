@@ -56,7 +56,7 @@ class CrystalBatch(Data):
         space_groups: (B,) int64, 1-230; 0 where not known.
         targets: (B, T) float32; NaN where not known.
         rows: (B,) int64, the rows of the store that the crystals came from.
-        material_ids: B names.
+        material_ids: B names; absent where `rows` tell them, in a store's batches.
     """
 
     atomic_numbers: Tensor
@@ -214,13 +214,17 @@ def _pad(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Fill every atom up to `max_neighbors` edges with fake ones to atom 0."""
     width = settings.max_neighbors
-    real = torch.arange(width, device=counts.device) < counts.unsqueeze(1)  # (N, 12)
-    real = real.reshape(-1)
-    full = neighbor.new_zeros(len(real))
-    full[real] = neighbor
-    full_shift = shift.new_zeros(len(real), 3)
-    full_shift[real] = shift
-    return full, full_shift, torch.full_like(counts, width), ~real
+    # The k-th edge of atom i goes to place 12 i + k.
+    places = torch.arange(len(neighbor), device=counts.device)
+    missing = (width - counts).cumsum(0) - (width - counts)  # (N,), before each atom
+    places = places + missing.repeat_interleave(counts, output_size=len(neighbor))
+    full = neighbor.new_zeros(len(counts) * width)
+    full.index_copy_(0, places, neighbor)
+    full_shift = shift.new_zeros(len(full), 3)
+    full_shift.index_copy_(0, places, shift)
+    padding = torch.ones(len(full), dtype=torch.bool, device=counts.device)
+    padding.index_fill_(0, places, False)
+    return full, full_shift, torch.full_like(counts, width), padding
 
 
 def make_batch(

@@ -11,11 +11,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crysdistill.corpus.build import build
 from crysdistill.corpus.layout import SCHEMA
 from crysdistill.corpus.shards import pack_edges
-from crysdistill.corpus.store import Store, _unpack
+from crysdistill.corpus.store import Store
+from crysdistill.corpus.unpacking import unpack_edges
 from crysdistill.errors import BadStructure, InputError
 from crysdistill.graphs import GraphSettings, distances, make_batch
 from crysdistill.neighbors import Neighbors, find_neighbors
@@ -105,7 +107,8 @@ class TestWhatIsWrittenComesBack:
         crystals = odd_names(labelled(7))
         store = open_store(tmp_path / "s.h5", crystals)
         assert store.material_ids == [c.material_id for c in crystals[:6]] + ["é"]
-        assert store.batch([4, 0]).material_ids == ["日本", "Tränenstein 💎"]
+        names = [store.material_ids[row] for row in store.batch([4, 0]).rows]
+        assert names == ["日本", "Tränenstein 💎"]
 
     def test_a_store_is_a_source(self, kept, tmp_path):
         _, store = kept
@@ -139,6 +142,16 @@ TENSORS = (
 )
 
 
+class NothingIsReadBack(TorchDispatchMode):
+    """Refuses what makes a host wait for a device: sizes and numbers read from it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        for reads in ("local_scalar", "nonzero", "masked_select", "unique"):
+            assert reads not in name, f"{name} waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
 class TestBatches:
     @pytest.mark.parametrize("graph", GRAPHS, ids=lambda g: f"{g.mode}-{g.cutoff}")
     def test_equal_those_made_from_crystals(self, tmp_path, graph):
@@ -156,13 +169,15 @@ class TestBatches:
             assert read.padding.any() == (graph.max_neighbors == 40)
         else:
             assert "padding" not in read
-        slowly = store._gather_by_torch(torch.tensor(rows), {})
+        slowly = store._gather_by_torch(np.array(rows), torch.tensor(rows), {})
         for name in TENSORS[:-1]:
             assert torch.equal(slowly[name], read[name]), name
+        if graph.mode == "cgcnn":
+            assert torch.equal(slowly.padding, read.padding)
         assert torch.equal(distances(read), distances(made))
         assert read.padding_distance == made.padding_distance
         assert read.num_graphs == made.num_graphs == len(rows)
-        assert read.material_ids == made.material_ids
+        assert [store.material_ids[row] for row in rows] == made.material_ids
         assert read.rows.tolist() == rows
 
     def test_rows_may_come_as_anything(self, kept):
@@ -170,6 +185,34 @@ class TestBatches:
         expected = store.batch([5, 1])
         for rows in ((5, 1), np.array([5, 1], np.int32), torch.tensor([5, 1])):
             assert torch.equal(store.batch(rows).frac_coords, expected.frac_coords)
+
+    @pytest.mark.parametrize("graph", GRAPHS, ids=lambda g: f"{g.mode}-{g.cutoff}")
+    def test_a_device_is_never_waited_for(self, tmp_path, graph):
+        store = open_store(tmp_path / "s.h5", labelled(6), graph=graph)
+        rows = np.array([4, 0, 4])
+        with NothingIsReadBack():
+            about = {"targets": store._values([0, 1], torch.from_numpy(rows))}
+            store._gather_by_torch(rows, torch.from_numpy(rows), about)
+            with pytest.raises(AssertionError, match="local_scalar"):
+                torch.ones(1).item()
+            with pytest.raises(AssertionError, match="nonzero"):
+                torch.ones(1).nonzero()
+
+    def test_a_batch_of_nothing(self, kept):
+        _, store = kept
+        for batch in (
+            store.batch([], ["density"]),
+            store._gather_by_torch(np.empty(0, np.int64), torch.empty(0).long(), {}),
+        ):
+            assert (batch.num_graphs, batch.num_nodes, batch.num_edges) == (0, 0, 0)
+        assert store.batch([], ["density"]).targets.shape == (0, 1)
+        assert store.batch([2]).targets.shape == (1, 0)
+
+    @pytest.mark.parametrize("row", [-1, 12])
+    def test_a_row_that_is_not_there(self, kept, row):
+        _, store = kept
+        with pytest.raises(IndexError, match="a row is not in 0 to 11"):
+            store.batch([0, row])
 
     def test_a_batch_is_its_own_copy(self, kept):
         _, store = kept
@@ -191,7 +234,7 @@ class TestBatches:
 
 def unpacked(graph: Neighbors, atoms: int) -> tuple[torch.Tensor, torch.Tensor]:
     code, low, bits = pack_edges(graph, atoms)
-    return _unpack(
+    return unpack_edges(
         torch.from_numpy(code).int(),
         torch.from_numpy(low[None]).to(torch.int8),
         torch.from_numpy(bits[None]).int(),

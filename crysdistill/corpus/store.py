@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ from crysdistill.corpus.checks import STRUCTURES, structures_hash
 from crysdistill.corpus.fingerprints import unpack
 from crysdistill.corpus.gather import count, gather_atoms, gather_edges
 from crysdistill.corpus.layout import FORMAT, SCHEMA, STRUCTURES_READABLE
+from crysdistill.corpus.names import Names
 from crysdistill.corpus.sources.origins import Origin, joint_licence
+from crysdistill.corpus.unpacking import unpack_edges
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import CrystalBatch, GraphSettings, assemble
 from crysdistill.structures import Crystal
@@ -36,10 +37,15 @@ class Store:
         path: the file, for messages.
         arrays: the datasets by name.
         facts: what the file says of itself: graph settings, sources, hashes, ...
+        host: the datasets as mapped from the file, where `arrays` are on a device.
     """
 
     def __init__(
-        self, path: Path, arrays: dict[str, Tensor], facts: dict[str, Any]
+        self,
+        path: Path,
+        arrays: dict[str, Tensor],
+        facts: dict[str, Any],
+        host: dict[str, Tensor] | None = None,
     ) -> None:
         self.path = path
         self.facts = facts
@@ -47,6 +53,7 @@ class Store:
         self.hash: str = facts["hash"]
         self.property_names: tuple[str, ...] = tuple(facts["properties"])
         self._arrays = arrays
+        self._host = arrays if host is None else host
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Store:
@@ -141,11 +148,12 @@ class Store:
         return self._numpy("symmetry/space_groups")
 
     @cached_property
-    def material_ids(self) -> list[str]:
+    def material_ids(self) -> Names:
         """The names of all crystals, in order."""
-        raw = self._numpy("structures/material_ids").tobytes()
-        ends = self._numpy("structures/material_id_offsets").tolist()
-        return [raw[start:end].decode() for start, end in pairwise(ends)]
+        return Names(
+            self._numpy("structures/material_ids"),
+            self._numpy("structures/material_id_offsets"),
+        )
 
     @property
     def origins(self) -> list[Origin]:
@@ -185,7 +193,7 @@ class Store:
         return self.property_names.index(name)
 
     def _numpy(self, name: str) -> np.ndarray:
-        return self._arrays[name].numpy()
+        return self._host[name].numpy()
 
     # ------------------------------------------------------------ crystals, batches
 
@@ -217,28 +225,39 @@ class Store:
         """Gather the crystals of `rows` into one batch, in that order.
 
         Args:
-            rows: which crystals.
+            rows: which crystals. On a device, rows that come from the host let the
+                host run ahead; to read them from a device it would have to wait.
             targets: the properties whose values become `targets` (B, T).
+
+        Raises:
+            IndexError: there is no such row.
         """
+        on_host = torch.as_tensor(rows, dtype=torch.int64, device="cpu")
+        numbers = on_host.numpy()
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
+            raise IndexError(f"a row is not in 0 to {len(self) - 1}")
         device = self._arrays["structures/cells"].device
-        chosen = torch.as_tensor(rows, dtype=torch.int64, device=device)
+        pinned = on_host.pin_memory() if device.type == "cuda" else on_host
+        chosen = pinned.to(device, non_blocking=True)
         columns = [self._property_row(name) for name in targets]
-        values = self._arrays["properties/values"][columns][:, chosen].T  # (B, T)
         about = {
             "space_groups": self._take("symmetry/space_groups", chosen)[:, 0].long(),
-            "targets": values.float(),
+            "targets": self._values(columns, chosen),
             "rows": chosen,
-            "material_ids": [self.material_ids[row] for row in chosen.tolist()],
         }
         if device.type == "cpu" and self.graph.mode != "cgcnn":
-            return self._gather(chosen, about)
-        return self._gather_by_torch(chosen, about)
+            return self._gather(numbers, about)
+        return self._gather_by_torch(numbers, chosen, about)
 
-    def _gather(self, chosen: Tensor, about: dict[str, Any]) -> CrystalBatch:
+    def _values(self, columns: Sequence[int], chosen: Tensor) -> Tensor:
+        """Return properties (B, T) float32; column by column, which needs no wait."""
+        values = self._arrays["properties/values"]
+        found = [values[column].index_select(0, chosen).float() for column in columns]
+        empty = torch.empty(len(chosen), 0, device=chosen.device)
+        return torch.stack(found, dim=1) if found else empty
+
+    def _gather(self, rows: np.ndarray, about: dict[str, Any]) -> CrystalBatch:
         """Make a batch in memory, by compiled loops."""
-        rows = chosen.numpy()
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"a row is not in 0 to {len(self) - 1}")
         atoms, edges = count(rows, self.atom_offsets, self.edge_offsets)
         numbers = np.empty(atoms, np.int64)
         frac = np.empty((atoms, 3), np.float32)
@@ -273,7 +292,7 @@ class Store:
         return CrystalBatch(
             atomic_numbers=torch.from_numpy(numbers),
             frac_coords=torch.from_numpy(frac),
-            cell=self._take("structures/cells", chosen),
+            cell=self._take("structures/cells", torch.from_numpy(rows)),
             edge_index=torch.from_numpy(edge_index),
             edge_shift=torch.from_numpy(shift),
             batch=torch.from_numpy(batch),
@@ -284,12 +303,19 @@ class Store:
             **about,
         )
 
-    def _gather_by_torch(self, chosen: Tensor, about: dict[str, Any]) -> CrystalBatch:
-        """Make a batch on any device, and with the padding of mode `cgcnn`."""
-        atom_rows, atoms = self._ranges("structures/atom_offsets", chosen)  # (N,), (B,)
-        edge_rows, edges = self._ranges("graphs/edge_offsets", chosen)  # (E,), (B,)
-        neighbor, shift = _unpack(
-            _unsigned(self._take("graphs/edge_codes", edge_rows)),
+    def _gather_by_torch(
+        self, rows: np.ndarray, chosen: Tensor, about: dict[str, Any]
+    ) -> CrystalBatch:
+        """Make a batch on any device, and with the padding of mode `cgcnn`.
+
+        Sizes are counted on the host, which knows all offsets: what is read back from
+        a device waits for all that the device has still to do.
+        """
+        n_atoms, n_edges = count(rows, self.atom_offsets, self.edge_offsets)
+        atom_rows, atoms = self._ranges("structures/atom_offsets", chosen, n_atoms)
+        edge_rows, edges = self._ranges("graphs/edge_offsets", chosen, n_edges)
+        neighbor, shift = unpack_edges(
+            self._take("graphs/edge_codes", edge_rows),
             self._take("graphs/shift_low", chosen),
             self._take("graphs/shift_bits", chosen).to(torch.int32),
             edges,
@@ -310,19 +336,20 @@ class Store:
         """Gather rows of an array; `index_select` is faster than an index."""
         return self._arrays[name].index_select(0, rows)
 
-    def _ranges(self, offsets: str, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def _ranges(
+        self, offsets: str, chosen: Tensor, total: int
+    ) -> tuple[Tensor, Tensor]:
         """Return the rows of all entries of some crystals, and how many each has."""
         start = self._take(offsets, chosen)
-        count = self._take(offsets, chosen + 1) - start  # (B,)
-        ends = torch.cumsum(count, 0)
-        total = int(ends[-1]) if len(ends) else 0
-        rows = torch.repeat_interleave(start - ends + count, count, output_size=total)
-        return rows.add_(torch.arange(total, device=start.device)), count
+        counts = self._take(offsets, chosen + 1) - start  # (B,)
+        before = torch.cumsum(counts, 0) - counts
+        rows = torch.repeat_interleave(start - before, counts, output_size=total)
+        return rows.add_(torch.arange(total, device=start.device)), counts
 
     def to(self, device: str | torch.device) -> Store:
-        """Return this store with its arrays on another device."""
-        arrays = {name: array.to(device) for name, array in self._arrays.items()}
-        return Store(self.path, arrays, self.facts)
+        """Return this store with its arrays on another device, for batches there."""
+        arrays = {name: array.to(device) for name, array in self._host.items()}
+        return Store(self.path, arrays, self.facts, self._host)
 
     # ------------------------------------------------------------------- integrity
 
@@ -405,37 +432,3 @@ def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
         raise InputError(
             f"{path}: cut short (`{dataset.name}` is incomplete); build it again"
         ) from None
-
-
-def _unsigned(code: Tensor) -> Tensor:
-    """Return edge codes as int32; 16-bit ones are unsigned."""
-    wide = code.to(torch.int32)
-    return wide & 0xFFFF if code.dtype == torch.int16 else wide
-
-
-def _unpack(
-    code: Tensor, low: Tensor, bits: Tensor, edges: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Undo `shards.pack_edges` for the edges of many crystals.
-
-    Args:
-        code: (E,) int32.
-        low: (B, 3) int8, the lowest translation of each crystal.
-        bits: (B, 3) int32, the width of each field.
-        edges: (B,) edges of each crystal.
-
-    Returns:
-        Neighbours (E,) int64 and translations (E, 3) int8.
-    """
-    # One column at a time: operations on contiguous numbers are many times faster than
-    # the same on the columns of a matrix.
-    crystal = torch.arange(len(edges), device=code.device)
-    crystal = torch.repeat_interleave(crystal, edges, output_size=len(code))  # (E,)
-    masks = (1 << bits) - 1  # (B, 3)
-    axes: list[Tensor] = []
-    for axis in (2, 1, 0):
-        field = code & masks[:, axis].index_select(0, crystal)
-        lowest = low[:, axis].to(torch.int32).index_select(0, crystal)
-        axes.insert(0, (field + lowest).to(torch.int8))  # (E,)
-        code = code >> bits[:, axis].index_select(0, crystal)
-    return code.long(), torch.stack(axes, dim=1)
