@@ -10,7 +10,9 @@ import torch
 
 from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
-from crysdistill.training.loader import BatchLoader
+from crysdistill.graphs import CrystalBatch
+from crysdistill.training import loader as loaders
+from crysdistill.training.loader import BatchLoader, place
 from tests.toy_stores import labelled, open_store
 
 
@@ -121,3 +123,70 @@ def test_targets_belong_to_their_crystals(store):
 def test_the_batch_size_is_positive(store):
     with pytest.raises(InputError, match="`batch_size` is 0 but must be at least 1"):
         BatchLoader(store, ROWS, 0)
+
+
+@pytest.mark.parametrize("budget", [None, 150])
+def test_ranks_take_parts_of_the_same_batches(store, budget):
+    def made() -> BatchLoader:
+        return BatchLoader(store, ROWS, 5, (), True, edge_budget=budget)
+
+    whole, ranks = an_epoch(made()), []
+    for rank in range(3):
+        loader = made()
+        loader.divide(rank, 3)
+        assert len(loader) == len(whole)
+        ranks.append(an_epoch(loader))
+    for batch, *parts in zip(whole, *ranks, strict=True):
+        assert sorted(batch) == sorted(flat(parts))
+        # In the order of the batch: the first of two crystals stays the first.
+        assert all(part == [row for row in batch if row in part] for part in parts)
+
+
+def test_a_rank_may_have_nothing_to_do(store):
+    loader = BatchLoader(store, ROWS[:2], 5, ["density"])
+    loader.divide(2, 3)
+    (batch,) = loader
+    assert (batch.num_graphs, batch.num_nodes, batch.num_edges) == (0, 0, 0)
+    assert batch.targets.shape == (0, 1)
+    assert batch.crystals_of_all == 2
+
+
+def test_batches_made_ahead_are_the_same(store, monkeypatch):
+    """What a device without room for the store gets."""
+    ahead = shuffled(store)
+    ahead._device = torch.device("meta")
+    moved = []
+    monkeypatch.setattr(
+        CrystalBatch, "to", lambda self, device, **_: moved.append(device) or self
+    )
+    assert an_epoch(ahead) == an_epoch(shuffled(store))
+    assert moved == [torch.device("meta")] * 5
+    assert ahead.seconds_waited > 0
+
+
+def test_an_error_in_the_thread_is_raised(store, monkeypatch):
+    loader = shuffled(store)
+    loader._device = torch.device("meta")
+
+    def fail(self, rows, targets):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Store, "batch", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        next(iter(loader))
+
+
+def test_a_store_goes_to_a_device_once_if_it_fits(store, monkeypatch):
+    sent = []
+
+    def to(self, device):
+        sent.append(device)
+        return self
+
+    monkeypatch.setattr(Store, "to", to)
+    device = torch.device("meta")
+    for free, fits in ((store.nbytes * 3.0, True), (store.nbytes * 2.0, False)):
+        monkeypatch.setattr(loaders, "_free_memory", lambda _, free=free: free)
+        assert place((shuffled(store), shuffled(store)), device) is fits
+    assert sent == [device]
+    assert not place((shuffled(store),), torch.device("cpu"))

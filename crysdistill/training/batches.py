@@ -109,7 +109,7 @@ class Batches:
         """
         budget = self.edge_budget or 1
         sizes = np.sort(self.edges)[::-1]
-        number = max(1, -(-int(sizes.sum()) // budget))
+        number = -(-int(sizes.sum()) // budget)
         while len(sizes) and _loads(sizes, number).max() > budget:
             number += max(1, number // 200)
         return number
