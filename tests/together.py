@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import queue
 import socket
 import traceback
 from collections.abc import Callable
@@ -56,10 +57,15 @@ def together(ranks: int, do: Callable, *args: Any) -> list[Any]:
     ]
     for member in members:
         member.start()
-    found = dict(pickle.loads(answer.get(timeout=120)) for _ in members)
+    found: dict[int, Any] = {}
+    while len(found) < ranks:
+        try:
+            found |= [pickle.loads(answer.get(timeout=1))]
+        except queue.Empty:
+            codes = [member.exitcode for member in members]
+            assert not any(codes), f"processes ended with {codes}"
     for member in members:
         member.join(30)
-        assert member.exitcode == 0
     return [found[rank] for rank in range(ranks)]
 
 
