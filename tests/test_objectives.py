@@ -22,7 +22,11 @@ from crysdistill.objectives import (
     SpaceGroup,
     make_objective,
 )
-from crysdistill.objectives.draws import per_atom_integers, per_atom_uniform
+from crysdistill.objectives.draws import (
+    per_atom_integers,
+    per_atom_uniform,
+    per_crystal_uniform,
+)
 from crysdistill.objectives.objective import balanced_weights
 from tests.conftest import random_crystal
 from tests.toy_batches import batch_of, embed, gradients, toy, with_space_groups
@@ -438,3 +442,16 @@ def test_space_group_numbers():
         "space_group_top5": 0.5,
         "space_group_top5_chance": 1.0,
     }
+
+
+def test_draws_of_a_crystal_belong_to_its_row():
+    rows = torch.arange(400)
+    draws = per_crystal_uniform(rows, 50, 3, "dropout")
+    order = torch.randperm(400)
+    again = per_crystal_uniform(rows[order][:7], 50, 3, "dropout")
+    assert torch.equal(again, draws[order][:7])
+    assert draws.unique().numel() > 19_900
+    # 20,000 draws: the standard error of a tenth is 0.0021
+    tenths = torch.histc(draws, 10, 0, 1) / draws.numel()
+    assert (tenths - 0.1).abs().max() < 0.01
+    assert not torch.equal(draws, per_crystal_uniform(rows, 50, 4, "dropout"))

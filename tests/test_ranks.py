@@ -131,6 +131,21 @@ def test_pretraining_does_not_depend_on_the_number_of_processes(
         check_alike(one, found[0])
 
 
+def test_classification_drops_the_same_on_any_number_of_processes(store, tmp_path):
+    config = TrainConfig(
+        dataset=store,
+        target=Target("class", task="classification"),
+        encoder=SMALL_ENCODER,
+        split=SplitSettings(train=28, val=9, test=9),
+        optimizer=PLAIN,
+        trainer=SHORT,
+    )
+    one = train(replace(config, out=tmp_path / "one"))
+    found = together(2, train, replace(config, out=tmp_path / "two"))
+    assert [isinstance(weights, Path) for weights in found] == [True, True], found
+    check_alike(one, found[0])
+
+
 def test_distillation_does_not_depend_on_the_number_of_processes(store, tmp_path):
     config = DistillConfig(
         dataset=store,

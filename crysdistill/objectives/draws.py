@@ -1,4 +1,4 @@
-"""Random numbers that belong to the atoms of a crystal.
+"""Random numbers that belong to a crystal or to its atoms.
 
 A number is a function of (seed, stream, store row of the crystal, number of the atom
 in its crystal) and of nothing else. So a crystal is masked and sampled alike in
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crysdistill.graphs import CrystalBatch
 
-__all__ = ["per_atom_integers", "per_atom_uniform"]
+__all__ = ["per_atom_integers", "per_atom_uniform", "per_crystal_uniform"]
 
 _WORD = 1 << 64
 
@@ -46,14 +46,19 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def _words(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
-    """Return 64 random bits for each atom, (N,) int64."""
+def _crystal_words(rows: Tensor, seed: int, stream: str) -> Tensor:
+    """Return 64 random bits for each crystal, (B,) int64."""
     # The stream keeps two uses of one seed apart (masks and sampled pairs, say).
-    rows = batch.rows.long()
+    rows = rows.long()
     key = torch.full_like(rows, _signed(seed))
     key = _mix(key * _GAMMA + zlib.crc32(stream.encode()))
-    crystal = _mix(key ^ _mix((rows + 1) * _GAMMA))  # (B,)
-    atoms = torch.arange(len(batch.batch), device=rows.device)
+    return _mix(key ^ _mix((rows + 1) * _GAMMA))
+
+
+def _words(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
+    """Return 64 random bits for each atom, (N,) int64."""
+    crystal = _crystal_words(batch.rows, seed, stream)  # (B,)
+    atoms = torch.arange(len(batch.batch), device=crystal.device)
     number = atoms - batch.ptr[batch.batch]  # (N,), from 0 in each crystal
     return _mix(crystal[batch.batch] + (number + 1) * _GAMMA)
 
@@ -77,5 +82,23 @@ def per_atom_uniform(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
         seed: of the step or epoch; any integer.
         stream: the name of the use. Other uses of the same seed are independent.
     """
+    return _uniform(_words(batch, seed, stream))
+
+
+def per_crystal_uniform(rows: Tensor, width: int, seed: int, stream: str) -> Tensor:
+    """Return random numbers for each crystal, (B, width) float32, uniform in [0, 1).
+
+    Args:
+        rows: (B,) the rows of the crystals in their store.
+        width: how many numbers for each.
+        seed: of the step or epoch; any integer.
+        stream: the name of the use. Other uses of the same seed are independent.
+    """
+    crystal = _crystal_words(rows, seed, stream)  # (B,)
+    number = torch.arange(1, width + 1, device=rows.device)
+    return _uniform(_mix(crystal.unsqueeze(1) + number * _GAMMA))
+
+
+def _uniform(words: Tensor) -> Tensor:
     # 24 bits are all that float32 holds without rounding up to 1.
-    return _shift_right(_words(batch, seed, stream), 40).float() * 2.0**-24
+    return _shift_right(words, 40).float() * 2.0**-24

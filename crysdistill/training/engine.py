@@ -48,8 +48,7 @@ class SeededSteps(Callback):
         batch_idx: int,
     ) -> None:
         """Draw the step's randomness from the run's seed and the batch alone."""
-        seed = step_seed(self.seed, batches_before(trainer, batch_idx))
-        torch.manual_seed(seed + rank() * 2**40)
+        torch.manual_seed(step_seed(self.seed, batches_before(trainer, batch_idx)))
 
 
 def batches_before(trainer: L.Trainer, batch_idx: int) -> int:

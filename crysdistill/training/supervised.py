@@ -89,7 +89,7 @@ class SupervisedModule(L.LightningModule):
         It is (1 - alpha) * property loss + alpha * embedding loss.
         """
         atoms, crystals = self.predictor.embed(batch)
-        output = self.predictor.head(crystals)
+        output = self.predictor.head(crystals, batch.rows)
         loss = self.predictor.loss(output, batch.targets)
         losses = {"property": loss}
         if self.distillation is not None and self.teacher is not None:

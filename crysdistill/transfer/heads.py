@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crysdistill.errors import InputError, did_you_mean
+from crysdistill.objectives.draws import per_crystal_uniform
 from crysdistill.transfer.targets import TASKS
 
 
@@ -72,17 +74,34 @@ class PropertyHead(nn.Module):
             "dropout": dropout,
         }
         self.first = nn.Linear(width, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.middle = nn.ModuleList(
             nn.Linear(hidden, hidden) for _ in range(layers - 1)
         )
         self.last = nn.Linear(hidden, outputs)
 
-    def forward(self, crystal_embeddings: Tensor) -> Tensor:
-        """Map crystal embeddings (B, F) to (B, outputs)."""
+    def forward(self, crystal_embeddings: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Map crystal embeddings to outputs.
+
+        Args:
+            crystal_embeddings: (B, F).
+            rows: (B,) rows of the crystals in their store. With them, what is dropped
+                depends on torch's seed and the crystal alone: not on the batch around
+                it, nor on the rank that has it.
+
+        Returns:
+            (B, outputs).
+        """
         x = F.softplus(self.first(F.softplus(crystal_embeddings)))  # (B, hidden)
-        x = self.dropout(x)
+        if self.training and self.dropout:
+            x = self._drop(x, rows)
         for layer in self.middle:
             x = F.softplus(layer(x))
         x = self.last(x)  # (B, outputs)
         return F.log_softmax(x, dim=1) if self.task == "classification" else x
+
+    def _drop(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        if rows is None:
+            return F.dropout(x, self.dropout)
+        draw = per_crystal_uniform(rows, x.shape[1], torch.initial_seed(), "dropout")
+        return x * (draw >= self.dropout) / (1 - self.dropout)

@@ -69,7 +69,7 @@ class Predictor(nn.Module):
             (B, 1), transformed and normalised, or (B, 2), logarithms of class
             probabilities.
         """
-        return self.head(self.embed(batch)[1])
+        return self.head(self.embed(batch)[1], batch.rows)
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return how far the output is from the labels; a share of it per rank.
