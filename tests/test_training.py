@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,34 +11,38 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crysdistill.cli import main
 from crysdistill.corpus.splits import make_split
 from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
 from crysdistill.graphs import GraphSettings
-from crysdistill.training import engine, pretraining, supervised
+from crysdistill.training import pretraining
 from crysdistill.training.plans import (
     DistillConfig,
-    FinetuneConfig,
-    LabelledConfig,
     TrainConfig,
 )
-from crysdistill.training.pretraining import PretrainConfig, pretrain
+from crysdistill.training.pretraining import pretrain
 from crysdistill.training.runs import CONTENTS
 from crysdistill.training.settings import (
     FreezeSettings,
-    HeadSettings,
     OptimizerSettings,
     SplitSettings,
-    TrainerSettings,
 )
 from crysdistill.training.supervised import distill, finetune, train
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import load_encoder, load_predictor, read_header
+from tests.toy_runs import (
+    SHORT,
+    history,
+    pretraining_config,
+    results,
+    rows,
+    same,
+    shared,
+    training_config,
+    tuning,
+    weights_of,
+)
 from tests.toy_stores import SMALL_ENCODER, labelled, write_store
-
-DENSITY = Target("density", "1/Å³")
-SHORT = TrainerSettings(epochs=3, batch_size=8, accelerator="cpu", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -57,61 +54,13 @@ def dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def config(dataset, tmp_path) -> TrainConfig:
-    return TrainConfig(
-        dataset=dataset,
-        target=DENSITY,
-        out=tmp_path / "run",
-        encoder=SMALL_ENCODER,
-        head=HeadSettings(hidden=8),
-        split=SplitSettings(train=24, val=8, test=8),
-        trainer=SHORT,
-    )
+    return training_config(dataset, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
 def pretrained(dataset, tmp_path_factory) -> Path:
     """An encoder that learned a little."""
     return pretrain(pretraining_config(dataset, tmp_path_factory.mktemp("p") / "run"))
-
-
-def pretraining_config(corpus: Path, out: Path, **more) -> PretrainConfig:
-    settings = {
-        "encoder": {**SMALL_ENCODER, "bias": False, "normalize": True},
-        "trainer": SHORT,
-        "held_out": 0.2,
-        **more,
-    }
-    return PretrainConfig(corpus=corpus, out=out, **settings)
-
-
-def shared(config: TrainConfig, kind: type = TrainConfig) -> dict:
-    return {field.name: getattr(config, field.name) for field in fields(kind)}
-
-
-def tuning(config: TrainConfig, weights: Path, **more) -> FinetuneConfig:
-    return FinetuneConfig(**shared(config, LabelledConfig), weights=weights, **more)
-
-
-def weights_of(path: Path) -> dict[str, torch.Tensor]:
-    return load_file(path)
-
-
-def same(first: Path, second: Path) -> bool:
-    a, b = weights_of(first), weights_of(second)
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def history(run: Path, name: str) -> list[float]:
-    return [float(r[name]) for r in rows(run / "metrics.csv") if r.get(name)]
-
-
-def results(run: Path) -> dict:
-    return json.loads((run / "results.json").read_text())
 
 
 # ------------------------------------------------------------------ the run directory
@@ -174,34 +123,6 @@ class TestRunDirectory:
         with pytest.raises(InputError, match="is not a run directory, so it will not"):
             train(config)
         assert (config.out / "thesis.tex").exists()
-
-    def test_nothing_to_resume(self, config):
-        config.resume = True
-        train(config)  # a folder that is not there: begin
-        (config.out / "checkpoints" / "last.ckpt").unlink()
-        with pytest.raises(InputError, match="has no checkpoint to resume; start anew"):
-            train(config)
-
-    def test_another_configuration_does_not_resume(self, config):
-        train(config)
-        config.resume = True
-        config.optimizer = OptimizerSettings(lr=0.5)
-        config.seed = 4
-        message = (
-            r"begun with another configuration; now different: .*lr: 0\.5; seed: 4"
-        )
-        with pytest.raises(InputError, match=message):
-            train(config)
-
-    def test_a_finished_run_resumed_stays_as_it_is(self, config):
-        train(config)
-        before = weights_of(config.out / "weights.safetensors")
-        validation = history(config.out, "val_mae")
-        config.resume = True
-        train(config)
-        after = weights_of(config.out / "weights.safetensors")
-        assert all(torch.equal(before[n], after[n]) for n in before)
-        assert history(config.out, "val_mae") == validation
 
     def test_the_same_run_twice_gives_the_same_bits(self, config):
         first = train(config)
@@ -267,243 +188,6 @@ class TestTestLabelsStayUnseen:
         scale = read_header(config.out / "weights.safetensors").normalizer
         assert scale.mean == pytest.approx(np.mean(known))
         assert scale.std == pytest.approx(np.std(known, ddof=1))
-
-
-# --------------------------------------------------------------- stopping and resuming
-
-
-def stop_at(step: int, how: Callable[[], None]) -> type[engine.SeededSteps]:
-    """A callback of the engine that does something before a step."""
-
-    class Stopping(engine.SeededSteps):
-        def on_train_batch_start(self, trainer, *rest):
-            if trainer.global_step == step:
-                how()
-            super().on_train_batch_start(trainer, *rest)
-
-    return Stopping
-
-
-def press_ctrl_c() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-class CrashError(Exception):
-    """Stands for whatever ends a process without a word."""
-
-
-def crash() -> None:
-    raise CrashError
-
-
-def stopped(monkeypatch, run: Callable, config, step: int, how=press_ctrl_c) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "SeededSteps", stop_at(step, how))
-        with pytest.raises((KeyboardInterrupt, CrashError)):
-            run(config)
-
-
-# 24 crystals in batches of 8 are 3 steps an epoch.
-MOMENTS = [(4, press_ctrl_c), (5, terminate), (6, press_ctrl_c), (7, crash), (8, crash)]
-
-
-class TestResume:
-    @pytest.mark.parametrize(("step", "how"), MOMENTS)
-    def test_training(self, config, monkeypatch, step, how):
-        whole = train(replace(config, out=config.out.with_name("whole")))
-        stopped(monkeypatch, train, config, step, how)
-        assert not (config.out / "weights.safetensors").exists()
-        assert same(train(replace(config, resume=True)), whole)
-        one, other = results(config.out), results(whole.parent)
-        assert one == other
-        for name in ("val_mae", "val_loss", "train_loss"):
-            told, expected = history(config.out, name), history(whole.parent, name)
-            assert len(told) == 3, name
-            if name != "train_loss":  # an average over the part of the epoch after it
-                assert told == expected, name
-
-    def test_twice(self, config, monkeypatch):
-        config.trainer = replace(SHORT, epochs=6)
-        whole = train(replace(config, out=config.out.with_name("whole")))
-        stopped(monkeypatch, train, config, 4)
-        stopped(monkeypatch, train, replace(config, resume=True), 11)
-        assert same(train(replace(config, resume=True)), whole)
-        assert history(config.out, "val_mae") == history(whole.parent, "val_mae")
-
-    def test_a_second_ctrl_c_leaves_no_half_step(self, config, monkeypatch):
-        """It may come in the middle of a step: the last epoch's checkpoint counts."""
-        whole = train(replace(config, out=config.out.with_name("whole")))
-        real = torch.optim.AdamW.step
-        calls = 0
-
-        def interrupted(self, closure=None):
-            nonlocal calls
-            calls += 1
-            if calls == 5:
-                with torch.no_grad():
-                    self.param_groups[0]["params"][0].add_(1.0)  # half of a step
-                press_ctrl_c()
-                press_ctrl_c()
-            return real(self, closure)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.optim.AdamW, "step", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                train(config)
-        assert calls == 5
-        assert same(train(replace(config, resume=True)), whole)
-
-    def test_signals_are_given_back(self, config, monkeypatch):
-        before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-        stopped(monkeypatch, train, config, 4)
-        train(replace(config, resume=True))
-        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
-
-    @pytest.mark.parametrize("how", [press_ctrl_c, crash])
-    def test_the_best_epoch_before_the_stop_is_remembered(
-        self, config, monkeypatch, how
-    ):
-        """Validation is made to be 3, 1, 2, 4, ...: the second epoch is the best."""
-        values = {3: 3.0, 6: 1.0, 9: 2.0, 12: 4.0}
-
-        def log_planned(self):
-            self.log("val_mae", values[self.trainer.global_step])
-            self.val_metric.reset()
-            self.val_means.compute()
-
-        monkeypatch.setattr(
-            supervised.SupervisedModule, "on_validation_epoch_end", log_planned
-        )
-        config.trainer = replace(SHORT, epochs=4)
-        whole = train(replace(config, out=config.out.with_name("whole")))
-        stopped(monkeypatch, train, config, 6, how)
-        assert same(train(replace(config, resume=True)), whole)
-
-    @pytest.mark.parametrize("step", [6, 7, 9])
-    @pytest.mark.parametrize("how", [press_ctrl_c, crash])
-    def test_patience(self, config, monkeypatch, step, how):
-        """The epochs that did not help before the stop count as well."""
-
-        def log_planned(self):
-            value = max(1.0, 4.0 - self.trainer.global_step)  # best after one epoch
-            self.log("val_mae", value)
-            self.val_metric.reset()
-            self.val_means.compute()
-
-        monkeypatch.setattr(
-            supervised.SupervisedModule, "on_validation_epoch_end", log_planned
-        )
-        config.trainer = replace(SHORT, epochs=9, patience=3)
-        whole = train(replace(config, out=config.out.with_name("whole")))
-        stopped(monkeypatch, train, config, step, how)
-        assert same(train(replace(config, resume=True)), whole)
-        for run in (config.out, whole.parent):
-            assert len(history(run, "val_mae")) == 4
-
-    def test_a_run_that_patience_ended_does_not_go_on(self, config):
-        config.optimizer = OptimizerSettings(lr=0.3, schedule="constant")
-        config.trainer = replace(SHORT, epochs=20, patience=1)
-        train(config)
-        before = weights_of(config.out / "weights.safetensors")
-        epochs = history(config.out, "val_mae")
-        assert len(epochs) < 20
-        train(replace(config, resume=True))
-        after = weights_of(config.out / "weights.safetensors")
-        assert history(config.out, "val_mae") == epochs
-        assert all(torch.equal(before[n], after[n]) for n in before)
-
-    @pytest.mark.parametrize(("step", "how"), [(3, press_ctrl_c), (5, crash)])
-    def test_dropout(self, config, monkeypatch, step, how):
-        config.target = Target("class", task="classification")
-        whole = train(replace(config, out=config.out.with_name("whole")))
-        stopped(monkeypatch, train, config, step, how)
-        assert same(train(replace(config, resume=True)), whole)
-
-    @pytest.mark.parametrize(("step", "how"), [(5, press_ctrl_c), (6, crash)])
-    def test_pretraining(self, dataset, tmp_path, monkeypatch, step, how):
-        config = pretraining_config(dataset, tmp_path / "run")
-        whole = pretrain(replace(config, out=tmp_path / "whole"))
-        stopped(monkeypatch, pretrain, config, step, how)
-        assert same(pretrain(replace(config, resume=True)), whole)
-        assert results(config.out)["numbers"] == results(whole.parent)["numbers"]
-
-    def test_distillation(self, config, monkeypatch, pretrained):
-        given = {**shared(config), "teacher": str(pretrained)}
-        helped = DistillConfig(**given)
-        whole = distill(replace(helped, out=config.out.with_name("whole")))
-        stopped(monkeypatch, distill, helped, 4)
-        assert same(distill(replace(helped, resume=True)), whole)
-
-    def test_half_a_checkpoint(self, config, monkeypatch):
-        stopped(monkeypatch, train, config, 7, crash)
-        last = config.out / "checkpoints" / "last.ckpt"
-        last.write_bytes(last.read_bytes()[:1000])
-        with pytest.raises(InputError, match=r"last\.ckpt is damaged.*start anew"):
-            train(replace(config, resume=True))
-
-
-def arguments(config: TrainConfig, *more: str) -> list[str]:
-    given = {
-        "dataset": config.dataset,
-        "target.name": "density",
-        "target.unit": "1/Å³",
-        "out": config.out,
-        **{f"encoder.{name}": value for name, value in SMALL_ENCODER.items()},
-        "head.hidden": 8,
-        "split.train": 24,
-        "split.val": 8,
-        "split.test": 8,
-        "trainer.epochs": config.trainer.epochs,
-        "trainer.batch_size": 8,
-        "trainer.accelerator": "cpu",
-        "trainer.progress": "false",
-    }
-    words = [f"{name}={value}" for name, value in given.items()]
-    return [sys.executable, "-m", "crysdistill", "train", *words, *more]
-
-
-@pytest.mark.slow
-def test_a_process_stopped_by_signals(config):
-    """By Ctrl-C first, then, gone on, by a kill that it cannot answer."""
-    config.trainer = replace(SHORT, epochs=100)
-    whole = replace(config, out=config.out.with_name("whole"))
-    log = config.out / "metrics.csv"
-
-    def lines() -> int:
-        return log.read_text().count("\n") if log.exists() else 0
-
-    for number, more in ((signal.SIGINT, []), (signal.SIGKILL, ["resume=true"])):
-        wanted = lines() + 8
-        process = subprocess.Popen(
-            arguments(config, *more), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            text=True,
-        )  # fmt: skip
-        end = time.monotonic() + 60
-        while lines() < wanted and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.01)
-        process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
-        if number == signal.SIGINT:
-            assert process.returncode == 130
-            assert said.splitlines()[-1] == (
-                "interrupted; the same command with `resume=true` goes on"
-            )
-        else:
-            assert process.returncode == -signal.SIGKILL
-        assert not (config.out / "weights.safetensors").exists()
-    try:
-        assert main(arguments(config, "resume=true")[3:]) == 0
-        assert main(arguments(whole)[3:]) == 0
-    finally:
-        torch.set_flush_denormal(False)
-    weights = "weights.safetensors"
-    assert same(config.out / weights, whole.out / weights)
-    assert results(config.out) == results(whole.out)
-    assert history(config.out, "val_mae") == history(whole.out, "val_mae")
 
 
 # ---------------------------------------------------------------- teachers, freezing

@@ -1,147 +1,149 @@
-"""Stopping between two steps, and going on there: signals, checkpoints, resume."""
+"""Checkpoint files: written whole, the last few kept, the newest sound one found."""
 
 from __future__ import annotations
 
-import csv
-import signal
-import threading
+import io
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import rich
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from rich.markup import escape
 
 from crysdistill.errors import InputError
-from crysdistill.training.loader import BatchLoader
-from crysdistill.training.runs import RunDirectory
+from crysdistill.ranks import on_first_rank
+from crysdistill.training.files import remove_partials, write_whole
+
+_NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
-class KeepWork(Callback):
-    """Stops between two steps when told to, and leaves what `resume` goes on from.
+class Checkpoints(TorchCheckpointIO):
+    """The checkpoints of a run, by the number of optimizer steps behind them.
 
-    Ctrl-C, and SIGTERM as SLURM sends it before a time limit, let the step finish:
-    in the middle of one, half of the weights may have moved. A second Ctrl-C stops at
-    once, with the checkpoint of the last epoch.
-
-    Args:
-        run: where the checkpoint goes.
-        loader: the training batches, to go on among them.
-    """
-
-    def __init__(self, run: RunDirectory, loader: BatchLoader) -> None:
-        self.run = run
-        self.loader = loader
-        self.asked = False
-        self._between_steps = False
-        self._handlers: dict[int, Any] = {}
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen to signals; only a main thread can."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def on_train_batch_start(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Stop here if asked to: the last step is complete, the next not begun."""
-        if self.asked:
-            self._between_steps = True
-            raise KeyboardInterrupt
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Save where the run stopped between two steps."""
-        if self._between_steps:
-            save_checkpoint(trainer, self.run.last_checkpoint)
-
-    def on_load_checkpoint(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        checkpoint: dict[str, Any],
-    ) -> None:
-        """Go on among the batches where the checkpoint stands."""
-        self.loader.go_to(*divmod(_batches_done(checkpoint), len(self.loader)))
-
-    def restore(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-
-class EpochCheckpoint(Checkpoint):
-    """Writes `last.ckpt` after every epoch, whole or not at all.
-
-    Lightning calls a `Checkpoint` after the other callbacks: what they know of this
-    epoch, such as which one is the best so far, must be in it.
-    """
-
-    def __init__(self, run: RunDirectory) -> None:
-        self.run = run
-
-    def on_train_epoch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> None:
-        """Save what `resume` needs."""
-        save_checkpoint(trainer, self.run.last_checkpoint)
-
-
-def save_checkpoint(trainer: L.Trainer, path: Path) -> None:
-    """Write a checkpoint so that a kill while writing leaves the one before it."""
-    partial = path.with_suffix(".partial")
-    trainer.save_checkpoint(partial)
-    if trainer.is_global_zero:
-        partial.replace(path)
-
-
-class Patience(EarlyStopping):
-    """Stops a run that no longer improves, and leaves it so when it is resumed."""
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Do not begin an epoch that the run before did not begin."""
-        if self.wait_count >= self.patience:
-            trainer.should_stop = True
-
-
-def earlier_metrics(run: RunDirectory, batches: int) -> list[dict[str, str]]:
-    """Return what a run had logged of the epochs that its checkpoint has behind it.
+    Lightning saves through it what it saves anyway; only how the bytes reach the disk
+    is ours. The format is a zip archive, whose checksums tell a damaged one.
 
     Args:
-        run: the run to resume.
-        batches: of an epoch.
+        folder: where they lie.
 
-    Raises:
-        InputError: the checkpoint cannot be read.
+    Attributes:
+        failure: why the last one could not be written. It is not raised at once: in
+            `Trainer.save_checkpoint` other ranks wait for the one that writes.
     """
-    path = run.last_checkpoint
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises whatever it likes
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.failure: OSError | None = None
+
+    def path(self, step: int) -> Path:
+        """Return the file of a step."""
+        return self.folder / f"step-{step:08d}.ckpt"
+
+    def paths(self) -> list[Path]:
+        """Return the files there are, the oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(found, key=step_of)
+
+    def newest(self) -> Path:
+        """Return the newest that is sound; say so if a newer one is not.
+
+        Raises:
+            InputError: none is.
+        """
+        return on_first_rank(self._newest)
+
+    def _newest(self) -> Path:
+        damaged: list[str] = []
+        for path in reversed(self.paths()):
+            if is_sound(path):
+                if damaged:
+                    rich.print(
+                        escape(
+                            f"{self.folder}: {', '.join(damaged)} damaged; going on "
+                            f"from {path.name}"
+                        )
+                    )
+                return path
+            damaged.append(path.name)
         raise InputError(
-            f"{path} is damaged ({type(error).__name__}); start anew with "
-            "`resume=false overwrite=true`"
-        ) from None
-    epochs = _batches_done(checkpoint) // batches
-    log = run.path / "metrics.csv"
-    if not log.exists():
-        return []
-    with log.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if int(row["epoch"]) < epochs]
+            f"{self.folder}: {', '.join(damaged) or 'the only checkpoint'} is damaged "
+            "and there is no other; start anew with `resume=false overwrite=true`"
+        )
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any | None = None,
+    ) -> None:
+        """Write a checkpoint; Lightning calls this on the first rank."""
+        self.failure = None
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(Path(path), buffer.getbuffer())
+        except OSError as error:
+            self.failure = error
+
+    def check_written(self) -> None:
+        """Raise what kept the last checkpoint from being written, on all ranks.
+
+        Raises:
+            InputError: the disk is full, most likely; the text says what is kept.
+        """
+        on_first_rank(self._check_written)
+
+    def _check_written(self) -> None:
+        if self.failure is not None:
+            raise self.refusal(self.failure)
+
+    def refusal(self, error: OSError) -> InputError:
+        """Return what to say of a file that could not be written."""
+        paths = self.paths()
+        kept = (
+            f"the checkpoint of step {step_of(paths[-1])} is kept"
+            if paths
+            else "no checkpoint is kept yet"
+        )
+        where = f"{error.filename}: " if error.filename else f"{self.folder.parent}: "
+        return InputError(
+            f"{where}{error.strerror or error}; {kept}; make room, and the same "
+            "command with `resume=true` goes on there"
+        )
+
+    def prune(self, step: int, keep: int) -> None:
+        """Remove all but the last few up to a step that has just been written.
+
+        A later one is damaged: otherwise the run would have gone on from it.
+        """
+        known = [path for path in self.paths() if step_of(path) <= step]
+        for path in self.paths():
+            if path not in known[-keep:]:
+                path.unlink(missing_ok=True)
+
+    def clean(self) -> None:
+        """Remove what a killed run was writing."""
+        remove_partials(self.folder)
 
 
-def _batches_done(checkpoint: dict[str, Any]) -> int:
-    """Return how many batches a run had trained on."""
-    loop = checkpoint["loops"]["fit_loop"]
-    return loop["epoch_loop.batch_progress"]["total"]["completed"]
+def step_of(path: Path) -> int:
+    """Return the number of steps behind a checkpoint, by its name."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def is_sound(path: Path) -> bool:
+    """Return whether every byte of a checkpoint is as it was written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except PermissionError:
+        raise
+    except Exception:  # a damaged file raises whatever it likes
+        return False

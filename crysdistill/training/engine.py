@@ -10,25 +10,17 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-    ModelCheckpoint,
-    TQDMProgressBar,
-)
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
 
 from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError
-from crysdistill.ranks import rank, tell_all, world_size
-from crysdistill.training.checkpoints import (
-    EpochCheckpoint,
-    KeepWork,
-    Patience,
-    earlier_metrics,
-)
+from crysdistill.ranks import rank, world_size
+from crysdistill.training.keeping import BestWeights, KeepWork, Patience
 from crysdistill.training.loader import BatchLoader, place
+from crysdistill.training.metrics_log import MetricsLog
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import TrainerSettings
 from crysdistill.training.trial import HeaviestFirst
@@ -102,15 +94,12 @@ def fit(
         InputError: the heaviest batch does not fit into memory, or something that the
             settings ask for is not there.
     """
-    best = ModelCheckpoint(
-        run.checkpoints, filename="best", monitor=monitor, mode=mode,
-        save_weights_only=True, enable_version_counter=False,
-    )  # fmt: skip
-    keeper = KeepWork(run, train)
+    log = MetricsLog(run.path / "metrics.csv")
+    keeper = KeepWork(run, train, log, settings)
+    best = BestWeights(monitor, mode)
     callbacks: list[Callback] = [
         HeaviestFirst(train, settings.epochs),
         best,
-        EpochCheckpoint(run),
         keeper,
         SeededSteps(seed),
     ]
@@ -118,7 +107,7 @@ def fit(
         callbacks.append(Patience(monitor, mode=mode, patience=settings.patience))
     if settings.progress:
         callbacks.append(ProgressBar(refresh_rate=10))
-    earlier = earlier_metrics(run, len(train)) if run.resumed else []
+    resume = keeper.files.newest() if run.resumed else None
     with _Quiet():
         trainer = L.Trainer(
             accelerator=settings.accelerator,
@@ -131,7 +120,10 @@ def fit(
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip,
             callbacks=callbacks,
-            logger=_loggers(run, earlier),
+            logger=[
+                log,
+                TensorBoardLogger(run.path, name=None, version="tensorboard"),
+            ],
             enable_progress_bar=settings.progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -145,22 +137,13 @@ def fit(
         place((train, val), device)
         if settings.compile:
             _compile(module, device)
-        resume = run.last_checkpoint if run.resumed else None
         try:
-            trainer.fit(module, train, val, ckpt_path=resume)
-        except SystemExit:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt(
-                f"stopped after {trainer.global_step} steps; `resume=true` goes on "
-                "there"
-            ) from None
+            with keeper:
+                trainer.fit(module, train, val, ckpt_path=resume)
         finally:
-            keeper.restore()
             if settings.deterministic:
                 torch.use_deterministic_algorithms(False)
-    path = tell_all(best.best_model_path)
-    if path:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(state)
+    best.put_into(module)
 
 
 def _strategy() -> Strategy | str:
@@ -169,15 +152,6 @@ def _strategy() -> Strategy | str:
         return "auto"
     # Batch norms keep the buffers of all ranks the same: nothing is to be sent round.
     return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
-def _loggers(run: RunDirectory, earlier: list[dict[str, str]]) -> list[Logger]:
-    """Return the logs of a run, with what it had written before it was resumed."""
-    log = CSVLogger(run.path, name=None, version="")
-    if rank() == 0:
-        log.experiment.metrics.extend(earlier)  # making it deleted the file
-        log.save()
-    return [log, TensorBoardLogger(run.path, name=None, version="tensorboard")]
 
 
 def _compile(module: L.LightningModule, device: torch.device) -> None:
@@ -210,12 +184,10 @@ class ProgressBar(TQDMProgressBar):
 
 _NOT_FOR_US = (
     ".*does not have many workers.*",  # a batch is one gather: workers would slow it
-    ".*Checkpoint directory.*",
-    ".*Experiment logs directory.*",  # the run directory holds other files
     ".*GPU available but not used.*",
     ".*in eval mode at the start of training.*",  # frozen stages are meant to be
     ".*isinstance.treespec, LeafSpec.*",
-    ".*dataloader is not resumable.*",  # it is: see KeepWork.on_load_checkpoint
+    ".*dataloader is not resumable.*",  # it is: see KeepWork
     ".*sync_dist=True.*",  # what is logged is the same on all ranks
 )
 

@@ -6,15 +6,20 @@ import csv
 import json
 import platform
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import rich
+import yaml
+from rich.markup import escape
 from rich.tree import Tree
 
 from crysdistill import __version__
 from crysdistill.errors import InputError
+from crysdistill.schema import write_value
+from crysdistill.training.checkpoints import Checkpoints
+from crysdistill.training.files import remove_partials, write_whole
 
 CONTENTS = {
     "config.yaml": "what ran, with every default filled in",
@@ -29,6 +34,25 @@ CONTENTS = {
     "results.json": "the numbers",
 }
 """Files of a run directory, and what each holds."""
+
+MAY_CHANGE = (
+    # How a run is begun and where it lies, not what it does.
+    "resume",
+    "overwrite",
+    "out",
+    "trainer.progress",
+    # When it is saved, not what.
+    "trainer.checkpoint_minutes",
+    "trainer.checkpoint_every",
+    "trainer.keep_checkpoints",
+    # Who computes: the same crystals in the same order, though sums may be rounded
+    # differently.
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.threads",
+)
+"""Settings that a resumed run may have others of than it began with."""
 
 
 class RunDirectory:
@@ -53,40 +77,54 @@ class RunDirectory:
         overwrite: bool = False,
     ) -> None:
         self.path = Path(path)
-        self.resumed = resume and self.last_checkpoint.exists()
-        if self.resumed:
-            self._check_same(config)
-            return
-        if resume and self.path.exists() and any(self.path.iterdir()):
-            raise InputError(
-                f"{self.path} has no checkpoint to resume; start anew with "
-                "`resume=false overwrite=true`"
-            )
+        self.resumed = self._prepare(config, resume, overwrite)
+
+    def _prepare(self, config: str, resume: bool, overwrite: bool) -> bool:
+        """Make the folder ready; return whether there is a checkpoint to go on from."""
+        if self.path.is_dir():
+            remove_partials(self.path)
+        begun = (self.path / "config.yaml").exists()
         if self.path.exists() and any(self.path.iterdir()):
+            if resume:
+                if begun:
+                    self._check_same(config)
+                return self._find_checkpoint(begun)
             if not overwrite:
                 raise InputError(
                     f"{self.path} holds an earlier run; give another `out`, or "
                     "`resume=true` to go on with it, or `overwrite=true`"
                 )
-            if not (self.path / "config.yaml").exists():
+            if not begun:
                 raise InputError(
                     f"{self.path} is not a run directory, so it will not be "
                     "overwritten; give another `out`"
                 )
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(config, encoding="utf-8")
+        # First, since it is what makes the folder a run directory.
+        write_whole(self.path / "config.yaml", config.encode())
         self.write_json("environment.json", _environment())
+        return False
+
+    def _find_checkpoint(self, begun: bool) -> bool:
+        """Return whether a run has a checkpoint, or was killed before its first."""
+        files = Checkpoints(self.checkpoints)
+        files.clean()
+        if begun and files.paths():
+            return True
+        if not begun or self.weights.exists():
+            raise InputError(
+                f"{self.path} has no checkpoint to resume; start anew with "
+                "`resume=false overwrite=true`"
+            )
+        rich.print(escape(f"{self.path} has no checkpoint yet: from the beginning"))
+        self.write_json("environment.json", _environment())
+        return False
 
     @property
     def checkpoints(self) -> Path:
-        """Where Lightning's checkpoints go."""
+        """Where checkpoints go."""
         return self.path / "checkpoints"
-
-    @property
-    def last_checkpoint(self) -> Path:
-        """The checkpoint from which `resume` goes on."""
-        return self.checkpoints / "last.ckpt"
 
     @property
     def weights(self) -> Path:
@@ -95,23 +133,24 @@ class RunDirectory:
 
     def _check_same(self, config: str) -> None:
         """Refuse to resume under another configuration; list the differences."""
-        before = (self.path / "config.yaml").read_text("utf-8").splitlines()
-        ignored = ("resume:", "overwrite:")
-        old = [line for line in before if not line.startswith(ignored)]
-        new = [line for line in config.splitlines() if not line.startswith(ignored)]
-        if old != new:
-            changed = [line.strip() for line in new if line not in old]
+        path = self.path / "config.yaml"
+        try:
+            before = _settings(path.read_text("utf-8"))
+        except (UnicodeDecodeError, yaml.YAMLError, AttributeError):
+            raise InputError(
+                f"{path} is damaged; start anew with `resume=false overwrite=true`"
+            ) from None
+        changed = _differences(before, _settings(config))
+        if changed:
             raise InputError(
                 f"{self.path} was begun with another configuration; now different: "
-                f"{'; '.join(changed) or 'fewer settings'}"
+                f"{'; '.join(changed)}; give the old values, or another `out`"
             )
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
         """Write a JSON file into the folder."""
-        path = self.path / name
-        partial = path.with_suffix(".partial")  # whole or not at all
-        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        return partial.replace(path)
+        text = json.dumps(value, indent=2) + "\n"
+        return write_whole(self.path / name, text.encode())
 
     def write_csv(
         self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
@@ -131,6 +170,33 @@ class RunDirectory:
             if (self.path / name).exists():
                 tree.add(f"{name}  [dim]{remark}")
         rich.print(tree)
+
+
+def _settings(config: str) -> dict[str, Any]:
+    """Return the settings of a configuration, with dots between nested keys."""
+    return dict(_flat(yaml.safe_load(config), ""))
+
+
+def _flat(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return `key: old -> new` for every setting that differs and must not."""
+
+    def shown(settings: Mapping[str, Any], key: str) -> str:
+        return write_value(settings[key]) if key in settings else "absent"
+
+    pairs = {key: (shown(old, key), shown(new, key)) for key in {**old, **new}}
+    return [
+        f"{key}: {before} -> {after}"
+        for key, (before, after) in pairs.items()
+        if before != after and key not in MAY_CHANGE
+    ]
 
 
 def _environment() -> dict[str, Any]:

@@ -72,6 +72,10 @@ class TrainerSettings:
         deterministic: choose algorithms on GPUs that repeat bit for bit.
         threads: CPU threads of each process; None leaves torch's choice.
         progress: whether to show a progress bar.
+        checkpoint_minutes: time between checkpoints within an epoch; None writes them
+            at its end only.
+        checkpoint_every: steps after which one is written as well.
+        keep_checkpoints: how many of the last ones stay.
     """
 
     epochs: int = 100
@@ -88,6 +92,9 @@ class TrainerSettings:
     deterministic: bool = False
     threads: int | None = None
     progress: bool = True
+    checkpoint_minutes: float | None = 10.0
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
         _positive(
@@ -101,6 +108,9 @@ class TrainerSettings:
             "devices",
             "num_nodes",
             "threads",
+            "checkpoint_minutes",
+            "checkpoint_every",
+            "keep_checkpoints",
         )
 
 

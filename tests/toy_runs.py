@@ -1,0 +1,73 @@
+"""Short runs on small crystals, and what they leave."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from crysdistill.training.plans import FinetuneConfig, LabelledConfig, TrainConfig
+from crysdistill.training.pretraining import PretrainConfig
+from crysdistill.training.settings import HeadSettings, SplitSettings, TrainerSettings
+from crysdistill.transfer.targets import Target
+from tests.toy_stores import SMALL_ENCODER
+
+DENSITY = Target("density", "1/Å³")
+SHORT = TrainerSettings(epochs=3, batch_size=8, accelerator="cpu", progress=False)
+
+
+def training_config(dataset: Path, out: Path) -> TrainConfig:
+    """A run of three epochs of three steps, on 40 crystals."""
+    return TrainConfig(
+        dataset=dataset,
+        target=DENSITY,
+        out=out,
+        encoder=SMALL_ENCODER,
+        head=HeadSettings(hidden=8),
+        split=SplitSettings(train=24, val=8, test=8),
+        trainer=SHORT,
+    )
+
+
+def pretraining_config(corpus: Path, out: Path, **more) -> PretrainConfig:
+    settings = {
+        "encoder": {**SMALL_ENCODER, "bias": False, "normalize": True},
+        "trainer": SHORT,
+        "held_out": 0.2,
+        **more,
+    }
+    return PretrainConfig(corpus=corpus, out=out, **settings)
+
+
+def shared(config: TrainConfig, kind: type = TrainConfig) -> dict:
+    return {field.name: getattr(config, field.name) for field in fields(kind)}
+
+
+def tuning(config: TrainConfig, weights: Path, **more) -> FinetuneConfig:
+    return FinetuneConfig(**shared(config, LabelledConfig), weights=weights, **more)
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path)
+
+
+def same(first: Path, second: Path) -> bool:
+    a, b = weights_of(first), weights_of(second)
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def history(run: Path, name: str) -> list[float]:
+    return [float(r[name]) for r in rows(run / "metrics.csv") if r.get(name)]
+
+
+def results(run: Path) -> dict:
+    return json.loads((run / "results.json").read_text())
