@@ -98,8 +98,8 @@ def run(verbs: Mapping[str, Verb], argv: Sequence[str]) -> int:
         sys.stdout.flush()
     except InputError as error:
         return _say(f"error: {error}", BAD_INPUT)
-    except KeyboardInterrupt:
-        return _say_interrupted(verb)
+    except KeyboardInterrupt as stop:
+        return _say_interrupted(verb, str(stop))
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -181,10 +181,11 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-def _say_interrupted(verb: Verb | None) -> int:
-    how = verb.resume if verb else ""
+def _say_interrupted(verb: Verb | None, kept: str = "") -> int:
+    """Say what of the work is kept, where it is known, and how to go on."""
     start = "\n" if sys.stderr.isatty() else ""  # below the terminal's ^C
-    return _say(f"{start}interrupted{f'; {how}' if how else ''}", INTERRUPTED)
+    said = ["interrupted", kept, verb.resume if verb else ""]
+    return _say(start + "; ".join(filter(None, said)), INTERRUPTED)
 
 
 def _say_fault() -> int:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
+import re
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +25,7 @@ from crysdistill.training.pretraining import pretrain
 from crysdistill.training.settings import OptimizerSettings
 from crysdistill.training.supervised import distill, train
 from crysdistill.transfer.targets import Target
+from tests.killed_runs import Death, lives, start
 from tests.toy_runs import (
     SHORT,
     history,
@@ -382,3 +389,205 @@ class TestDamage:
         expected = (whole.parent / "metrics.csv").read_bytes()
         assert expected.count(b"\n") == 9
         assert log.read_bytes() == expected
+
+
+# ------------------------------------------------------------------------- kill -9
+
+FILES = ("weights.safetensors", "metrics.csv", "results.json", "predictions.csv")
+
+
+def left_alike(run: Path, whole: Path) -> None:
+    """Check that two runs left the same, bit for bit, and nothing half done."""
+    for name in FILES:
+        if name == "weights.safetensors":  # its header names the folder
+            assert same(run / name, whole / name)
+        elif (whole / name).exists():
+            assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not list(run.rglob("*.partial"))
+    assert [p.name for p in checkpoints(run)] == [p.name for p in checkpoints(whole)]
+
+
+MOMENTS_TO_DIE = {
+    "step": 9, "writing": 6, "written": 6, "validation": 3, "logging": 6, "ending": 1
+}  # fmt: skip
+DEATHS = [Death(w, n) for w, count in MOMENTS_TO_DIE.items() for n in range(count)]
+
+
+def often(config):
+    """Save twice an epoch: after its second step, and at its end."""
+    return replace(config, trainer=replace(SHORT, checkpoint_every=2))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert lives("train", often(training_config(dataset, out)))
+    return out
+
+
+class TestKilled:
+    @pytest.mark.parametrize(
+        "death", [Death("step", 4), Death("writing", 2), Death("validation", 1)]
+    )
+    def test_once(self, config, undisturbed, death):
+        config = often(config)
+        assert not lives("train", config, death)
+        assert lives("train", replace(config, resume=True))
+        left_alike(config.out, undisturbed)
+
+    @pytest.mark.slow
+    def test_at_every_moment(self, config, undisturbed):
+        """Before every step, in every write, in every validation."""
+        for number, death in enumerate(DEATHS):
+            out = config.out.with_name(f"run-{number}")
+            run = often(replace(config, out=out))
+            assert not lives("train", run, death), death
+            assert lives("train", replace(run, resume=True)), death
+            left_alike(out, undisturbed)
+
+    def test_again_and_again(self, config, undisturbed):
+        """A process that dies after one more step, or in its second write, gets on."""
+        config = replace(often(config), resume=True)
+        config.trainer = replace(SHORT, checkpoint_every=1)
+        for attempt in range(40):
+            death = Death("step", 1) if attempt % 2 else Death("writing", 1)
+            if lives("train", config, death):
+                break
+        assert 8 < attempt < 39
+        config.trainer = replace(config.trainer, checkpoint_every=2)
+        left_alike(config.out, undisturbed)
+
+    @pytest.mark.parametrize("death", [Death("step", 9), Death("written", 1)])
+    def test_gradients_being_added_up(self, config, death):
+        """Six batches an epoch, whose gradients move weights after the 4th and 6th."""
+        config.trainer = replace(
+            SHORT, batch_size=4, accumulate=4, checkpoint_every=1, clip=0.5
+        )
+        whole = replace(config, out=config.out.with_name("whole"))
+        assert lives("train", whole)
+        assert checkpoints(whole.out)[-1].name == "step-00000006.ckpt"
+        assert not lives("train", config, death)
+        assert lives("train", replace(config, resume=True))
+        left_alike(config.out, whole.out)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("run", ["pretrain", "distill"])
+    def test_other_runs(self, run, dataset, config, tmp_path, pretrained):
+        if run == "pretrain":
+            begun = often(pretraining_config(dataset, config.out))
+        else:
+            begun = often(DistillConfig(**shared(config), teacher=str(pretrained)))
+        assert lives(run, replace(begun, out=tmp_path / "whole"))
+        for death in (Death("step", 4), Death("writing", 1), Death("validation", 1)):
+            begun.resume = begun.out.exists()
+            assert not lives(run, begun, death)
+        assert lives(run, replace(begun, resume=True))
+        left_alike(begun.out, tmp_path / "whole")
+
+
+# ---------------------------------------------------------- the command, as users have
+
+
+def command(config: TrainConfig, *more: str) -> list[str]:
+    """Return the command line of a run; its settings are those of `SHORT`."""
+    given = {
+        "dataset": config.dataset,
+        "target.name": "density",
+        "target.unit": "1/Å³",
+        "out": config.out,
+        **{f"encoder.{name}": value for name, value in config.encoder.items()},
+        "head.hidden": 8,
+        "split.train": 24,
+        "split.val": 8,
+        "split.test": 8,
+        "trainer.epochs": config.trainer.epochs,
+        "trainer.checkpoint_every": config.trainer.checkpoint_every or "null",
+        "trainer.batch_size": 8,
+        "trainer.accelerator": "cpu",
+        "trainer.progress": "false",
+    }
+    words = [f"{name}={value}" for name, value in given.items()]
+    return [sys.executable, "-m", "crysdistill", "train", *words, *more]
+
+
+def signalled(config: TrainConfig, number: int, *more: str, lines: int = 8, **env: str):
+    """Run the command, send a signal after some more lines of metrics; what it says."""
+    log = config.out / "metrics.csv"
+
+    def written() -> int:
+        return log.read_text().count("\n") if log.exists() else 0
+
+    wanted = written() + lines
+    process = subprocess.Popen(
+        command(config, *more), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        text=True, env={**os.environ, **env}, start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while written() < wanted and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    return process.communicate(timeout=60)[1], process.returncode
+
+
+SLURM = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
+
+
+@pytest.mark.slow
+def test_a_command_stopped_by_signals(config):
+    """Ctrl-C, then both signals that SLURM may send, then one without an answer."""
+    config.trainer = replace(SHORT, epochs=120)
+    whole = replace(config, out=config.out.with_name("whole"))
+    for number, of_job, more, env in (
+        (signal.SIGINT, "", [], {}),
+        (signal.SIGTERM, " of SLURM job 17", ["resume=true"], SLURM),
+        (signal.SIGUSR1, " of SLURM job 17", ["resume=true"], SLURM),
+    ):
+        said, code = signalled(config, number, *more, **env)
+        assert code == 130, said
+        (step,) = re.findall(
+            rf"^interrupted; step (\d+){of_job} is saved; the same command with "
+            r"`resume=true` goes on$",
+            said, re.MULTILINE,
+        )  # fmt: skip
+        assert checkpoints(config.out)[-1].name == f"step-{int(step):08d}.ckpt"
+        assert not (config.out / "weights.safetensors").exists()
+    assert signalled(config, signal.SIGKILL, "resume=true")[1] == -signal.SIGKILL
+    for run, more in ((config, ["resume=true"]), (whole, [])):
+        subprocess.run(command(run, *more), check=True, stdout=subprocess.DEVNULL)
+    left_alike(config.out, whole.out)
+
+
+@pytest.mark.slow
+def test_killed_at_20_random_moments(config):
+    """Whatever the moment, the run goes on and ends with the bits of a quiet one."""
+    config.trainer = replace(SHORT, epochs=60, checkpoint_every=2)
+    quiet = replace(config, out=config.out.with_name("quiet"))
+    begun = time.monotonic()
+    assert lives("train", quiet)
+    long = time.monotonic() - begun
+    rng = random.Random(0)
+    kills = finished = 0
+    while kills < 20 or not finished:
+        run = replace(config, resume=True)
+        if kills < 5:  # the true command, killed after it has begun
+            lines = rng.randrange(1, 12)
+            code = signalled(run, signal.SIGKILL, "resume=true", lines=lines)[1]
+        else:
+            process = start("train", run)
+            process.join(rng.uniform(0, 0.6 * long) if kills < 20 else 120)
+            process.kill()
+            process.join()
+            code = process.exitcode
+        assert code in (0, -signal.SIGKILL)
+        kills += code != 0
+        if code == 0:
+            left_alike(config.out, quiet.out)
+            shutil.rmtree(config.out)
+            finished += 1

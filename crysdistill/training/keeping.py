@@ -87,8 +87,7 @@ class KeepWork(Checkpoint):
         """Give the signals back; say what to do about a stop or a full disk.
 
         Raises:
-            KeyboardInterrupt: the run was asked to stop; the text says after which
-                step it did, and how to go on.
+            KeyboardInterrupt: the run was asked to stop; the text says what is saved.
             InputError: there is no room to write something.
         """
         if threading.current_thread() is threading.main_thread():
@@ -97,19 +96,16 @@ class KeepWork(Checkpoint):
         # SystemExit is what Lightning makes of Ctrl-C.
         if error is None or isinstance(error, SystemExit | KeyboardInterrupt):
             if self._stopped_after is not None:
-                raise KeyboardInterrupt(self._farewell()) from None
+                raise KeyboardInterrupt(self._kept()) from None
             if error is not None:
                 raise KeyboardInterrupt from None
         if isinstance(error, OSError) and error.errno in FULL:
             raise self.files.refusal(error) from None
 
-    def _farewell(self) -> str:
+    def _kept(self) -> str:
         job = os.environ.get("SLURM_JOB_ID")
-        again = f"submit job {job} again" if job else "run the same command"
-        return (
-            f"stopped after step {self._stopped_after}, which is saved; {again} with "
-            "`resume=true` to go on there"
-        )
+        of_job = f" of SLURM job {job}" if job else ""
+        return f"step {self._stopped_after}{of_job} is saved"
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked is not None:

@@ -1,0 +1,117 @@
+"""Runs in processes of their own that die in the middle, as by `kill -9`.
+
+A server that has imported everything, and has no thread but one, forks them: a start
+takes a moment instead of seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from crysdistill.training import checkpoints, engine, pretraining, supervised
+from crysdistill.training.files import PARTIAL
+from crysdistill.training.metrics_log import MetricsLog
+
+RUNS: dict[str, Callable[[Any], Path]] = {
+    "train": supervised.train,
+    "distill": supervised.distill,
+    "pretrain": pretraining.pretrain,
+}
+
+
+@dataclass(frozen=True)
+class Death:
+    """The moment at which a process dies.
+
+    Args:
+        where: `step` before a training step, `validation` in one of its batches,
+            `writing` with half of a checkpoint written, `written` just after it,
+            `logging` before a line of metrics, `ending` before the weights are written.
+        count: how many such moments it survives.
+    """
+
+    where: str
+    count: int = 0
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _prepare(death: Death) -> None:
+    """Let this process die there."""
+    left = death.count
+
+    def passed() -> bool:
+        nonlocal left
+        left -= 1
+        return left < 0
+
+    def before(owner: Any, name: str, dies: Callable[..., None] | None = None) -> None:
+        real = getattr(owner, name)
+
+        def dying(*args: Any, **options: Any) -> Any:
+            if passed():
+                if dies is not None:
+                    dies(real, *args)
+                _die()
+            return real(*args, **options)
+
+        setattr(owner, name, dying)
+
+    def half(real: Callable, path: Path, content: memoryview) -> None:
+        written = path.with_name(path.name + PARTIAL)
+        written.write_bytes(content[: len(content) // 2])
+
+    def whole(real: Callable, path: Path, content: memoryview) -> None:
+        real(path, content)
+
+    modules = (supervised.SupervisedModule, pretraining.PretrainModule)
+    if death.where == "step":
+        before(engine.SeededSteps, "on_train_batch_start")
+    elif death.where == "validation":
+        for module in modules:
+            before(module, "validation_step")
+    elif death.where == "writing":
+        before(checkpoints, "write_whole", half)
+    elif death.where == "written":
+        before(checkpoints, "write_whole", whole)
+    elif death.where == "logging":
+        before(MetricsLog, "log_metrics")
+    elif death.where == "ending":
+        for module in (supervised, pretraining):
+            before(module, "save_weights")
+    else:
+        raise ValueError(death.where)
+
+
+def _attempt(run: str, config: Any, death: Death | None) -> None:
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as it runs
+    if death is not None:
+        _prepare(death)
+    RUNS[run](config)
+
+
+def start(run: str, config: Any, death: Death | None = None) -> BaseProcess:
+    """Start a run in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=_attempt, args=(run, config, death))
+    process.start()
+    return process
+
+
+def lives(run: str, config: Any, death: Death | None = None) -> bool:
+    """Run in a process of its own; return whether it lives to the end."""
+    process = start(run, config, death)
+    process.join(120)
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return process.exitcode == 0
