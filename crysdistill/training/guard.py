@@ -220,7 +220,8 @@ class Guard(Callback):
             loader, rows = self.val, validation
         culprits = []
         if finite:
-            culprits = self._culprits(trainer, module, loader, rows)
+            control = _rows(before if validation is None else step)
+            culprits = self._culprits(trainer, module, loader, rows, control)
         ids = loader.store.material_ids
         mine = {
             "material_ids": [str(ids[row]) for row in rows],
@@ -267,17 +268,22 @@ class Guard(Callback):
         module: L.LightningModule,
         loader: BatchLoader,
         rows: list[int],
+        control: list[int],
     ) -> list[int]:
-        """Return the rows of this rank that alone give a loss that is not finite."""
-        if loader is self.val:
-            loss = _validation_loss(module)
-        else:
-            loss = _training_loss(module)
-        return self._judging(
-            trainer,
-            module,
-            lambda: find_culprits(rows, self._is_bad(module, loader, loss)),
-        )
+        """Return the rows of this rank that alone give a loss that is not finite.
+
+        Where training crystals that were well a step ago (`control`) give one too, it
+        is the weights and not the crystals.
+        """
+        train_loss = _training_loss(module)
+        loss = _validation_loss(module) if loader is self.val else train_loss
+
+        def look() -> list[int]:
+            if control and self._is_bad(module, self.train, train_loss)(control):
+                return []
+            return find_culprits(rows, self._is_bad(module, loader, loss))
+
+        return self._judging(trainer, module, look)
 
     def _is_bad(
         self,
