@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -20,6 +23,7 @@ from crysdistill.training.divergence import (
 )
 from crysdistill.training.guard import FILE, Guard
 from crysdistill.training.settings import OptimizerSettings
+from crysdistill.training.throughput import Throughput
 from tests.toy_runs import ToyRun
 from tests.toy_stores import labelled, open_store
 
@@ -143,6 +147,57 @@ class TestFindCulprits:
 
 
 # --------------------------------------------------------------------------- runs
+
+
+def told_by_ranks(store: Store, out: Path, row: int, lr: float) -> list[dict]:
+    """Run on two processes; return what each says."""
+    command = [sys.executable, "-m", "tests.reports_of_ranks"]
+    done = subprocess.run(
+        [*command, store.path, out, str(row), str(lr)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(Path(f"{out}-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.slow
+def test_ranks_stop_together(store, tmp_path):
+    """Batches of 3 on 2 ranks: one alone has the crystal, and both say so."""
+    first, second = told_by_ranks(store, tmp_path / "run", row=17, lr=0.01)
+    assert first["error"] == second["error"]
+    name = store.material_ids[17]
+    assert first["error"].startswith("the loss is nan in batch")
+    record = json.loads((tmp_path / "run" / FILE).read_text())
+    assert name in record["material_ids"]
+    assert len(record["material_ids"]) == len(set(record["material_ids"])) == 3
+    assert str(first["losses"]) == str(second["losses"])
+    assert record["history"][-1]["loss"] == "nan"
+
+
+@pytest.mark.slow
+def test_ranks_see_one_loss_and_count_all_crystals(store, tmp_path):
+    told = told_by_ranks(store, tmp_path / "run", row=-1, lr=1e-12)
+    assert [one["error"] for one in told] == ["", ""]
+    assert told[0]["losses"] == told[1]["losses"]
+    sgd = OptimizerSettings("sgd", lr=1e-12, schedule="constant")
+    toy = ToyRun(store, tmp_path / "one", 3, sgd, "eq5")
+    guard, speed = guard_of(toy), Throughput(toy.run, toy.train)
+    toy.fit([guard, speed], max_epochs=3)
+    expected = [step.loss for step in guard._steps]
+    np.testing.assert_allclose(told[0]["losses"], expected, rtol=1e-4)
+    report = json.loads((tmp_path / "run" / "throughput.json").read_text())
+    for name in ("steps", "crystals", "atoms", "edges"):
+        assert report[name] == speed.report[name]
+    balance = report["balance"]
+    assert balance["ranks"] == 2
+    assert balance["busiest_over_mean"] - 1 == pytest.approx(
+        toy.train.batches.imbalance(2), rel=0.3
+    )
+    assert report["covers"] == "all ranks"
+    assert report["memory"]["peak_bytes"] > 1.2 * speed.report["memory"]["peak_bytes"]
 
 
 def test_a_crystal_that_spoils_its_batch(store, tmp_path, monkeypatch):

@@ -9,9 +9,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 from crysdistill.corpus.store import Store
 from crysdistill.encoders import make_encoder
+from crysdistill.ranks import on_first_rank, rank, world_size
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import OptimizerSettings
@@ -24,6 +26,10 @@ from tests.toy_stores import SMALL_ENCODER
 DENSITY = Target("density", "1/Å³")
 
 
+def _strategy() -> str | DDPStrategy:
+    return "auto" if world_size() == 1 else DDPStrategy(broadcast_buffers=False)
+
+
 class ToyRun:
     """A predictor of densities, its loaders and its folder.
 
@@ -32,6 +38,7 @@ class ToyRun:
         folder: of the run.
         batch_size: of training.
         optimizer: how weights move.
+        convolution: of the encoder.
     """
 
     def __init__(
@@ -40,6 +47,7 @@ class ToyRun:
         folder: Path,
         batch_size: int = 8,
         optimizer: OptimizerSettings | None = None,
+        convolution: str = "published",
     ) -> None:
         torch.manual_seed(0)
         rows = np.arange(len(store))
@@ -47,14 +55,16 @@ class ToyRun:
         names = np.array(store.material_ids)
         labels = store.property("density")
         normalizer = Normalizer.fit(DENSITY, labels[train], names[train])
-        encoder = make_encoder(**SMALL_ENCODER)
+        encoder = make_encoder(**{**SMALL_ENCODER, "convolution": convolution})
         head = PropertyHead(encoder.width, 8, 1)
         predictor = Predictor(encoder, head, DENSITY, normalizer, store.graph)
         settings = optimizer or OptimizerSettings(schedule="constant")
         self.module = SupervisedModule(predictor, settings)
         self.train = BatchLoader(store, train, batch_size, ["density"], True)
         self.val = BatchLoader(store, val, batch_size, ["density"])
-        self.run = RunDirectory(folder, "seed: 0\n")
+        self.run = on_first_rank(lambda: RunDirectory(folder, "seed: 0\n"))
+        for loader in (self.train, self.val):
+            loader.divide(rank(), world_size())
 
     def fit(self, callbacks: Sequence[L.Callback], **options: Any) -> L.Trainer:
         settings = {
@@ -66,6 +76,8 @@ class ToyRun:
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
+            "devices": world_size(),
+            "strategy": _strategy(),
             "log_every_n_steps": 1,
             "default_root_dir": self.run.path,
         }
