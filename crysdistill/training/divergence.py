@@ -1,0 +1,118 @@
+"""When a loss has diverged, and which crystals alone bring that about."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+FACTOR = 1e3
+"""How many times larger than usual an exploding loss is."""
+
+STREAK = 5
+"""Steps running for which it must be."""
+
+WINDOW = 100
+"""Steps that say what is usual."""
+
+MOST_CULPRITS = 8
+
+
+class LossWatch:
+    """Tells a diverged loss from a noisy one, step by step.
+
+    A loss that is not finite has diverged. So has one that for 5 steps running is more
+    than 1000 times as large as usual: the median of the last 100 steps before, or 1
+    where that is smaller. Targets are normalised, and cross-entropies and contrastive
+    losses are of the order of 1 by nature: a healthy run with tiny losses may see them
+    rise by any factor, a rise to 1000 is none that it sees five times in a row.
+    """
+
+    def __init__(self) -> None:
+        self._usual: deque[float] = deque(maxlen=WINDOW)
+        self._high: list[float] = []
+
+    def add(self, loss: float) -> str | None:
+        """Take the loss of a step; return what is wrong with it, such as "is nan"."""
+        if not math.isfinite(loss):
+            return f"is {loss}"
+        size = abs(loss)
+        if size > FACTOR and self._usual:
+            usual = max(1.0, statistics.median(self._usual))
+            if size > FACTOR * usual:
+                self._high.append(size)
+                if len(self._high) < STREAK:
+                    return None
+                return (
+                    f"is {loss:.3g}, and for {STREAK} steps more than {FACTOR:,.0f} "
+                    f"times as large as usual ({statistics.median(self._usual):.3g})"
+                )
+        self._usual.extend((*self._high, size))
+        self._high.clear()
+        return None
+
+
+def find_culprits(
+    rows: Sequence[int], is_bad: Callable[[Sequence[int]], bool]
+) -> list[int]:
+    """Return the crystals that alone make a batch bad, by halving it.
+
+    Args:
+        rows: the crystals of the batch.
+        is_bad: whether a batch of some of them is.
+
+    Returns:
+        The first few of them. None where no crystal is bad alone, or where every one
+        that was tried is: then it is not the crystals.
+    """
+    found: list[int] = []
+    tried = 0
+
+    def look(part: Sequence[int]) -> None:
+        nonlocal tried
+        if not part or len(found) >= MOST_CULPRITS:
+            return
+        bad = is_bad(part)
+        if len(part) == 1:
+            tried += 1
+            if bad:
+                found.append(part[0])
+        elif bad:
+            middle = len(part) // 2
+            look(part[:middle])
+            look(part[middle:])
+        else:
+            tried += len(part)
+
+    look(list(rows))
+    return found if len(found) < tried or len(rows) == 1 else []
+
+
+def all_finite(module: nn.Module) -> bool:
+    """Return whether weights and batch norms are finite; asks the device once."""
+    tensors = [p.detach() for p in module.parameters()]
+    for statistic, _ in _statistics(module):
+        tensors.append(statistic)
+    checks = [tensor.isfinite().all() for tensor in tensors]
+    return bool(torch.stack(checks).all()) if checks else True
+
+
+@torch.no_grad()
+def mend_statistics(module: nn.Module) -> None:
+    """Let batch norms that saw a bad batch judge others again."""
+    for statistic, neutral in _statistics(module):
+        if not bool(statistic.isfinite().all()):
+            statistic.fill_(neutral)
+
+
+def _statistics(module: nn.Module) -> Iterator[tuple[Tensor, float]]:
+    """Yield the statistics of batch norms, each with its value at the start."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm1d):
+            for statistic, start in ((part.running_mean, 0.0), (part.running_var, 1.0)):
+                if statistic is not None:
+                    yield statistic, start

@@ -1,0 +1,392 @@
+"""Stops a run whose loss has diverged, with the crystals at hand and advice."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from crysdistill.errors import InputError
+from crysdistill.graphs import CrystalBatch
+from crysdistill.ranks import alone, on_first_rank, sum_over_ranks, world_size
+from crysdistill.training.divergence import (
+    WINDOW,
+    LossWatch,
+    all_finite,
+    find_culprits,
+    mend_statistics,
+)
+from crysdistill.training.loader import BatchLoader
+from crysdistill.training.runs import RunDirectory
+
+FILE = "diverged.json"
+
+_NAMED = 3  # crystals in the line of an error
+
+
+@dataclass
+class _Step:
+    """One training batch of this rank."""
+
+    epoch: int
+    batch: int
+    rows: Tensor | None
+    lr: float | None
+    loss: float | None = None
+    gradient_norm: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the file says of it."""
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "loss": _plain(self.loss),
+            "lr": self.lr,
+            "gradient_norm": _plain(self.gradient_norm),
+        }
+
+
+class Guard(Callback):
+    """Stops a run when its loss or its gradient is not finite, or its loss explodes.
+
+    What counts as exploding: see `LossWatch`. On the CPU the loss is looked at before
+    the gradient is computed, and the gradient before the weights move, so that they
+    stay as they were. A GPU is not made to wait: the loss of a step comes over while it
+    computes the next, so that one bad step may have moved the weights; a checkpoint is
+    not written before the last loss was looked at and all weights are finite. Lightning
+    skips a step of `16-mixed` whose gradient is not finite, so that there, as on any
+    GPU, only the loss counts.
+
+    With several ranks each sees the loss of the whole batch, by one number that they
+    add up in each step, and so all stop in the same one. What a module returns is its
+    rank's share of the loss, times the number of ranks (`engine.shared_loss`).
+
+    Args:
+        run: where `diverged.json` goes.
+        train: the training batches.
+        val: the validation batches.
+    """
+
+    def __init__(self, run: RunDirectory, train: BatchLoader, val: BatchLoader) -> None:
+        self.run = run
+        self.train = train
+        self.val = val
+        self._watch = LossWatch()
+        self._steps: deque[_Step] = deque(maxlen=WINDOW)
+        self._on_way: tuple[_Step, Tensor, torch.cuda.Event] | None = None
+
+    # --------------------------------------------------------------------- each step
+
+    def on_train_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: CrystalBatch,
+        batch_idx: int,
+    ) -> None:
+        """Remember which crystals these are."""
+        groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
+        lr = max((float(group["lr"]) for group in groups), default=None)
+        rows = getattr(batch, "rows", None)
+        self._steps.append(_Step(trainer.current_epoch, batch_idx, rows, lr))
+        if len(self._steps) > 3:
+            self._steps[-4].rows = None  # keeps no batch of a device for long
+
+    def on_before_backward(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
+    ) -> None:
+        """Look at the loss at once, where nothing has to wait for it.
+
+        Raises:
+            InputError: the run has diverged; as in all that follow.
+        """
+        if pl_module.device.type != "cuda":
+            value = float(_whole(loss, trainer))
+            self._look(trainer, pl_module, self._steps[-1], value)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
+    ) -> None:
+        """Look at the gradient before it moves the weights; all ranks have the same."""
+        if pl_module.device.type == "cuda":
+            return
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        step = self._steps[-1]
+        step.gradient_norm = norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            self._stop(trainer, pl_module, step, f"gradient's norm is {norm}")
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: CrystalBatch,
+        batch_idx: int,
+    ) -> None:
+        """On a GPU: look at the last step's loss, and send for that of this one."""
+        if pl_module.device.type != "cuda":
+            return
+        self._look_at_sent(trainer, pl_module)
+        host = torch.empty((), dtype=torch.float32, pin_memory=True)
+        host.copy_(_whole(outputs["loss"], trainer), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._on_way = self._steps[-1], host, event
+
+    # ------------------------------------------------------------------ now and then
+
+    def on_validation_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
+        """Do not validate what has diverged."""
+        self._look_at_sent(trainer, pl_module)
+
+    def on_train_epoch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
+        """Look at the weights."""
+        self._look_at_weights(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Keep what has diverged out of a checkpoint."""
+        self._look_at_weights(trainer, pl_module)
+
+    def on_validation_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
+        """Look at the validation loss; find the batch only if it is not finite."""
+        loss = trainer.callback_metrics.get("val_loss")
+        if trainer.sanity_checking or loss is None or math.isfinite(float(loss)):
+            return
+        guilty = self._validation_batch(trainer, pl_module)
+        found = torch.tensor([float(guilty is not None)], device=pl_module.device)
+        if not float(sum_over_ranks(found)):
+            return  # there was no crystal to validate on
+        what = f"validation loss is {float(loss)}"
+        self._stop(trainer, pl_module, self._steps[-1], what, validation=guilty or [])
+
+    # ----------------------------------------------------------------------- looking
+
+    def _look(
+        self, trainer: L.Trainer, module: L.LightningModule, step: _Step, loss: float
+    ) -> None:
+        step.loss = loss
+        wrong = self._watch.add(loss)
+        if wrong:
+            self._stop(trainer, module, step, f"loss {wrong}")
+
+    def _look_at_sent(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Look at the loss that was sent for, if one was."""
+        if self._on_way is None:
+            return
+        (step, host, event), self._on_way = self._on_way, None
+        event.synchronize()
+        self._look(trainer, module, step, float(host))
+
+    def _look_at_weights(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._look_at_sent(trainer, module)
+        if self._steps and not all_finite(module):
+            self._stop(trainer, module, self._steps[-1], "weights are not finite")
+
+    # ---------------------------------------------------------------------- stopping
+
+    def _stop(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        step: _Step,
+        what: str,
+        validation: list[int] | None = None,
+    ) -> None:
+        """Write what is known, and end the run, on all ranks."""
+        finite = all(bool(p.isfinite().all()) for p in module.parameters())
+        before = self._before(step)
+        loader, rows = self.train, _rows(step)
+        if validation is not None:
+            loader, rows = self.val, validation
+        culprits = []
+        if finite:
+            control = _rows(before if validation is None else step)
+            culprits = self._culprits(trainer, module, loader, rows, control)
+        ids = loader.store.material_ids
+        mine = {
+            "material_ids": [str(ids[row]) for row in rows],
+            "culprits": [str(ids[row]) for row in culprits],
+            "before": [str(self.train.store.material_ids[r]) for r in _rows(before)],
+        }
+        everyone = _of_all_ranks(mine)
+        alone_bad = [name for one in everyone for name in one["culprits"]]
+        clip = trainer.gradient_clip_val
+        record = {
+            "what": what,
+            "in": "training" if validation is None else "validation",
+            "epoch": step.epoch,
+            "batch": step.batch,
+            "optimizer_steps": trainer.global_step,
+            "lr": step.lr,
+            "clip": clip,
+            "precision": str(trainer.precision),
+            "weights_finite": finite,
+            "material_ids": [name for one in everyone for name in one["material_ids"]],
+            "alone_not_finite": alone_bad,
+            "material_ids_of_batch_before": [
+                n for one in everyone for n in one["before"]
+            ],
+            "history": [known.to_dict() for known in self._steps],
+        }
+        path = on_first_rank(lambda: self.run.write_json(FILE, record))
+        where = f"in batch {step.batch} of epoch {step.epoch}"
+        if validation is not None:
+            where = f"after epoch {step.epoch}"
+        raise InputError(
+            f"the {what} {where}; {_advice(alone_bad, step.lr, clip, trainer)}; "
+            f"{path} holds the crystals and the last losses"
+        )
+
+    def _before(self, step: _Step) -> _Step | None:
+        steps = list(self._steps)
+        place = next(k for k, known in enumerate(steps) if known is step)
+        return steps[place - 1] if place else None
+
+    def _culprits(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        loader: BatchLoader,
+        rows: list[int],
+        control: list[int],
+    ) -> list[int]:
+        """Return the rows of this rank that alone give a loss that is not finite.
+
+        Where training crystals that were well a step ago (`control`) give one too, it
+        is the weights and not the crystals.
+        """
+        train_loss = _training_loss(module)
+        loss = _validation_loss(module) if loader is self.val else train_loss
+
+        def look() -> list[int]:
+            if control and self._is_bad(module, self.train, train_loss)(control):
+                return []
+            return find_culprits(rows, self._is_bad(module, loader, loss))
+
+        return self._judging(trainer, module, look)
+
+    def _is_bad(
+        self,
+        module: L.LightningModule,
+        loader: BatchLoader,
+        loss: Callable[[CrystalBatch], float],
+    ) -> Callable[[Sequence[int]], bool]:
+        def is_bad(rows: Sequence[int]) -> bool:
+            batch = loader.store.batch(rows, loader.targets).to(module.device)
+            try:
+                return not math.isfinite(loss(batch))
+            except (RuntimeError, ValueError):  # cannot do with so few crystals
+                return False
+
+        return is_bad
+
+    def _judging(
+        self, trainer: L.Trainer, module: L.LightningModule, look: Callable[[], Any]
+    ) -> Any:
+        """Do something with a module that judges and does not learn, on this rank."""
+        buffers = [buffer.clone() for buffer in module.buffers()]
+        training = [part for part in module.modules() if part.training]
+        module.eval()
+        mend_statistics(module)
+        try:
+            with alone(), torch.no_grad(), trainer.precision_plugin.forward_context():
+                return look()
+        finally:
+            for part in training:
+                part.training = True
+            for buffer, was in zip(module.buffers(), buffers, strict=True):
+                buffer.copy_(was)
+
+    def _validation_batch(
+        self, trainer: L.Trainer, module: L.LightningModule
+    ) -> list[int] | None:
+        """Return the rows of this rank's first batch whose loss is not finite."""
+        loss = _validation_loss(module)
+
+        def look() -> list[int] | None:
+            for batch in self.val:
+                if batch.num_graphs and not math.isfinite(loss(batch)):
+                    return batch.rows.tolist()
+            return None
+
+        return self._judging(trainer, module, look)
+
+
+def _whole(loss: Tensor, trainer: L.Trainer) -> Tensor:
+    """Return the loss of the batch of all ranks from what Lightning made of a share."""
+    loss = loss.detach().float() * trainer.accumulate_grad_batches
+    return sum_over_ranks(loss) / world_size()
+
+
+def _training_loss(learner: Any) -> Callable[[CrystalBatch], float]:
+    """Return the loss of a batch as training has it."""
+    return lambda batch: float(learner.losses(batch, 0)["loss"])
+
+
+def _validation_loss(learner: Any) -> Callable[[CrystalBatch], float]:
+    """Return the loss of a batch as validation has it; the run's own sums are lost."""
+
+    def loss(batch: CrystalBatch) -> float:
+        learner.val_means.compute()
+        learner.validation_step(batch, 0)
+        return float(learner.val_means.compute().get("loss", 0.0))
+
+    return loss
+
+
+def _rows(step: _Step | None) -> list[int]:
+    if step is None or step.rows is None:
+        return []
+    return step.rows.tolist()
+
+
+def _plain(value: float | None) -> float | str | None:
+    """Return a number as JSON has it; there is none for NaN."""
+    return value if value is None or math.isfinite(value) else str(value)
+
+
+def _of_all_ranks(mine: dict[str, Any]) -> list[dict[str, Any]]:
+    if world_size() == 1:
+        return [mine]
+    everyone = [mine] * world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def _advice(
+    culprits: list[str], lr: float | None, clip: float | None, trainer: L.Trainer
+) -> str:
+    """Say what to do about it."""
+    if culprits:
+        names = ", ".join(culprits[:_NAMED])
+        more = len(culprits) - _NAMED
+        names += f" and {more} more" if more > 0 else ""
+        return (
+            f"{names} alone {'gives' if len(culprits) == 1 else 'give'} a loss that is "
+            "not finite: look at structure and label, or build the store without"
+        )
+    ways = [f"lower `optimizer.lr` (it was {lr:.3g})" if lr else "lower `optimizer.lr`"]
+    ways.append(f"lower `trainer.clip` ({clip:g})" if clip else "set `trainer.clip=1`")
+    if "32" not in str(trainer.precision):
+        ways.append("set `trainer.precision=32-true`")
+    return ", or ".join((", ".join(ways[:-1]), ways[-1])) + ", and `overwrite=true`"

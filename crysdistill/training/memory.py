@@ -1,0 +1,58 @@
+"""The most memory that a run held: of the process, and of its GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+class PeakMemory:
+    """Measures from its making on, where the system can forget an earlier peak.
+
+    What counts is what is resident, mapped pages of a store included.
+
+    Args:
+        device: the GPU that is measured as well, if it is one.
+
+    Attributes:
+        of_run: whether the peak is that of the run alone; otherwise it is that of the
+            process since its start.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.of_run = _forget_peak()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def of_process(self) -> int:
+        """Return the most bytes that were resident; 0 where no system tells."""
+        if self.of_run:
+            for line in _STATUS.read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        if sys.platform == "win32":
+            return 0
+        import resource  # not everywhere
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def of_gpu(self) -> int:
+        """Return the most bytes that tensors held on the GPU; 0 without one."""
+        if self.device.type != "cuda":
+            return 0
+        return torch.cuda.max_memory_allocated(self.device)
+
+
+def _forget_peak() -> bool:
+    """Let Linux measure the peak anew; return whether it does."""
+    try:
+        _CLEAR.write_text("5")
+        return "VmHWM:" in _STATUS.read_text()
+    except OSError:
+        return False

@@ -1,0 +1,329 @@
+"""A run tells how fast it was: counts, clocks, waiting, memory, estimates."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from crysdistill.corpus.store import Store
+from crysdistill.training import ceilings, throughput
+from crysdistill.training.ceilings import Ceilings, measure_ceilings
+from crysdistill.training.memory import PeakMemory
+from crysdistill.training.pace import Pace
+from crysdistill.training.progress import ProgressBar
+from crysdistill.training.throughput import FILE, Throughput, lines
+from tests.toy_fits import ToyRun
+from tests.toy_stores import labelled, open_store
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return open_store(tmp_path_factory.mktemp("speed") / "s.h5", labelled(40))
+
+
+def speed_of(toy: ToyRun) -> Throughput:
+    return Throughput(toy.run, toy.train)
+
+
+def steps(*seconds: float, crystals: int = 10, waited: float = 0.0) -> tuple:
+    """What `Pace.add` takes, of one rank."""
+    number = len(seconds)
+    counts = np.tile([crystals, 3 * crystals, 36 * crystals], (number, 1))
+    edges = counts[:, 2][None]
+    return np.array(seconds), np.full(number, waited), counts, edges
+
+
+@dataclass(frozen=True)
+class Work:
+    flops: float
+    bytes: float
+
+
+# ------------------------------------------------------------------------- the pace
+
+
+class TestPace:
+    def test_a_steady_run(self):
+        pace = Pace(warm_up=3)
+        for _ in range(4):
+            pace.add(*steps(*[0.1] * 25, waited=0.02))
+        rates = pace.rates()
+        assert rates["crystals_per_s"] == pytest.approx(100)
+        assert rates["atoms_per_s"] == pytest.approx(300)
+        assert rates["edges_per_s"] == pytest.approx(3600)
+        assert rates["basis"] == "median of 19 windows"
+        assert pace.stall == pytest.approx(0.2)
+        assert (pace.steps, pace.crystals, pace.edges) == (100, 1000, 36000)
+        assert pace.seconds == pytest.approx(10)
+
+    def test_compilation_and_pauses_do_not_count(self):
+        pace = Pace(warm_up=3)
+        pace.add(*steps(30.0, 5.0, 1.0, *[0.1] * 40))
+        pace.add(*steps(*[0.1] * 20, 60.0, *[0.1] * 40))
+        assert pace.rates()["crystals_per_s"] == pytest.approx(100)
+        assert pace.seconds == pytest.approx(106)  # it was time all the same
+
+    def test_short_runs_say_what_they_are(self):
+        pace = Pace(warm_up=3)
+        pace.add(*steps(9.0, 0.1))
+        rates = pace.rates()
+        assert rates["crystals_per_s"] == pytest.approx(20 / 9.1)
+        assert rates["basis"] == "mean of 2 steps, the first included"
+        pace.add(*steps(0.1, 0.1, 0.1))
+        rates = pace.rates()
+        assert rates["crystals_per_s"] == pytest.approx(100)
+        assert rates["basis"] == "mean of 2 steps after the first 3"
+        assert rates["crystals_per_s_quartiles"] is None
+
+    def test_windows_stay_few(self, monkeypatch):
+        monkeypatch.setattr("crysdistill.training.pace._MOST", 10)
+        pace = Pace(warm_up=0)
+        for _ in range(20):
+            pace.add(*steps(*[0.2] * 20))
+        assert len(pace._windows) <= 10
+        assert pace.rates()["crystals_per_s"] == pytest.approx(50)
+
+    def test_ranks_and_batches_of_unequal_weight(self):
+        pace = Pace(warm_up=0)
+        counts = np.array([[2, 4, 40], [2, 4, 20]])
+        edges = np.array([[30, 20], [10, 0]])
+        pace.add(np.ones(2), np.zeros(2), counts, edges)
+        assert pace.imbalance == pytest.approx((30 / 20 + 20 / 10) / 2)
+        assert pace.fill == pytest.approx(30 / 40)
+
+    def test_nothing_and_empty_batches(self):
+        pace = Pace(warm_up=3)
+        none = np.zeros(0)
+        pace.add(none, none, np.zeros((0, 3), int), np.zeros((1, 0), int))
+        assert (pace.steps, pace.stall, pace.imbalance, pace.fill) == (0, 0, 1, 1)
+        pace.add(np.ones(1), np.zeros(1), np.zeros((1, 3), int), np.zeros((2, 1), int))
+        assert pace.imbalance == 1
+
+
+# -------------------------------------------------------------------------- runs
+
+
+def test_counts_are_those_of_the_store(store, tmp_path, capsys):
+    toy = ToyRun(store, tmp_path / "run")
+    speed = speed_of(toy)
+    toy.fit([speed], max_epochs=3)
+    report = json.loads((toy.run.path / FILE).read_text())
+    rows = toy.train.rows
+    atoms = sum(len(store.batch([row]).batch) for row in rows)
+    edges = sum(store.batch([row]).edge_index.shape[1] for row in rows)
+    assert report["crystals"] == 3 * len(rows)
+    assert report["atoms"] == 3 * atoms
+    assert report["edges"] == 3 * edges
+    assert report["steps"] == 3 * len(toy.train)
+    assert report["covers"] == "the run"
+    assert report["balance"]["ranks"] == 1
+    assert report["balance"]["busiest_over_mean"] == 1
+    assert 0.5 < report["balance"]["mean_over_heaviest_batch"] <= 1
+    assert report["memory"]["peak_bytes"] > 50e6
+    assert report["memory"]["gpu_peak_bytes"] is None
+    assert report["device"].startswith("cpu")
+    seconds = report["seconds"]
+    assert all(value >= 0 for value in seconds.values())
+    assert 0 < seconds["validation"] < seconds["training"] + seconds["other"]
+    said = capsys.readouterr().out
+    assert "crystals/s" in said
+    assert "waiting for batches" in said
+
+
+class Slow(L.Callback):
+    """Makes one thing of a run slow."""
+
+    def __init__(self, toy: ToyRun, what: str, seconds: float) -> None:
+        self.what, self.seconds = what, seconds
+        if what == "batches":
+            gather = toy.train._batch
+            toy.train._batch = lambda chosen: (time.sleep(seconds), gather(chosen))[1]
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.what == "steps":
+            time.sleep(self.seconds)
+
+    def on_validation_batch_start(self, *_):
+        if self.what == "validation":
+            time.sleep(self.seconds)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.what == "checkpoints":
+            trainer.save_checkpoint("unused")
+
+
+@pytest.mark.parametrize("what", ["batches", "steps", "validation", "checkpoints"])
+def test_time_goes_where_it_belongs(store, tmp_path, what, monkeypatch):
+    toy = ToyRun(store, tmp_path / "run", batch_size=10)
+    speed = speed_of(toy)
+    if what == "checkpoints":  # slow in Lightning's own method
+        monkeypatch.setattr(L.Trainer, "save_checkpoint", lambda *_: time.sleep(0.1))
+    toy.fit([Slow(toy, what, 0.1), speed])
+    seconds = speed.report["seconds"]
+    slowed = {"validation": 2}.get(what, 6)  # batches in two epochs
+    found = seconds["training" if what in ("batches", "steps") else what]
+    assert found >= 0.1 * slowed
+    waited = seconds["waiting_for_batches"]
+    assert (waited >= 0.6) == (what == "batches")
+    assert (speed.report["stall"] > 0.5) == (what == "batches")
+    rates = speed.report["rates"]
+    slow = what in ("batches", "steps")
+    assert (rates["crystals_per_s"] <= 100) == slow
+
+
+def test_a_resumed_run_says_so(store, tmp_path):
+    toy = ToyRun(store, tmp_path / "run")
+    toy.run.resumed = True
+    speed = speed_of(toy)
+    toy.fit([speed])
+    assert speed.report["covers"] == "the run, since the run was resumed"
+
+
+def test_estimates_beside_what_was_measured(store, tmp_path, monkeypatch):
+    """Twice the work or half the ceiling is twice the share."""
+    monkeypatch.setattr(throughput, "SHORTEST", 0.0)
+    monkeypatch.setattr(
+        throughput, "measure_ceilings", lambda *_: Ceilings(50.0, 10.0, "float32", 1)
+    )
+    toy = ToyRun(store, tmp_path / "run", batch_size=10)
+    encoder = toy.module.predictor.encoder
+    asked = []
+
+    def work(crystals: int, atoms: int, edges: int) -> Work:
+        asked.append((crystals, atoms, edges))
+        return Work(flops=2e6 * crystals, bytes=1e6 * crystals)
+
+    encoder.work = work
+    speed = speed_of(toy)
+    toy.fit([speed])
+    report = speed.report
+    pace = speed.pace
+    assert asked == [
+        (10, round(pace.atoms / pace.steps), round(pace.edges / pace.steps))
+    ]
+    rate = report["rates"]["crystals_per_s"]
+    assert report["work"]["gflops"] == pytest.approx(2e6 * rate / 1e9)
+    assert report["work"]["gbytes"] == pytest.approx(1e6 * rate / 1e9)
+    most = report["work"]["ceiling"]
+    assert most["share_of_gflops"] == pytest.approx(2e6 * rate / 50e9)
+    assert most["share_of_gbytes"] == pytest.approx(1e6 * rate / 10e9)
+    assert any("of 50 GFLOP/s" in line for line in lines(report))
+
+
+def test_no_estimate_where_none_can_be_made(store, tmp_path):
+    toy = ToyRun(store, tmp_path / "run")
+    encoder = toy.module.predictor.encoder
+    encoder.work = lambda *_: None
+    speed = speed_of(toy)
+    toy.fit([speed])
+    assert speed.report["work"] is None
+    encoder.work = lambda *_: Work(1.0, 1.0)
+    next(encoder.parameters()).requires_grad = False  # learns less than is estimated
+    assert throughput._work(toy.module, speed.pace, speed.pace.rates(), None) is None
+
+
+def test_each_view_is_a_pass_of_the_encoder():
+    views = {"a": SimpleNamespace(view=1), "b": SimpleNamespace(view=1)}
+    assert throughput._views(SimpleNamespace(objectives=views)) == 1
+    views["c"] = SimpleNamespace(view=2)
+    assert throughput._views(SimpleNamespace(objectives=views)) == 2
+    assert throughput._views(SimpleNamespace()) == 1
+
+
+# ------------------------------------------------------------------------ the bar
+
+
+def shown(speed: Throughput) -> dict:
+    trainer = SimpleNamespace(
+        callbacks=[speed], progress_bar_metrics={"loss": 0.5, "val_mae": 0.1},
+        loggers=[], lightning_module=None,
+    )  # fmt: skip
+    return ProgressBar().get_metrics(trainer, None)
+
+
+@pytest.mark.parametrize(("waited", "expected"), [(0.019, None), (0.07, "7%")])
+def test_the_bar_shows_a_stall_only_where_there_is_one(
+    store, tmp_path, waited, expected
+):
+    speed = speed_of(ToyRun(store, tmp_path / "run"))
+    assert shown(speed) == {"loss": 0.5, "val_mae": 0.1}
+    speed._recent.append((1.0, 1234, waited))
+    found = shown(speed)
+    assert found["crystals/s"] == "1,234"
+    assert found.get("stall") == expected
+    assert found["val_mae"] == 0.1
+
+
+# -------------------------------------------------------------- memory, ceilings
+
+
+def test_the_peak_is_that_of_the_run():
+    before = torch.ones(60_000_000)
+    del before
+    memory = PeakMemory(CPU)
+    first = memory.of_process()
+    during = torch.ones(30_000_000)
+    del during
+    assert memory.of_gpu() == 0
+    grown = memory.of_process() - first
+    if memory.of_run:
+        assert 100e6 < grown < 200e6
+    else:
+        assert grown >= 0
+
+
+def test_a_peak_where_the_system_does_not_forget(monkeypatch, tmp_path):
+    monkeypatch.setattr("crysdistill.training.memory._CLEAR", tmp_path / "no" / "file")
+    memory = PeakMemory(CPU)
+    assert not memory.of_run
+    assert memory.of_process() > 50e6
+
+
+def test_ceilings_are_those_of_a_machine(monkeypatch):
+    monkeypatch.setattr(ceilings, "PATIENCE", 0.02)
+    ceilings._measure.cache_clear()
+    begun = time.perf_counter()
+    found = measure_ceilings(CPU, "32-true")
+    assert found
+    assert time.perf_counter() - begun < 3
+    assert 0.5 < found.gflops < 1e5
+    assert 0.2 < found.gbytes < 1e4
+    assert (found.dtype, found.threads) == ("float32", torch.get_num_threads())
+    begun = time.perf_counter()
+    assert measure_ceilings(CPU, "32-true") == found  # remembered
+    assert time.perf_counter() - begun < 0.01
+    ceilings._measure.cache_clear()
+
+
+def test_no_memory_to_measure_in(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("can't allocate memory")
+
+    ceilings._measure.cache_clear()
+    monkeypatch.setattr(ceilings, "_gbytes", refuse)
+    monkeypatch.setattr(ceilings, "_gflops", refuse)
+    assert measure_ceilings(CPU, "bf16-mixed") is None
+    ceilings._measure.cache_clear()
+
+
+def test_a_step_costs_next_to_nothing(store, tmp_path):
+    toy = ToyRun(store, tmp_path / "run")
+    speed = speed_of(toy)
+    batch = store.batch([0, 1])
+    rounds = 200
+    begun = time.perf_counter()
+    for _ in range(rounds):
+        speed.on_train_batch_end(None, None, None, batch, 0)
+    each = (time.perf_counter() - begun) / rounds
+    assert each < 1e-3
+    assert math.isfinite(speed.recent[0])
