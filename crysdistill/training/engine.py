@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
@@ -18,11 +18,14 @@ from torch import Tensor
 from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError
 from crysdistill.ranks import rank, world_size
+from crysdistill.training.guard import Guard
 from crysdistill.training.keeping import BestWeights, KeepWork, Patience
 from crysdistill.training.loader import BatchLoader, place
 from crysdistill.training.metrics_log import MetricsLog
+from crysdistill.training.progress import ProgressBar
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import TrainerSettings
+from crysdistill.training.throughput import Throughput
 from crysdistill.training.trial import HeaviestFirst
 
 
@@ -99,9 +102,11 @@ def fit(
     best = BestWeights(monitor, mode)
     callbacks: list[Callback] = [
         HeaviestFirst(train, settings.epochs),
+        SeededSteps(seed),
+        Throughput(run, train),
+        Guard(run, train, val),  # before anything is kept of a step
         best,
         keeper,
-        SeededSteps(seed),
     ]
     if settings.patience is not None:
         callbacks.append(Patience(monitor, mode=mode, patience=settings.patience))
@@ -168,18 +173,6 @@ def _compile(module: L.LightningModule, device: torch.device) -> None:
     for part in module.modules():
         if isinstance(part, Encoder):
             part.compile(dynamic=True)
-
-
-class ProgressBar(TQDMProgressBar):
-    """Lightning's bar without the logger's version number."""
-
-    def get_metrics(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        """Return what stands at the end of the bar."""
-        shown = super().get_metrics(trainer, pl_module)
-        shown.pop("v_num", None)
-        return shown
 
 
 _NOT_FOR_US = (

@@ -32,6 +32,8 @@ CONTENTS = {
     "weights.safetensors": "the result: for predict, embed, distill and finetune",
     "predictions.csv": "test crystals: truth and prediction",
     "results.json": "the numbers",
+    "throughput.json": "how fast it was, what it waited for, and its memory",
+    "diverged.json": "the crystals and losses before it stopped",
 }
 """Files of a run directory, and what each holds."""
 
