@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from crysdistill import __version__
@@ -93,6 +94,8 @@ def run(verbs: Mapping[str, Verb], argv: Sequence[str]) -> int:
         argv: the command line, without the command itself.
     """
     verb = verbs.get(argv[0]) if argv else None
+    if not _is_first():  # of processes that train together, one speaks
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
     try:
         _dispatch(verbs, argv)
         sys.stdout.flush()
@@ -176,8 +179,16 @@ def _overview(verbs: Mapping[str, Verb]) -> str:
     )
 
 
+def _is_first() -> bool:
+    """Return whether this is the first of several processes, or the only one."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"
+
+
 def _say(text: str, code: int) -> int:
-    print(text, file=sys.stderr)
+    # What is wrong with the input, all of them know; a fault may be one's own.
+    if _is_first() or code == OUR_FAULT:
+        print(text, file=sys.stderr)
     return code
 
 

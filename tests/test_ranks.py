@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +38,7 @@ from crysdistill.training.settings import (
 from crysdistill.training.supervised import distill, train
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import load_encoder, read_header
+from tests.test_layers import ROOT
 from tests.together import joined_call, together
 from tests.toy_stores import SMALL_ENCODER, labelled, write_store
 
@@ -316,3 +320,47 @@ def test_devices_that_there_are_not(gpus):
         resolve(TrainerSettings(devices=4))
     with pytest.raises(InputError, match="start the command with `torchrun` or `srun`"):
         resolve(TrainerSettings(num_nodes=2, accelerator="cpu"))
+
+
+# ------------------------------------------------------------------ the command line
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+    )
+
+
+@pytest.mark.slow
+def test_devices_and_torchrun_on_the_command_line(store, tmp_path):
+    """One tells, the others are silent; a mistake is one line."""
+    line = f"""train dataset={store} target.name=density encoder.width=8
+        split.train=28 split.val=9 split.test=9 optimizer.name=sgd optimizer.lr=0.02
+        trainer.epochs=2 trainer.batch_size=9 trainer.accelerator=cpu
+        trainer.progress=false""".split()
+    said = {}
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    for name in ("one", "devices", "torchrun"):
+        start = torchrun if name == "torchrun" else []
+        more = ["trainer.devices=2"] if name == "devices" else []
+        words = [*start, "-m", "crysdistill", *line, *more]
+        done = command(*words, f"out={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+        said[name] = done
+        check_alike(*(tmp_path / n / "weights.safetensors" for n in ("one", name)))
+    for name in ("devices", "torchrun"):
+        for phrase in ("9 to judge", "weights learn", "on validation", "speed: "):
+            assert said[name].stdout.count(phrase) == 1, said[name].stdout
+    assert said["devices"].stderr == ""
+    again = command(
+        "-m", "crysdistill", *line, "trainer.devices=2", f"out={tmp_path / 'one'}"
+    )
+    assert again.returncode == 2
+    assert again.stderr.count("\n") == 1
+    assert "holds an earlier run" in again.stderr

@@ -25,8 +25,9 @@ README = (ROOT / "README.md").read_text("utf-8")
 PAGES = ("README.md", "CONTRIBUTING.md")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
 
-# What keeps a run small: later overrides count.
-SMALL = ["trainer.epochs=1", "trainer.progress=false"]
+# What keeps a run small: later overrides count. Several processes are tested on the
+# command line in test_ranks.py; here all commands are lines of one process.
+SMALL = ["trainer.epochs=1", "trainer.progress=false", "trainer.devices=1"]
 SMALLER = {
     "pretrain": SMALL,
     "train": SMALL,

@@ -181,6 +181,7 @@ _NOT_FOR_US = (
     ".*in eval mode at the start of training.*",  # frozen stages are meant to be
     ".*isinstance.treespec, LeafSpec.*",
     ".*dataloader is not resumable.*",  # it is: see KeepWork
+    ".*`broadcast_buffers`.*",
     ".*sync_dist=True.*",  # what is logged is the same on all ranks
 )
 
