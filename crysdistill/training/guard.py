@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crysdistill.errors import InputError
 from crysdistill.graphs import CrystalBatch
-from crysdistill.ranks import alone, on_first_rank, sum_over_ranks, world_size
+from crysdistill.ranks import alone, on_first_rank, rank, sum_over_ranks, world_size
 from crysdistill.training.divergence import (
     WINDOW,
     LossWatch,
@@ -84,6 +84,11 @@ class Guard(Callback):
         self._on_way: tuple[_Step, Tensor, torch.cuda.Event] | None = None
 
     # --------------------------------------------------------------------- each step
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget what an earlier attempt at this run had written."""
+        if rank() == 0:
+            (self.run.path / FILE).unlink(missing_ok=True)
 
     def on_train_batch_start(
         self,
