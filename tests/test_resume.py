@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +27,7 @@ from crysdistill.transfer.targets import Target
 from tests.killed_runs import Death, lives, start
 from tests.toy_runs import (
     SHORT,
+    command,
     history,
     pretraining_config,
     results,
@@ -486,28 +486,6 @@ class TestKilled:
 
 
 # ---------------------------------------------------------- the command, as users have
-
-
-def command(config: TrainConfig, *more: str) -> list[str]:
-    """Return the command line of a run; its settings are those of `SHORT`."""
-    given = {
-        "dataset": config.dataset,
-        "target.name": "density",
-        "target.unit": "1/Å³",
-        "out": config.out,
-        **{f"encoder.{name}": value for name, value in config.encoder.items()},
-        "head.hidden": 8,
-        "split.train": 24,
-        "split.val": 8,
-        "split.test": 8,
-        "trainer.epochs": config.trainer.epochs,
-        "trainer.checkpoint_every": config.trainer.checkpoint_every or "null",
-        "trainer.batch_size": 8,
-        "trainer.accelerator": "cpu",
-        "trainer.progress": "false",
-    }
-    words = [f"{name}={value}" for name, value in given.items()]
-    return [sys.executable, "-m", "crysdistill", "train", *words, *more]
 
 
 def signalled(config: TrainConfig, number: int, *more: str, lines: int = 8, **env: str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -31,6 +32,29 @@ def training_config(dataset: Path, out: Path) -> TrainConfig:
         split=SplitSettings(train=24, val=8, test=8),
         trainer=SHORT,
     )
+
+
+def command(config: TrainConfig, *more: str) -> list[str]:
+    """Return the command line of a run; its settings are those of `SHORT`."""
+    given = {
+        "dataset": config.dataset,
+        "target.name": "density",
+        "target.unit": "1/Å³",
+        "out": config.out,
+        **{f"encoder.{name}": value for name, value in config.encoder.items()},
+        "head.hidden": 8,
+        "split.train": 24,
+        "split.val": 8,
+        "split.test": 8,
+        "trainer.epochs": config.trainer.epochs,
+        "trainer.checkpoint_every": config.trainer.checkpoint_every or "null",
+        "trainer.keep_checkpoints": config.trainer.keep_checkpoints,
+        "trainer.batch_size": 8,
+        "trainer.accelerator": "cpu",
+        "trainer.progress": "false",
+    }
+    words = [f"{name}={value}" for name, value in given.items()]
+    return [sys.executable, "-m", "crysdistill", "train", *words, *more]
 
 
 def pretraining_config(corpus: Path, out: Path, **more) -> PretrainConfig:
