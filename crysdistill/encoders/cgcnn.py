@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crysdistill.elements import element_table
-from crysdistill.encoders.encoder import Encoder
+from crysdistill.encoders.encoder import Encoder, Work
 from crysdistill.encoders.normalization import BatchNorm
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import (
@@ -226,3 +226,19 @@ class CGCNN(Encoder):
     def stages(self) -> list[nn.Module]:
         """Return the embedding and then each convolution."""
         return [self.embedding, *self.convolutions]
+
+    def work(self, crystals: int, atoms: int, edges: int) -> Work:
+        """Estimate one training step; the formula is for Eq. 5.
+
+        Floating-point operations of a convolution: 8 N F^2 for the products of atoms
+        with the weights of centre and neighbour, gate and core, three times (forward,
+        and the gradients of both factors); some 300 for each of the E F gates.
+
+        Bytes: what an atom has, in float32: its products and their gradients are
+        written once and read twice (6 x 4 F), its sums and embeddings likewise
+        (6 x 3 F); and each edge's neighbour, centre and distance, read four times.
+        """
+        width, layers = self.width, len(self.convolutions)
+        flops = 24.0 * atoms * width**2 + 300.0 * edges * width
+        moved = 4.0 * 42 * atoms * width + 4 * 20.0 * edges
+        return Work(layers * flops, layers * moved)
