@@ -113,7 +113,7 @@ class GatedConvolution(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             rows = table(edge.flatten(1, 2))  # (C, 2 M, 2 lanes)
         total = gated_sum(
-            products.view(n, -1, 4, lanes),
+            products.view(n, len(weight), 4, lanes),
             rows.unflatten(2, (2, lanes)),
             edges,
             norms,

@@ -69,7 +69,7 @@ def merge_edges(
         neighbour=np.empty(count, np.int32),
         row=np.empty(count, np.int32),
         weights=np.empty(4 * count, np.float32),
-        count=np.empty(count, np.float32),
+        times=np.empty(count, np.float32),
         first=np.empty(atoms + 1, np.int64),
     )
     ptr = batch.ptr.numpy()
@@ -86,8 +86,8 @@ def merge_edges(
     size = max(PART, -(-found // PARTS))
     before = edges.first[ptr]  # (B + 1,), edges before each crystal
     cuts = ptr[np.searchsorted(before, np.arange(size, found, size))]
-    parts = np.unique(np.concatenate(([0], cuts, [atoms])))
-    return CompiledEdges(count, edges, parts.tolist())
+    parts = [0, *np.unique(cuts[cuts > 0]).tolist(), atoms]
+    return CompiledEdges(count, edges, parts)
 
 
 def compiled_gated_sum(
@@ -104,28 +104,28 @@ def compiled_gated_sum(
         zero = torch.zeros_like(one)
         total = _GatedSum.apply(products, table, one, zero, zero, one, None, edges)
         return total.flatten(1)
-    weight = in_blocks(norms[0].weight, norms[1].weight)
-    bias = in_blocks(norms[0].bias, norms[1].bias)
+    weight = in_blocks(*(norm.weight for norm in norms))
+    bias = in_blocks(*(norm.bias for norm in norms))
     count = None
-    if norms[0].training:
+    if norms[0].training or norms[0].running_mean is None:
         count, mean, var = _moments(products, table, edges)
         for k, norm in enumerate(norms):
-            width = norm.num_features
-            norm.follow(
-                count, mean[:, k].flatten()[:width], var[:, k].flatten()[:width]
-            )
+            if norm.training and count > 0:
+                width = norm.num_features
+                of_edges = (m[:, k].flatten()[:width] for m in (mean, var))
+                norm.follow(count, *of_edges)
     else:
-        mean = in_blocks(norms[0].running_mean, norms[1].running_mean)
-        var = in_blocks(norms[0].running_var, norms[1].running_var)
+        mean = in_blocks(*(norm.running_mean for norm in norms))
+        var = in_blocks(*(norm.running_var for norm in norms))
     inverse = (var + norms[0].eps).rsqrt()
     total = _GatedSum.apply(products, table, weight, bias, mean, inverse, count, edges)
     return total.flatten(1)
 
 
-def in_blocks(gate: Tensor, core: Tensor) -> Tensor:
+def in_blocks(*parts: Tensor | None) -> Tensor:
     """Lay out what gate and core have per channel: (F,) twice to (C, 2, 16)."""
-    missing = -len(gate) % LANES
-    both = torch.stack((gate, core))
+    both = torch.stack([part for part in parts if part is not None])
+    missing = -both.shape[1] % LANES
     if missing:
         both = torch.nn.functional.pad(both, (0, missing))
     return both.view(2, -1, LANES).transpose(0, 1).contiguous()

@@ -25,7 +25,7 @@ from numba import njit
 
 from crysdistill.encoders.lanes import (
     LANES,
-    Lanes,
+    Vector,
     accumulate,
     exp_of_minus,
     fill,
@@ -50,14 +50,14 @@ class MergedEdges(NamedTuple):
         neighbour: (E,) int32.
         row: (E,) int32, the first of four rows of the table.
         weights: (4 E,) float32, of those four rows.
-        count: (E,) float32, how many edges have this centre, neighbour and distance.
+        times: (E,) float32, how many edges have this centre, neighbour and distance.
         first: (N + 1,) int64, the first edge of each centre.
     """
 
     neighbour: np.ndarray
     row: np.ndarray
     weights: np.ndarray
-    count: np.ndarray
+    times: np.ndarray
     first: np.ndarray
 
 
@@ -113,15 +113,15 @@ def merge(
                         break
                     same -= 1
                 if same >= edges.first[i] and d - kept[same] <= SAME:
-                    edges.count[same] += 1
+                    edges.times[same] += 1
                     continue
                 kept[new] = d
                 edges.neighbour[new] = j
-                edges.count[new] = 1
+                edges.times[new] = 1
                 x = d / step
                 m = 0
                 if x >= knots - 1:
-                    m, x = knots - 2, knots - 1.0
+                    m, x = knots - 2, np.float64(knots - 1)
                 elif x > 0:  # not NaN
                     m = int(x)
                 t = x - m
@@ -137,14 +137,14 @@ def merge(
 
 @njit(forceinline=True)
 def _z(
-    own: Lanes,
+    own: Vector,
     products: np.ndarray,
     at: int,
     table: np.ndarray,
     row: int,
     weights: np.ndarray,
     e: int,
-) -> Lanes:
+) -> Vector:
     """Return z of an edge, less what was taken from `own`."""
     z = own + load(products, at)
     z = fma(fill(weights[4 * e]), load(table, row), z)
@@ -154,13 +154,13 @@ def _z(
 
 
 @njit(forceinline=True)
-def _add(array: np.ndarray, at: int, value: Lanes) -> None:
+def _add(array: np.ndarray, at: int, value: Vector) -> None:
     store(array, at, load(array, at) + value)
 
 
 @njit(forceinline=True)
 def _spread(
-    array: np.ndarray, row: int, weights: np.ndarray, e: int, value: Lanes
+    array: np.ndarray, row: int, weights: np.ndarray, e: int, value: Vector
 ) -> None:
     """Add to four rows of the table what `_z` takes from them."""
     for k in range(4):
@@ -234,7 +234,7 @@ def add_up(
             core = _z(
                 core_own, products, at + CORE, table, row + CORE, edges.weights, e
             )
-            count = fill(edges.count[e])
+            count = fill(edges.times[e])
             gate_sum = fma(gate, count, gate_sum)
             core_sum = fma(core, count, core_sum)
             gate_dot = fma(gate * count, gate, gate_dot)
@@ -279,7 +279,7 @@ def send(
             x, y = exp_of_minus(magnitude(gate)), exp_of_minus(magnitude(core))
             sigmoid = where_less(gate, zero, x, one) / (one + x)
             softplus = where_less(zero, core, core, zero) + log_of_one_plus(y)
-            total = fma(sigmoid * fill(edges.count[e]), softplus, total)
+            total = fma(sigmoid * fill(edges.times[e]), softplus, total)
         store(out, (i * blocks + block) * LANES, total)
 
 
@@ -345,7 +345,7 @@ def pull(
             opposite = where_less(gate, zero, one, x) * of_gate  # 1 - sigmoid
             softplus = where_less(zero, core, core, zero) + log_of_one_plus(y)
             slope = where_less(core, zero, y, one) * of_core
-            along = gradient * fill(edges.count[e]) * sigmoid
+            along = gradient * fill(edges.times[e]) * sigmoid
             d_gate = along * softplus * opposite
             d_core = along * slope
             gate_sum, core_sum = gate_sum + d_gate, core_sum + d_core
@@ -398,7 +398,7 @@ def correct(
             core = _z(
                 core_own, products, at + CORE, table, row + CORE, edges.weights, e
             )
-            count = fill(edges.count[e])
+            count = fill(edges.times[e])
             gate = fma(gate, gate_slope, gate_offset) * count
             core = fma(core, core_slope, core_offset) * count
             gate_sum, core_sum = gate_sum + gate, core_sum + core

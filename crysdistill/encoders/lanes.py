@@ -12,7 +12,7 @@ Nothing is checked: offsets must leave room for sixteen numbers.
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, TypeAlias
 
 from llvmlite import ir
 from numba import njit, types
@@ -21,6 +21,11 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 LANES = 16
+
+Vector: TypeAlias = Any
+"""Sixteen numbers, to whom reads the signatures of compiled functions."""
+
+_intrinsic: Any = intrinsic
 
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
@@ -77,7 +82,7 @@ def _vector(builder: Any, place: Any, kind: Any) -> Any:
     return builder.bitcast(place, kind.as_pointer())
 
 
-@intrinsic
+@_intrinsic
 def load(typing: Any, array: Any, offset: Any) -> Any:
     """Return array[offset : offset + 16] of a one-dimensional float32 array."""
 
@@ -88,7 +93,7 @@ def load(typing: Any, array: Any, offset: Any) -> Any:
     return lanes(array, types.intp), build
 
 
-@intrinsic
+@_intrinsic
 def store(typing: Any, array: Any, offset: Any, value: Any) -> Any:
     """Write sixteen numbers to array[offset : offset + 16]."""
 
@@ -100,7 +105,7 @@ def store(typing: Any, array: Any, offset: Any, value: Any) -> Any:
     return types.void(array, types.intp, lanes), build
 
 
-@intrinsic
+@_intrinsic
 def accumulate(typing: Any, array: Any, offset: Any, value: Any) -> Any:
     """Add sixteen numbers to array[offset : offset + 16] of a float64 array."""
 
@@ -115,7 +120,7 @@ def accumulate(typing: Any, array: Any, offset: Any, value: Any) -> Any:
     return types.void(array, types.intp, lanes), build
 
 
-@intrinsic
+@_intrinsic
 def fill(typing: Any, number: Any) -> Any:
     """Return sixteen times the same number."""
 
@@ -139,7 +144,7 @@ def _call(builder: Any, name: str, args: Any) -> Any:
     return builder.call(function, args)
 
 
-@intrinsic
+@_intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """Return a b + c, in one step where the processor has one."""
 
@@ -149,7 +154,7 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     return lanes(lanes, lanes, lanes), build
 
 
-@intrinsic
+@_intrinsic
 def magnitude(typing: Any, a: Any) -> Any:
     """Return |a|."""
 
@@ -159,7 +164,7 @@ def magnitude(typing: Any, a: Any) -> Any:
     return lanes(lanes), build
 
 
-@intrinsic
+@_intrinsic
 def where_less(typing: Any, a: Any, b: Any, then: Any, other: Any) -> Any:
     """Return `then` where a < b, and `other` elsewhere: where one is NaN as well."""
 
@@ -169,7 +174,7 @@ def where_less(typing: Any, a: Any, b: Any, then: Any, other: Any) -> Any:
     return lanes(lanes, lanes, lanes, lanes), build
 
 
-@intrinsic
+@_intrinsic
 def power_of_two(typing: Any, shifted: Any) -> Any:
     """Return 2^n from n + 1.5 x 2^23, whose lowest bits are those of n."""
 
@@ -183,7 +188,7 @@ def power_of_two(typing: Any, shifted: Any) -> Any:
 
 
 @njit(forceinline=True)
-def exp_of_minus(a):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def exp_of_minus(a: Vector) -> Vector:
     """Return exp(-a) for a >= 0, to 1e-7 of itself; 1.2e-38 from a = 87.3 on.
 
     exp(-a) = 2^n exp(r) with r between -ln(2)/2 and ln(2)/2, and exp(r) by a
@@ -208,7 +213,7 @@ def exp_of_minus(a):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
 
 
 @njit(forceinline=True)
-def log_of_one_plus(y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def log_of_one_plus(y: Vector) -> Vector:
     """Return log(1 + y) for y from 0 to 1, to 1e-7 of itself.
 
     log(1 + y) / y by a polynomial of degree 8. NaN stays NaN.

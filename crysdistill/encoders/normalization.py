@@ -22,7 +22,7 @@ class BatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (rows, F)."""
         if not self.training or world_size() == 1:
-            return super().forward(x)
+            return super().forward(x) if len(x) else x
         count, mean, var = moments(x)
         self.follow(count, mean, var)
         return _Normalize.apply(
