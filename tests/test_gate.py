@@ -265,7 +265,7 @@ def everything(batch) -> list[torch.Tensor]:
     norms = BatchNorm(32), BatchNorm(32)
     places = GaussianTable(8.0, 0.2)
     edges = find_edges(batch, places)
-    products, table = draw(batch.num_nodes, 2, 4, 16), draw(2, 2 * places.knots, 2, 16)
+    products, table = draw(batch.num_nodes, 2, 4, 16), draw(2, len(edges.rows), 2, 16)
     output = gated_sum(products, table, edges, norms)
     wanted = [products, table, *norms[0].parameters(), *norms[1].parameters()]
     along = draw(batch.num_nodes, 32).detach()

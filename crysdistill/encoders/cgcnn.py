@@ -93,11 +93,18 @@ class GatedConvolution(nn.Module):
         self,
         x: Tensor,
         edges: PlainEdges | CompiledEdges,
-        table: GaussianTable,
         norms: tuple[BatchNorm, BatchNorm] | None = None,
+        kinds: Tensor | None = None,
     ) -> Tensor:
-        """Return the sum over neighbours of gate times core, (N, F)."""
-        n, width = x.shape
+        """Return the sum over neighbours of gate times core, (N, F).
+
+        Args:
+            x: of atoms, (N, F); where `kinds` are given, of each kind of atom.
+            edges: of the batch.
+            norms: of gate and core.
+            kinds: (N,), where atoms of a kind are alike.
+        """
+        width = x.shape[1]
         lanes = edges.lanes or width
         gates, cores = self.gate.split(), self.core.split()
         weight = _in_blocks(
@@ -109,22 +116,28 @@ class GatedConvolution(nn.Module):
             lanes,
         )  # (C, 4, lanes)
         products = F.linear(x, weight.flatten(0, 2), bias.flatten())  # (N, 4 F)
+        if kinds is not None:
+            products = products.index_select(0, kinds)
         edge = _in_blocks(torch.stack((gates[2], cores[2])), lanes)  # (C, 2, lanes, K)
         with torch.autocast(x.device.type, enabled=False):
-            rows = table(edge.flatten(1, 2))  # (C, 2 M, 2 lanes)
+            table = edges.rows @ edge.flatten(1, 2).mT  # (C, 2 M, 2 lanes)
         total = gated_sum(
-            products.view(n, len(weight), 4, lanes),
-            rows.unflatten(2, (2, lanes)),
+            products.view(len(products), len(weight), 4, lanes),
+            table.unflatten(2, (2, lanes)),
             edges,
             norms,
         )
         return total[:, :width]
 
     def forward(
-        self, x: Tensor, edges: PlainEdges | CompiledEdges, table: GaussianTable
+        self,
+        x: Tensor,
+        edges: PlainEdges | CompiledEdges,
+        kinds: Tensor | None = None,
     ) -> Tensor:
-        """Update atoms (N, F)."""
-        return x + self.messages(x, edges, table)
+        """Update atoms (N, F); the arguments are those of `messages`."""
+        total = self.messages(x, edges, kinds=kinds)
+        return total + (x if kinds is None else x.index_select(0, kinds))
 
 
 def _in_blocks(parts: Tensor, lanes: int) -> Tensor:
@@ -154,11 +167,16 @@ class PublishedConvolution(GatedConvolution):
         self.atom_norm = BatchNorm(width)
 
     def forward(
-        self, x: Tensor, edges: PlainEdges | CompiledEdges, table: GaussianTable
+        self,
+        x: Tensor,
+        edges: PlainEdges | CompiledEdges,
+        kinds: Tensor | None = None,
     ) -> Tensor:
-        """Update atoms (N, F)."""
+        """Update atoms (N, F); the arguments are those of `messages`."""
         norms = (self.gate_norm, self.core_norm)
-        total = self.messages(x, edges, table, norms)  # (N, F)
+        total = self.messages(x, edges, norms, kinds)  # (N, F)
+        if kinds is not None:
+            x = x.index_select(0, kinds)
         return F.softplus(x + self.atom_norm(total))
 
 
@@ -261,17 +279,18 @@ class CGCNN(Encoder):
     def forward(self, batch: CrystalBatch) -> Tensor:
         """Return atom embeddings, (N, F)."""
         # Every atom of an element has the same embedding: one product per element.
-        elements = self.embedding(self.element_table)  # (101, F)
-        x = elements.index_select(0, batch.atomic_numbers)  # (N, F)
+        x, elements = self.embedding(self.element_table), batch.atomic_numbers
         if self.settings["convolution"] == "eq4":
+            x = x.index_select(0, elements)  # (N, F)
             u = self.expansion(distances(batch))  # (E, K)
             u = sum_over_neighbours(u, batch)  # (N, K)
             for convolution in self.convolutions:
                 x = convolution(x, batch, u)
             return x
         edges = find_edges(batch, self.table)
-        for convolution in self.convolutions:
-            x = convolution(x, edges, self.table)
+        for k, convolution in enumerate(self.convolutions):
+            # From the first convolution on, every atom has its own.
+            x = convolution(x, edges, None if k else elements)
         return x
 
     def stages(self) -> list[nn.Module]:

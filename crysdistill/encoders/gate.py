@@ -27,12 +27,14 @@ class PlainEdges:
         neighbour: (E,).
         row: (E,), the first of four rows of the table.
         weights: (E, 4), of those rows.
+        rows: (2 M, K), the Gaussians at all knots.
     """
 
     centre: Tensor
     neighbour: Tensor
     row: Tensor
     weights: Tensor
+    rows: Tensor
 
     lanes = None
     """All channels stand together in products and tables."""
@@ -51,19 +53,20 @@ def find_edges(
         table: where to look distances up.
         compiled: whether to use compiled code where possible.
     """
-    distance = distances(batch)  # (E,)
+    geometry = batch.frac_coords, batch.cell
     if (
         compiled
-        and distance.device.type == "cpu"
-        and distance.dtype == table.rows.dtype == torch.float32
-        and not distance.requires_grad
         and not torch.compiler.is_compiling()
+        and not any(tensor.requires_grad for tensor in geometry)
+        and {(t.device.type, t.dtype) for t in (*geometry, table.rows)}
+        == {("cpu", torch.float32)}
     ):
-        merged = merge_edges(batch, distance, table)
+        merged = merge_edges(batch, table)
         if merged is not None:
             return merged
     neighbour, centre = batch.edge_index
-    return PlainEdges(centre, neighbour, *table.locate(distance))
+    row, weights = table.locate(distances(batch))
+    return PlainEdges(centre, neighbour, row, weights, table.rows)
 
 
 def gated_sum(

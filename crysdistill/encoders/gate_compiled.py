@@ -33,11 +33,13 @@ class CompiledEdges:
 
     Args:
         count: E, before equal ones were merged.
+        rows: (2 M, K), the Gaussians at the knots that are used, and no others.
         merged: their arrays.
         parts: the first atom of each part of the batch, and N.
     """
 
     count: int
+    rows: Tensor
     merged: MergedEdges
     parts: list[int]
 
@@ -54,17 +56,29 @@ class CompiledEdges:
         ]
 
 
-def merge_edges(
-    batch: CrystalBatch, distance: Tensor, table: GaussianTable
-) -> CompiledEdges | None:
+def merge_edges(batch: CrystalBatch, table: GaussianTable) -> CompiledEdges | None:
     """Return edges for compiled code, or None where the graph is not made for it.
 
     Args:
         batch: of crystals; edges must be sorted by centre and stay in their crystal.
-        distance: (E,), Å.
-        table: where to look the distances up.
+        table: where to look distances up.
     """
-    count, atoms = len(distance), int(batch.num_nodes)
+    count, atoms = batch.edge_index.shape[1], int(batch.num_nodes)
+    ptr = batch.ptr.numpy()
+    edge_index = batch.edge_index.contiguous().numpy()
+    distance = np.empty(count)
+    if not gate_kernels.measure(
+        batch.frac_coords.detach().numpy(),
+        batch.cell.detach().numpy(),
+        edge_index,
+        batch.edge_shift.numpy(),
+        ptr,
+        distance,
+    ):
+        return None
+    padding = getattr(batch, "padding", None)
+    if padding is not None:
+        distance[padding.numpy()] = batch.padding_distance
     edges = MergedEdges(
         neighbour=np.empty(count, np.int32),
         row=np.empty(count, np.int32),
@@ -72,22 +86,14 @@ def merge_edges(
         times=np.empty(count, np.float32),
         first=np.empty(atoms + 1, np.int64),
     )
-    ptr = batch.ptr.numpy()
-    found = gate_kernels.merge(
-        distance.contiguous().numpy(),
-        batch.edge_index.contiguous().numpy(),
-        ptr,
-        table.step,
-        table.knots,
-        edges,
-    )
-    if found < 0:
-        return None
+    used = np.empty(table.knots, bool)
+    found = gate_kernels.merge(distance, edge_index, table.step, used, edges)
+    rows = table.at(torch.from_numpy(used.nonzero()[0]))
     size = max(PART, -(-found // PARTS))
     before = edges.first[ptr]  # (B + 1,), edges before each crystal
     cuts = ptr[np.searchsorted(before, np.arange(size, found, size))]
     parts = [0, *np.unique(cuts[cuts > 0]).tolist(), atoms]
-    return CompiledEdges(count, edges, parts)
+    return CompiledEdges(count, rows, edges, parts)
 
 
 def compiled_gated_sum(
@@ -137,7 +143,7 @@ def _moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return how many edges all ranks have, and mean and variance of z, (C, 2, 16)."""
     blocks = table.shape[0]
-    flat, tables = products.numpy().reshape(-1), table.numpy().reshape(blocks, -1)
+    flat, tables = products.numpy().reshape(-1), table.flatten(1).numpy()
     pivot = np.zeros((blocks, 2 * LANES), np.float32)
     tasks = edges.tasks(blocks)
     sums = np.zeros((len(edges.parts) - 1, blocks, 4 * LANES))
@@ -205,7 +211,7 @@ class _GatedSum(torch.autograd.Function):
         out = products.new_empty(len(products), blocks, LANES)
         norm = torch.stack((mean, weight * inverse, bias), dim=1)
         norms = norm.numpy().reshape(blocks, -1)
-        flat, tables = products.numpy().reshape(-1), table.numpy().reshape(blocks, -1)
+        flat, tables = products.numpy().reshape(-1), table.flatten(1).numpy()
         run_all(
             gate_kernels.send,
             (
@@ -234,7 +240,7 @@ class _GatedSum(torch.autograd.Function):
         wants_table = ctx.needs_input_grad[1]
         scale = weight * inverse
         norms = torch.stack((mean, scale, bias), dim=1).numpy().reshape(blocks, -1)
-        flat, tables = products.numpy().reshape(-1), table.numpy().reshape(blocks, -1)
+        flat, tables = products.numpy().reshape(-1), table.flatten(1).numpy()
         d_products = torch.empty_like(products)
         d_flat = d_products.numpy().reshape(-1)
         size = tables.shape[1] if wants_table else 0

@@ -30,6 +30,7 @@ class GaussianTable(nn.Module):
     """
 
     rows: Tensor
+    """(2 M, K): value, and slope times the knots' distance, at each knot."""
 
     def __init__(self, cutoff: float, spacing: float) -> None:
         super().__init__()
@@ -44,12 +45,11 @@ class GaussianTable(nn.Module):
         rows[-1] = 0.0
         self.register_buffer("rows", rows.flatten(0, 1).float(), persistent=False)
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the table of W u: weights (..., F, K) to (..., 2 M, F).
-
-        Rows 2 m and 2 m + 1 hold value and slope, times the knots' distance, at m.
-        """
-        return self.rows @ weight.mT
+    def at(self, knots: Tensor) -> Tensor:
+        """Return the rows of some knots, (2 M, K), of no fewer than two."""
+        if len(knots) < 2:
+            return self.rows[:4]
+        return self.rows.unflatten(0, (-1, 2)).index_select(0, knots).flatten(0, 1)
 
     def locate(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first of four rows for each distance, and their weights.
