@@ -402,12 +402,12 @@ def test_batch_norms_of_a_random_teacher_are_fitted_to_the_crystals(batch):
     teacher = random_teacher(settings, seed=1, batches=[batch, other])
     torch.manual_seed(1)
     plain = CGCNN(**settings)
-    norm = plain.convolutions[0].core_norm
+    norm = plain.convolutions[0].atom_norm
     seen = []
     norm.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     plain(batch)
     plain(other)
-    fitted = teacher.encoder.convolutions[0].core_norm
+    fitted = teacher.encoder.convolutions[0].atom_norm
     mean = (seen[0].mean(0) + seen[1].mean(0)) / 2
     torch.testing.assert_close(fitted.running_mean, mean)
     assert fitted.momentum == norm.momentum

@@ -9,13 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crysdistill.elements import element_table
-from crysdistill.encoders.encoder import Encoder
+from crysdistill.encoders.encoder import Encoder, Work
+from crysdistill.encoders.gate import (
+    CompiledEdges,
+    PlainEdges,
+    find_edges,
+    gated_sum,
+)
 from crysdistill.encoders.normalization import BatchNorm
+from crysdistill.encoders.table import GaussianTable
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import (
     CrystalBatch,
     distances,
-    gather_centres,
     gather_neighbours,
     sum_over_neighbours,
 )
@@ -50,10 +56,11 @@ class GaussianExpansion(nn.Module):
 
 
 class EdgeLinear(nn.Module):
-    """W [v_i | v_j | u_ij] + b for every edge, without the concatenation.
+    """The weights of W [v_i | v_j | u_ij] + b, applied without the concatenation.
 
     The product with v_i and v_j is the same for all edges of an atom, so it is taken
-    once per atom and gathered afterwards: the same sum, a twelfth of the work.
+    once per atom; that with u_ij depends on the distance alone, and is read from a
+    table. Both are summed where they are used: see `GatedConvolution`.
 
     Args:
         width: F, of atoms and of the result.
@@ -65,20 +72,16 @@ class EdgeLinear(nn.Module):
         self.sizes = [width, width, basis]
         self.linear = nn.Linear(2 * width + basis, width)
 
-    def forward(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
-        """Return (E, F) from atoms (N, F) and edges (E, K)."""
-        w_centre, w_neighbour, w_edge = self.linear.weight.split(self.sizes, dim=1)
-        centre = F.linear(x, w_centre, self.linear.bias)  # (N, F)
-        neighbour = F.linear(x, w_neighbour)  # (N, F)
-        z = F.linear(u, w_edge) + gather_centres(centre, batch)  # (E, F)
-        return z + gather_neighbours(neighbour, batch)
+    def split(self) -> tuple[Tensor, ...]:
+        """Return the weights of centre (F, F), neighbour (F, F) and edge (F, K)."""
+        return self.linear.weight.split(self.sizes, dim=1)
 
 
 class GatedConvolution(nn.Module):
     """Eq. 5 as printed: v_i' = v_i + sum_j sigmoid(z W_f + b_f) * g(z W_s + b_s).
 
     Gate and core are two Linears here and one of twice the width in the published
-    code: the same numbers, and both results lie in memory as they are read.
+    code: the same numbers.
     """
 
     def __init__(self, width: int, basis: int) -> None:
@@ -86,11 +89,65 @@ class GatedConvolution(nn.Module):
         self.gate = EdgeLinear(width, basis)  # W_f and b_f
         self.core = EdgeLinear(width, basis)  # W_s and b_s
 
-    def forward(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
-        """Update atoms (N, F) from edges (E, K)."""
-        gate = torch.sigmoid(self.gate(x, u, batch))  # (E, F)
-        core = F.softplus(self.core(x, u, batch))  # (E, F)
-        return x + sum_over_neighbours(gate * core, batch)
+    def messages(
+        self,
+        x: Tensor,
+        edges: PlainEdges | CompiledEdges,
+        norms: tuple[BatchNorm, BatchNorm] | None = None,
+        kinds: Tensor | None = None,
+    ) -> Tensor:
+        """Return the sum over neighbours of gate times core, (N, F).
+
+        Args:
+            x: of atoms, (N, F); where `kinds` are given, of each kind of atom.
+            edges: of the batch.
+            norms: of gate and core.
+            kinds: (N,), where atoms of a kind are alike.
+        """
+        width = x.shape[1]
+        lanes = edges.lanes or width
+        gates, cores = self.gate.split(), self.core.split()
+        weight = _in_blocks(
+            torch.stack((gates[0], cores[0], gates[1], cores[1])), lanes
+        )  # (C, 4, lanes, F)
+        zero = torch.zeros_like(self.gate.linear.bias)
+        bias = _in_blocks(
+            torch.stack((self.gate.linear.bias, self.core.linear.bias, zero, zero)),
+            lanes,
+        )  # (C, 4, lanes)
+        products = F.linear(x, weight.flatten(0, 2), bias.flatten())  # (N, 4 F)
+        if kinds is not None:
+            products = products.index_select(0, kinds)
+        edge = _in_blocks(torch.stack((gates[2], cores[2])), lanes)  # (C, 2, lanes, K)
+        with torch.autocast(x.device.type, enabled=False):
+            table = edges.rows @ edge.flatten(1, 2).mT  # (C, 2 M, 2 lanes)
+        total = gated_sum(
+            products.view(len(products), len(weight), 4, lanes),
+            table.unflatten(2, (2, lanes)),
+            edges,
+            norms,
+        )
+        return total[:, :width]
+
+    def forward(
+        self,
+        x: Tensor,
+        edges: PlainEdges | CompiledEdges,
+        kinds: Tensor | None = None,
+    ) -> Tensor:
+        """Update atoms (N, F); the arguments are those of `messages`."""
+        total = self.messages(x, edges, kinds=kinds)
+        return total + (x if kinds is None else x.index_select(0, kinds))
+
+
+def _in_blocks(parts: Tensor, lanes: int) -> Tensor:
+    """Cut rows into blocks: (P, F, ...) to (C, P, lanes, ...), filled up with zeros."""
+    missing = -parts.shape[1] % lanes
+    if missing:
+        parts = torch.cat(
+            (parts, parts.new_zeros(len(parts), missing, *parts.shape[2:])), dim=1
+        )
+    return parts.unflatten(1, (-1, lanes)).transpose(0, 1)
 
 
 class PublishedConvolution(GatedConvolution):
@@ -109,11 +166,17 @@ class PublishedConvolution(GatedConvolution):
         self.core_norm = BatchNorm(width)
         self.atom_norm = BatchNorm(width)
 
-    def forward(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
-        """Update atoms (N, F) from edges (E, K)."""
-        gate = torch.sigmoid(self.gate_norm(self.gate(x, u, batch)))  # (E, F)
-        core = F.softplus(self.core_norm(self.core(x, u, batch)))  # (E, F)
-        total = sum_over_neighbours(gate * core, batch)  # (N, F)
+    def forward(
+        self,
+        x: Tensor,
+        edges: PlainEdges | CompiledEdges,
+        kinds: Tensor | None = None,
+    ) -> Tensor:
+        """Update atoms (N, F); the arguments are those of `messages`."""
+        norms = (self.gate_norm, self.core_norm)
+        total = self.messages(x, edges, norms, kinds)  # (N, F)
+        if kinds is not None:
+            x = x.index_select(0, kinds)
         return F.softplus(x + self.atom_norm(total))
 
 
@@ -125,11 +188,10 @@ class SharedConvolution(nn.Module):
         self.neighbour = nn.Linear(width + basis, width, bias=False)  # W_c
         self.centre = nn.Linear(width, width)  # W_s and b
 
-    def forward(self, x: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
-        """Update atoms (N, F) from edges (E, K)."""
+    def forward(self, x: Tensor, batch: CrystalBatch, u: Tensor) -> Tensor:
+        """Update atoms (N, F) with the sums over their edges' Gaussians, (N, K)."""
         neighbours = sum_over_neighbours(gather_neighbours(x, batch), batch)  # (N, F)
-        edges = sum_over_neighbours(u, batch)  # (N, K)
-        total = torch.cat((neighbours, edges), dim=1)
+        total = torch.cat((neighbours, u), dim=1)
         return F.softplus(self.neighbour(total) + self.centre(x))
 
 
@@ -208,6 +270,7 @@ class CGCNN(Encoder):
         self.register_buffer("element_table", torch.from_numpy(element_table(elements)))
         self.embedding = nn.Linear(self.element_table.shape[1], width, bias=bias)
         self.expansion = GaussianExpansion(cutoff, spacing)
+        self.table = GaussianTable(cutoff, spacing)
         self.convolutions = nn.ModuleList(
             CONVOLUTIONS[convolution](width, self.expansion.width)
             for _ in range(convolutions)
@@ -216,13 +279,36 @@ class CGCNN(Encoder):
     def forward(self, batch: CrystalBatch) -> Tensor:
         """Return atom embeddings, (N, F)."""
         # Every atom of an element has the same embedding: one product per element.
-        elements = self.embedding(self.element_table)  # (101, F)
-        x = elements.index_select(0, batch.atomic_numbers)  # (N, F)
-        u = self.expansion(distances(batch))  # (E, K)
-        for convolution in self.convolutions:
-            x = convolution(x, u, batch)
+        x, elements = self.embedding(self.element_table), batch.atomic_numbers
+        if self.settings["convolution"] == "eq4":
+            x = x.index_select(0, elements)  # (N, F)
+            u = self.expansion(distances(batch))  # (E, K)
+            u = sum_over_neighbours(u, batch)  # (N, K)
+            for convolution in self.convolutions:
+                x = convolution(x, batch, u)
+            return x
+        edges = find_edges(batch, self.table)
+        for k, convolution in enumerate(self.convolutions):
+            # From the first convolution on, every atom has its own.
+            x = convolution(x, edges, None if k else elements)
         return x
 
     def stages(self) -> list[nn.Module]:
         """Return the embedding and then each convolution."""
         return [self.embedding, *self.convolutions]
+
+    def work(self, crystals: int, atoms: int, edges: int) -> Work:
+        """Estimate one training step; the formula is for Eq. 5.
+
+        Floating-point operations of a convolution: 8 N F^2 for the products of atoms
+        with the weights of centre and neighbour, gate and core, three times (forward,
+        and the gradients of both factors); some 300 for each of the E F gates.
+
+        Bytes: what an atom has, in float32: its products and their gradients are
+        written once and read twice (6 x 4 F), its sums and embeddings likewise
+        (6 x 3 F); and each edge's neighbour, centre and distance, read four times.
+        """
+        width, layers = self.width, len(self.convolutions)
+        flops = 24.0 * atoms * width**2 + 300.0 * edges * width
+        moved = 4.0 * 42 * atoms * width + 4 * 20.0 * edges
+        return Work(layers * flops, layers * moved)

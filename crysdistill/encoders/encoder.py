@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crysdistill.graphs import CrystalBatch, mean_over_atoms
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a training step must do at least, to hold against a machine's ceiling.
+
+    Args:
+        flops: floating-point operations; a multiply-add counts as two.
+        bytes: moved from and to memory.
+    """
+
+    flops: float
+    bytes: float
 
 
 class Encoder(nn.Module, ABC):
@@ -43,3 +57,13 @@ class Encoder(nn.Module, ABC):
         if self.normalize:
             atom_embeddings = F.normalize(atom_embeddings, dim=1)
         return mean_over_atoms(atom_embeddings, batch)
+
+    def work(self, crystals: int, atoms: int, edges: int) -> Work | None:
+        """Estimate one training step, forward and backward; None where not known.
+
+        Args:
+            crystals: B, in the batch.
+            atoms: N, in the batch.
+            edges: E, in the batch.
+        """
+        return None

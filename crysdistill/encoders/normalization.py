@@ -22,7 +22,7 @@ class BatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (rows, F)."""
         if not self.training or world_size() == 1:
-            return super().forward(x)
+            return super().forward(x) if len(x) else x
         count, mean, var = moments(x)
         self.follow(count, mean, var)
         return _Normalize.apply(
@@ -54,17 +54,27 @@ class BatchNorm(nn.BatchNorm1d):
 def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return how many rows all ranks hold, and their mean and variance, (F,)."""
     wide = x.float()
-    n = torch.tensor([float(len(x))], dtype=torch.float64, device=x.device)
     if len(x):
         var, mean = torch.var_mean(wide, dim=0, correction=0)
-        var, mean = var.double(), mean.double()
     else:
-        var = mean = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+        var = mean = torch.zeros(x.shape[1], device=x.device)
+    return over_ranks(len(x), mean.double(), var.double())
+
+
+def over_ranks(rows: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows, mean and variance of all ranks from those of this one.
+
+    Args:
+        rows: how many this rank has.
+        mean: (F,) float64.
+        var: (F,) float64, divided by `rows` and not by one less.
+    """
+    n = torch.tensor([float(rows)], dtype=torch.float64, device=mean.device)
     # In double precision, so that the difference of two large sums stays exact.
     sums = sum_over_ranks(torch.cat((n, n * mean, n * (var + mean.square()))))
     count, total, squares = sums[0], *sums[1:].chunk(2)
-    mean = total / count
-    var = (squares / count - mean.square()).clamp(min=0)
+    mean = total / count.clamp(min=1)
+    var = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
     return count, mean.float(), var.float()
 
 

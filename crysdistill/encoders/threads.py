@@ -1,0 +1,55 @@
+"""Compiled work on as many threads as PyTorch has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+# A forked process has none of its parent's threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)
+
+
+def run_all(work: Callable[..., None], tasks: Iterable[tuple[Any, ...]]) -> None:
+    """Call `work` with each task, on `torch.get_num_threads()` threads.
+
+    Plain threads, because `work` lets go of Python's lock: they sleep when there is
+    nothing to do, any thread may call, and a fork does no harm. OpenMP's spin, and
+    Numba's own pool aborts when two threads call it. The caller works as well, so that
+    one thread needs no other.
+
+    Args:
+        work: compiled with `nogil=True`.
+        tasks: arguments; no two tasks write to the same place.
+    """
+    tasks = list(tasks)
+    threads = min(torch.get_num_threads(), len(tasks))
+    if threads <= 1:
+        for task in tasks:
+            work(*task)
+        return
+    left = iter(tasks)  # each task is taken by one thread
+    # Whether numbers below 1e-38 count as 0 is a setting of each thread.
+    flush = bool(np.float32(1e-39) * np.float32(1.0) == 0)
+
+    def take() -> None:
+        for task in left:
+            work(*task)
+
+    def take_as_caller() -> None:
+        torch.set_flush_denormal(flush)
+        take()
+
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads - 1, "crysdistill")
+    others = [_pools[threads].submit(take_as_caller) for _ in range(threads - 1)]
+    take()
+    for other in others:
+        other.result()
