@@ -14,6 +14,7 @@ from rich.table import Table
 from benchmarks import (
     batching,
     building,
+    epochs,
     graph_building,
     ingest,
     reading,
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "building": building.measure,
     "reading": reading.measure,
     "sharing": sharing.measure,
+    "epochs": epochs.measure,
 }
 
 
