@@ -14,10 +14,13 @@ from rich.table import Table
 from benchmarks import (
     batching,
     building,
+    cold,
+    distillation,
     epochs,
     graph_building,
     ingest,
     reading,
+    scaling,
     sharing,
     step,
 )
@@ -31,6 +34,9 @@ BENCHMARKS = {
     "reading": reading.measure,
     "sharing": sharing.measure,
     "epochs": epochs.measure,
+    "cold": cold.measure,
+    "distillation": distillation.measure,
+    "scaling": scaling.measure,
 }
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.our_training VERB KEY=VALUE ...
 
 Everything is timed that belongs to an epoch: loading, Lightning, validation, logs and
-checkpoints. It prints the seconds of each epoch but the first, which warms up, and the peak of its
-memory as JSON.
+checkpoints. It prints the seconds of each epoch but the first, which warms up, and the
+peak of its memory as JSON.
 """
 
 from __future__ import annotations
