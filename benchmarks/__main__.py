@@ -19,6 +19,7 @@ from benchmarks import (
     epochs,
     graph_building,
     ingest,
+    pretraining,
     reading,
     scaling,
     sharing,
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "cold": cold.measure,
     "distillation": distillation.measure,
     "scaling": scaling.measure,
+    "pretraining": pretraining.measure,
 }
 
 
