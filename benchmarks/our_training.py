@@ -32,27 +32,32 @@ def main() -> None:
     verb, *overrides = sys.argv[1:]
     torch.set_flush_denormal(True)
     config: Any = load_config(None, overrides, CONFIGS[verb])
-    begun: list[float] = []
+    begun: list[tuple[float, float]] = []
 
     class Timed(supervised.SupervisedModule):
         """Notes when epochs begin, and when the last one ends."""
 
         def on_train_epoch_start(self) -> None:
-            begun.append(time.perf_counter())
+            begun.append((time.perf_counter(), time.process_time()))
             super().on_train_epoch_start()
 
         def on_train_end(self) -> None:
-            begun.append(time.perf_counter())
+            begun.append((time.perf_counter(), time.process_time()))
             super().on_train_end()
 
     supervised.SupervisedModule = Timed  # type: ignore[misc]
     run: Any = getattr(supervised, verb)
     with contextlib.redirect_stdout(io.StringIO()):
         run(config)
-    seconds = [end - start for start, end in pairwise(begun)][1:]
+    walls, processors = zip(*begun, strict=True)
+    seconds, processor = (
+        [end - start for start, end in pairwise(times)][1:]
+        for times in (walls, processors)
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     results = json.loads((config.out / "results.json").read_text())
-    print(json.dumps({"epochs": seconds, "peak": peak, "mae": results["val"]}))
+    told = {"epochs": seconds, "processor": processor, "peak": peak}
+    print(json.dumps({**told, "mae": results["val"]}))
 
 
 if __name__ == "__main__":

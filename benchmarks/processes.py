@@ -19,11 +19,13 @@ class Run:
 
     Args:
         epochs: seconds of each epoch that was timed.
+        processor: the same in processor time.
         peak: of its memory, MB.
         mae: on validation.
     """
 
     epochs: list[float]
+    processor: list[float]
     peak: float
     mae: float
 
