@@ -14,9 +14,14 @@ from rich.table import Table
 from benchmarks import (
     batching,
     building,
+    cold,
+    distillation,
+    epochs,
     graph_building,
     ingest,
+    pretraining,
     reading,
+    scaling,
     sharing,
     step,
 )
@@ -29,6 +34,11 @@ BENCHMARKS = {
     "building": building.measure,
     "reading": reading.measure,
     "sharing": sharing.measure,
+    "epochs": epochs.measure,
+    "cold": cold.measure,
+    "distillation": distillation.measure,
+    "scaling": scaling.measure,
+    "pretraining": pretraining.measure,
 }
 
 

@@ -1,0 +1,64 @@
+"""A run of `train` or `distill` in a process of its own, timed epoch by epoch.
+
+    python -m benchmarks.our_training VERB KEY=VALUE ...
+
+Everything is timed that belongs to an epoch: loading, Lightning, validation, logs and
+checkpoints. It prints the seconds of each epoch but the first, which warms up, and the
+peak of its memory as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import resource
+import sys
+import time
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from crysdistill.configs import load_config
+from crysdistill.training import supervised
+from crysdistill.training.plans import DistillConfig, TrainConfig
+
+CONFIGS = {"train": TrainConfig, "distill": DistillConfig}
+
+
+def main() -> None:
+    """Run, and print what it took."""
+    verb, *overrides = sys.argv[1:]
+    torch.set_flush_denormal(True)
+    config: Any = load_config(None, overrides, CONFIGS[verb])
+    begun: list[tuple[float, float]] = []
+
+    class Timed(supervised.SupervisedModule):
+        """Notes when epochs begin, and when the last one ends."""
+
+        def on_train_epoch_start(self) -> None:
+            begun.append((time.perf_counter(), time.process_time()))
+            super().on_train_epoch_start()
+
+        def on_train_end(self) -> None:
+            begun.append((time.perf_counter(), time.process_time()))
+            super().on_train_end()
+
+    supervised.SupervisedModule = Timed  # type: ignore[misc]
+    run: Any = getattr(supervised, verb)
+    with contextlib.redirect_stdout(io.StringIO()):
+        run(config)
+    walls, processors = zip(*begun, strict=True)
+    seconds, processor = (
+        [end - start for start, end in pairwise(times)][1:]
+        for times in (walls, processors)
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    results = json.loads((config.out / "results.json").read_text())
+    told = {"epochs": seconds, "processor": processor, "peak": peak}
+    print(json.dumps({**told, "mae": results["val"]}))
+
+
+if __name__ == "__main__":
+    main()
