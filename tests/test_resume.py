@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
 from crysdistill.errors import InputError
 from crysdistill.training import engine, supervised
@@ -150,6 +152,55 @@ class TestResume:
         assert calls == 5
         assert same(train(replace(config, resume=True)), whole)
 
+    @pytest.mark.parametrize(
+        ("validation_step", "position"),
+        [
+            (1, (0, 6)),  # before the last batch of the first validation: there
+            (2, (1, 0)),  # in its last batch: after the epoch
+            (6, (3, 0)),  # in the very last: with nothing to do but to judge
+        ],
+    )
+    def test_a_signal_in_validation(
+        self, config, monkeypatch, validation_step, position
+    ):
+        config.trainer = replace(SHORT, batch_size=4)
+        whole = train(replace(config, out=config.out.with_name("whole")))
+        calls, real = 0, supervised.SupervisedModule.validation_step
+
+        def signalled(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == validation_step:
+                terminate()
+            return real(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(supervised.SupervisedModule, "validation_step", signalled)
+            with pytest.raises(KeyboardInterrupt, match=r"step \d+ is saved"):
+                train(config)
+        assert calls == validation_step
+        kept = torch.load(checkpoints(config.out)[-1], weights_only=True)["crysdistill"]
+        assert (kept["epoch"], kept["batches"]) == position
+        assert same(train(replace(config, resume=True)), whole)
+        expected = (whole.parent / "metrics.csv").read_bytes()
+        assert (config.out / "metrics.csv").read_bytes() == expected
+
+    @pytest.mark.parametrize(
+        ("settings", "steps"),
+        [
+            ({}, [3, 6, 9]),
+            ({"checkpoint_minutes": None}, [3, 6, 9]),
+            ({"checkpoint_minutes": 1e-9}, [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+            ({"checkpoint_every": 2}, [2, 3, 4, 6, 8, 9]),
+            ({"checkpoint_every": 2, "keep_checkpoints": 3}, [6, 8, 9]),
+        ],
+    )
+    def test_how_often(self, config, settings, steps):
+        config.trainer = replace(SHORT, **{"keep_checkpoints": 99, **settings})
+        train(config)
+        found = [path.name for path in checkpoints(config.out)]
+        assert found == [f"step-{step:08d}.ckpt" for step in steps]
+
     def test_signals_are_given_back(self, config, monkeypatch):
         before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
         stopped(monkeypatch, train, config, 4)
@@ -233,6 +284,25 @@ class TestResume:
         stopped(monkeypatch, pretrain, config, step, how)
         assert same(pretrain(replace(config, resume=True)), whole)
         assert results(config.out)["numbers"] == results(whole.parent)["numbers"]
+
+    def test_the_scale_of_small_gradients(self, config, monkeypatch):
+        """It begins so large that the first steps overflow and only make it smaller."""
+        scales, real = [], L.Trainer
+
+        def trainer(precision, **options):
+            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+            scales.append(scaler)
+            plugin = MixedPrecision("16-mixed", "cpu", scaler)
+            return real(plugins=[plugin], **options)
+
+        monkeypatch.setattr(engine.L, "Trainer", trainer)
+        # Which stops at such a step where there is no scale, as on any CPU.
+        monkeypatch.delattr(engine.Guard, "on_before_optimizer_step")
+        whole = train(replace(config, out=config.out.with_name("whole")))
+        assert 1 < scales[0].get_scale() < 2.0**17
+        stopped(monkeypatch, train, config, 5)
+        assert same(train(replace(config, resume=True)), whole)
+        assert scales[2].get_scale() == scales[0].get_scale()
 
     def test_distillation(self, config, monkeypatch, pretrained):
         given = {**shared(config), "teacher": str(pretrained)}
@@ -390,6 +460,23 @@ class TestDamage:
         assert expected.count(b"\n") == 9
         assert log.read_bytes() == expected
 
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    def test_metrics_on_a_full_disk(self, config, monkeypatch):
+        whole = train(replace(config, out=config.out.with_name("whole")))
+        log = config.out / "metrics.csv"
+
+        def fill() -> None:
+            log.unlink()
+            log.symlink_to("/dev/full")
+
+        text = "run: No space left on device; the checkpoint of step 3 is kept; make ro"
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "SeededSteps", stop_at(5, fill))
+            with pytest.raises(InputError, match=text):
+                train(config)
+        train(replace(config, resume=True))
+        assert log.read_bytes() == (whole.parent / "metrics.csv").read_bytes()
+
 
 # ------------------------------------------------------------------------- kill -9
 
@@ -445,6 +532,7 @@ class TestKilled:
             assert lives("train", replace(run, resume=True)), death
             left_alike(out, undisturbed)
 
+    @pytest.mark.slow
     def test_again_and_again(self, config, undisturbed):
         """A process that dies after one more step, or in its second write, gets on."""
         config = replace(often(config), resume=True)
@@ -467,6 +555,19 @@ class TestKilled:
         assert lives("train", whole)
         assert checkpoints(whole.out)[-1].name == "step-00000006.ckpt"
         assert not lives("train", config, death)
+        assert lives("train", replace(config, resume=True))
+        left_alike(config.out, whole.out)
+
+    @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+    def test_mixed_precision(self, config, precision):
+        config.trainer = replace(SHORT, checkpoint_every=1, precision=precision)
+        if precision == "16-mixed":
+            if not torch.cuda.is_available():
+                pytest.skip("needs a GPU; but see test_the_scale_of_small_gradients")
+            config.trainer.accelerator = "gpu"
+        whole = replace(config, out=config.out.with_name("whole"))
+        assert lives("train", whole)
+        assert not lives("train", config, Death("step", 5))
         assert lives("train", replace(config, resume=True))
         left_alike(config.out, whole.out)
 

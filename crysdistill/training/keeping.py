@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -229,7 +230,7 @@ class KeepWork(Checkpoint):
             "epoch": epoch,
             "batches": batches,
             "metrics": self.metrics.rows,
-            "crystals": self._crystals(),
+            "crystals": self._crystals,
         }
 
     def on_load_checkpoint(
@@ -244,7 +245,7 @@ class KeepWork(Checkpoint):
             InputError: the run was begun with other crystals.
         """
         kept = checkpoint[_KEY]
-        if kept["crystals"] != self._crystals():
+        if kept["crystals"] != self._crystals:
             raise InputError(
                 f"{self.loader.store.path} holds other training crystals than those "
                 f"that the run in {self.files.folder.parent} began with; give it back "
@@ -260,6 +261,7 @@ class KeepWork(Checkpoint):
         elif kept["batches"] == len(self.loader):
             _begin_validation(loops)
 
+    @cached_property
     def _crystals(self) -> str:
         """Return what tells one set of training crystals from another."""
         rows = hashlib.sha256(self.loader.rows.tobytes()).hexdigest()

@@ -101,9 +101,13 @@ class RunDirectory:
                     f"{self.path} is not a run directory, so it will not be "
                     "overwritten; give another `out`"
                 )
-            shutil.rmtree(self.path)
+            for path in self.path.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != "config.yaml":
+                    path.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
-        # First, since it is what makes the folder a run directory.
+        # The first to come and the last to go: it makes the folder a run directory.
         write_whole(self.path / "config.yaml", config.encode())
         self.write_json("environment.json", _environment())
         return False
