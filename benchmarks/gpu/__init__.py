@@ -1,0 +1,1 @@
+"""Steps of training and pretraining on a GPU."""

@@ -1,0 +1,52 @@
+"""A store of alloys that the package makes itself, with a label for each."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from crysdistill.corpus.alloys import alloy_corpus
+from crysdistill.corpus.build import build
+from crysdistill.corpus.store import Store
+from crysdistill.elements import symbols
+from crysdistill.graphs import GraphSettings
+
+LABEL = "volume_per_atom"
+
+FEWEST = 6
+"""Atoms of a crystal at least, so that they have about ten on average."""
+
+
+def alloy_store(folder: Path, crystals: int) -> Store:
+    """Make alloys and build their store.
+
+    Args:
+        folder: where the files go.
+        crystals: how many alloys are made; small ones among them are left out.
+    """
+    alloys = [c for c in alloy_corpus(crystals, 0) if len(c.atomic_numbers) >= FEWEST]
+    source = folder / "alloys"
+    source.mkdir()
+    with (source / "structures.jsonl").open("w", encoding="utf-8") as file:
+        for crystal in alloys:
+            entry = {
+                "id": crystal.material_id,
+                "lattice": crystal.cell.tolist(),
+                "species": [symbols()[z] for z in crystal.atomic_numbers],
+                "frac": crystal.frac_coords.tolist(),
+            }
+            file.write(json.dumps(entry) + "\n")
+    with (source / "properties.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["material_id", LABEL])
+        for crystal in alloys:
+            volume = abs(float(np.linalg.det(crystal.cell)))
+            writer.writerow([crystal.material_id, volume / len(crystal.atomic_numbers)])
+    graph = GraphSettings(mode="nearest")
+    report = build(
+        [source / "structures.jsonl"], folder / "alloys.h5", graph=graph, progress=False
+    )
+    return Store.open(report.store)
