@@ -15,6 +15,7 @@ import torch
 
 from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
+from crysdistill.training import guard
 from crysdistill.training.divergence import (
     STREAK,
     LossWatch,
@@ -58,10 +59,14 @@ def spoil(store: Store, monkeypatch: pytest.MonkeyPatch, *rows: int) -> list[str
 class Remember(L.Callback):
     """Keeps the weights as they were before each batch."""
 
+    def __init__(self) -> None:
+        self.all_weights: list[list[torch.Tensor]] = []
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batch = batch_idx
         self.rows = batch.rows.tolist()
         self.weights = [p.detach().clone() for p in pl_module.parameters()]
+        self.all_weights.append(self.weights)
 
 
 # ------------------------------------------------------------------------- the watch
@@ -184,9 +189,9 @@ def test_ranks_see_one_loss_and_count_all_crystals(store, tmp_path):
     assert told[0]["losses"] == told[1]["losses"]
     sgd = OptimizerSettings("sgd", lr=1e-12, schedule="constant")
     toy = ToyRun(store, tmp_path / "one", 3, sgd, "eq5")
-    guard, speed = guard_of(toy), Throughput(toy.run, toy.train)
-    toy.fit([guard, speed], max_epochs=3)
-    expected = [step.loss for step in guard._steps]
+    watching, speed = guard_of(toy), Throughput(toy.run, toy.train)
+    toy.fit([watching, speed], max_epochs=3)
+    expected = [step.loss for step in watching._steps]
     np.testing.assert_allclose(told[0]["losses"], expected, rtol=1e-4)
     report = json.loads((tmp_path / "run" / "throughput.json").read_text())
     for name in ("steps", "crystals", "atoms", "edges"):
@@ -300,10 +305,59 @@ def test_accumulated_losses_are_those_of_batches(store, tmp_path):
         toy = ToyRun(
             store, tmp_path / str(accumulate), optimizer=OptimizerSettings(lr=1e-12)
         )
-        guard = guard_of(toy)
-        toy.fit([guard], accumulate_grad_batches=accumulate)
-        seen.append([step.loss for step in guard._steps])
+        watching = guard_of(toy)
+        toy.fit([watching], accumulate_grad_batches=accumulate)
+        seen.append([step.loss for step in watching._steps])
     np.testing.assert_allclose(seen[0], seen[1], rtol=1e-5)
+
+
+@pytest.fixture
+def as_on_gpu(monkeypatch) -> list[torch.Tensor]:
+    """Let guards do as on a GPU; return the losses that they send for."""
+    sent = []
+
+    def send_for(value):
+        sent.append(value)
+        return value.item
+
+    monkeypatch.setattr(guard, "_runs_ahead", lambda module: True)
+    monkeypatch.setattr(guard, "_send_for", send_for)
+    return sent
+
+
+@pytest.mark.parametrize("row", [2, 11, 17])
+def test_on_a_gpu_the_loss_is_seen_a_step_later(
+    store, tmp_path, monkeypatch, as_on_gpu, row
+):
+    """But before the epoch's end; what it says is about the step that was bad."""
+    toy = ToyRun(store, tmp_path / "run", batch_size=10)
+    (name,) = spoil(store, monkeypatch, row)
+    order = toy.train.order(0).tolist()
+    bad = order.index(row) // 10
+    remember = Remember()
+    message = rf"^the loss is nan in batch {bad} of epoch 0; "
+    with pytest.raises(InputError, match=message):
+        toy.fit([remember, guard_of(toy)])
+    assert remember.batch == min(bad + 1, 2)
+    record = record_of(toy)
+    chosen = order[10 * bad : 10 * bad + 10]
+    assert record["material_ids"] == [store.material_ids[r] for r in chosen]
+    assert name in record["material_ids"]
+    assert len(record["material_ids_of_batch_before"]) == (10 if bad else 0)
+    assert record["weights_finite"]
+    assert record["alone_not_finite"] == [name]
+    before = remember.all_weights[bad]
+    moved = zip(before, toy.module.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in moved)  # put back, though steps went on
+
+
+def test_on_a_gpu_healthy_losses_are_all_seen(store, tmp_path, as_on_gpu):
+    toy = ToyRun(store, tmp_path / "run", batch_size=10)
+    seen = guard_of(toy)
+    toy.fit([seen], accumulate_grad_batches=2, limit_val_batches=0)
+    assert len(as_on_gpu) == len(seen._steps) == 6
+    assert all(step.loss is not None for step in seen._steps)
+    assert all(step.gradient_norm is None for step in seen._steps)
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "constant", "cosine"])

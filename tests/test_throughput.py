@@ -181,6 +181,17 @@ def test_time_goes_where_it_belongs(store, tmp_path, what, monkeypatch):
     assert (rates["crystals_per_s"] <= 100) == slow
 
 
+def test_the_share_of_an_edge_budget_that_is_used(store, tmp_path):
+    toy = ToyRun(store, tmp_path / "run")
+    toy.train.batches.edge_budget = 400
+    speed = speed_of(toy)
+    toy.fit([speed], max_epochs=1)
+    edges = sum(int(toy.train.batches.edges[row]) for row in range(30))
+    share = edges / len(toy.train) / 400
+    said = list(lines(speed.report))
+    assert f"balance: batches held {share:.1%} of `trainer.edge_budget`" in said
+
+
 def test_a_resumed_run_says_so(store, tmp_path):
     toy = ToyRun(store, tmp_path / "run")
     toy.run.resumed = True

@@ -34,7 +34,7 @@ _NAMED = 3  # crystals in the line of an error
 
 @dataclass
 class _Step:
-    """One training batch of this rank."""
+    """One training batch of this rank; `weights` are a copy from before it."""
 
     epoch: int
     batch: int
@@ -42,6 +42,7 @@ class _Step:
     lr: float | None
     loss: float | None = None
     gradient_norm: float | None = None
+    weights: list[Tensor] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the file says of it."""
@@ -60,10 +61,10 @@ class Guard(Callback):
     What counts as exploding: see `LossWatch`. On the CPU the loss is looked at before
     the gradient is computed, and the gradient before the weights move, so that they
     stay as they were. A GPU is not made to wait: the loss of a step comes over while it
-    computes the next, so that one bad step may have moved the weights; a checkpoint is
-    not written before the last loss was looked at and all weights are finite. Lightning
-    skips a step of `16-mixed` whose gradient is not finite, so that there, as on any
-    GPU, only the loss counts.
+    computes the next, and the weights of before the bad one are put back from a copy
+    there. Its gradients are not looked at: with `16-mixed` some are infinite by design,
+    and Lightning skips their steps. No checkpoint is written before the last loss was
+    looked at and all weights are finite.
 
     With several ranks each sees the loss of the whole batch, by one number that they
     add up in each step, and so all stop in the same one. What a module returns is its
@@ -81,7 +82,8 @@ class Guard(Callback):
         self.val = val
         self._watch = LossWatch()
         self._steps: deque[_Step] = deque(maxlen=WINDOW)
-        self._on_way: tuple[_Step, Tensor, torch.cuda.Event] | None = None
+        self._copies: deque[list[Tensor]] = deque(maxlen=2)
+        self._on_way: tuple[_Step, Callable[[], float]] | None = None
 
     # --------------------------------------------------------------------- each step
 
@@ -101,9 +103,12 @@ class Guard(Callback):
         groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
         lr = max((float(group["lr"]) for group in groups), default=None)
         rows = getattr(batch, "rows", None)
-        self._steps.append(_Step(trainer.current_epoch, batch_idx, rows, lr))
+        step = _Step(trainer.current_epoch, batch_idx, rows, lr)
+        self._steps.append(step)
         if len(self._steps) > 3:
             self._steps[-4].rows = None  # keeps no batch of a device for long
+        if _runs_ahead(pl_module):
+            self._keep_weights(step, pl_module)
 
     def on_before_backward(
         self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
@@ -113,7 +118,7 @@ class Guard(Callback):
         Raises:
             InputError: the run has diverged; as in all that follow.
         """
-        if pl_module.device.type != "cuda":
+        if not _runs_ahead(pl_module):
             value = float(_whole(loss, trainer))
             self._look(trainer, pl_module, self._steps[-1], value)
 
@@ -121,7 +126,7 @@ class Guard(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
     ) -> None:
         """Look at the gradient before it moves the weights; all ranks have the same."""
-        if pl_module.device.type == "cuda":
+        if _runs_ahead(pl_module):
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         step = self._steps[-1]
@@ -138,14 +143,27 @@ class Guard(Callback):
         batch_idx: int,
     ) -> None:
         """On a GPU: look at the last step's loss, and send for that of this one."""
-        if pl_module.device.type != "cuda":
-            return
-        self._look_at_sent(trainer, pl_module)
-        host = torch.empty((), dtype=torch.float32, pin_memory=True)
-        host.copy_(_whole(outputs["loss"], trainer), non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._on_way = self._steps[-1], host, event
+        if _runs_ahead(pl_module):
+            self._look_at_sent(trainer, pl_module)
+            loss = _whole(outputs["loss"], trainer)
+            self._on_way = self._steps[-1], _send_for(loss)
+
+    @torch.no_grad()
+    def _keep_weights(self, step: _Step, module: L.LightningModule) -> None:
+        """Copy the weights on the device, over the copy from two steps ago."""
+        learned: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+        if len(self._copies) < 2:
+            self._copies.appendleft([torch.empty_like(p) for p in learned])
+        step.weights = self._copies[0]
+        self._copies.rotate(1)
+        torch._foreach_copy_(step.weights, learned)  # one launch for all
+
+    @torch.no_grad()
+    def _restore_weights(self, step: _Step, module: L.LightningModule) -> None:
+        """Take back what steps have done since the bad one began."""
+        learned = [p for p in module.parameters() if p.requires_grad]
+        for weights, before in zip(learned, step.weights or [], strict=False):
+            weights.copy_(before)
 
     # ------------------------------------------------------------------ now and then
 
@@ -198,9 +216,8 @@ class Guard(Callback):
         """Look at the loss that was sent for, if one was."""
         if self._on_way is None:
             return
-        (step, host, event), self._on_way = self._on_way, None
-        event.synchronize()
-        self._look(trainer, module, step, float(host))
+        (step, read), self._on_way = self._on_way, None
+        self._look(trainer, module, step, read())
 
     def _look_at_weights(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._look_at_sent(trainer, module)
@@ -218,6 +235,8 @@ class Guard(Callback):
         validation: list[int] | None = None,
     ) -> None:
         """Write what is known, and end the run, on all ranks."""
+        if validation is None:
+            self._restore_weights(step, module)
         finite = all(bool(p.isfinite().all()) for p in module.parameters())
         before = self._before(step)
         loader, rows = self.train, _rows(step)
@@ -335,6 +354,25 @@ class Guard(Callback):
             return None
 
         return self._judging(trainer, module, look)
+
+
+def _runs_ahead(module: L.LightningModule) -> bool:
+    """Return whether the host is ahead of the device and should stay so."""
+    return module.device.type == "cuda"
+
+
+def _send_for(value: Tensor) -> Callable[[], float]:
+    """Let a number come over from a GPU; return what waits for it and reads it."""
+    host = torch.empty((), dtype=torch.float32, pin_memory=True)
+    host.copy_(value, non_blocking=True)
+    there = torch.cuda.Event()
+    there.record()
+
+    def read() -> float:
+        there.synchronize()
+        return float(host)
+
+    return read
 
 
 def _whole(loss: Tensor, trainer: L.Trainer) -> Tensor:

@@ -177,6 +177,7 @@ class Throughput(Callback):
                 "ranks": world_size(),
                 "busiest_over_mean": self.pace.imbalance,
                 "mean_over_heaviest_batch": self.pace.fill,
+                "edge_budget": self.loader.batches.edge_budget,
             },
             "device": _device_name(device),
             "precision": str(trainer.precision),
@@ -296,11 +297,17 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         "waiting for batches"
     )
     balance = report["balance"]
+    said = []
     if balance["ranks"] > 1:
-        yield (
-            f"balance: the busiest of {balance['ranks']} ranks had "
+        said.append(
+            f"the busiest of {balance['ranks']} ranks had "
             f"{balance['busiest_over_mean'] - 1:.1%} more edges than the mean"
         )
+    if budget := balance["edge_budget"]:
+        share = report["edges"] / report["steps"] / budget
+        said.append(f"batches held {share:.1%} of `trainer.edge_budget`")
+    if said:
+        yield f"balance: {'; '.join(said)}"
     parts = ("training", "validation", "checkpoints", "other")
     spent = ", ".join(f"{part} {seconds[part]:,.1f} s" for part in parts)
     peak = f"at most {memory['peak_bytes'] / 2**20:,.0f} MiB" + (
