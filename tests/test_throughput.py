@@ -181,6 +181,34 @@ def test_time_goes_where_it_belongs(store, tmp_path, what, monkeypatch):
     assert (rates["crystals_per_s"] <= 100) == slow
 
 
+def test_a_run_that_goes_on_within_an_epoch(store, tmp_path):
+    """Its clock begins with its first step, and what was before does not count."""
+    path = tmp_path / "middle.ckpt"
+
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 1:
+                trainer.save_checkpoint(path)
+
+    first = ToyRun(store, tmp_path / "first")
+    first.fit([Save()], max_epochs=1)
+    second = ToyRun(store, tmp_path / "second")
+    second.train.go_to(0, 2)
+    speed = speed_of(second)
+    begun = time.perf_counter()
+    second.fit([speed], path, max_epochs=1)
+    assert speed.report["steps"] == len(second.train) - 2
+    assert 0 < speed.report["seconds"]["training"] < time.perf_counter() - begun
+
+
+def test_an_epoch_without_steps(store, tmp_path):
+    """As where a run goes on with a validation."""
+    speed = speed_of(ToyRun(store, tmp_path / "run"))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=CPU))
+    speed.on_train_epoch_end(trainer, None)
+    assert speed.pace.steps == 0
+
+
 def test_the_share_of_an_edge_budget_that_is_used(store, tmp_path):
     toy = ToyRun(store, tmp_path / "run")
     toy.train.batches.edge_budget = 400

@@ -66,7 +66,12 @@ class ToyRun:
         for loader in (self.train, self.val):
             loader.divide(rank(), world_size())
 
-    def fit(self, callbacks: Sequence[L.Callback], **options: Any) -> L.Trainer:
+    def fit(
+        self,
+        callbacks: Sequence[L.Callback],
+        ckpt_path: Path | None = None,
+        **options: Any,
+    ) -> L.Trainer:
         settings = {
             "max_epochs": 2,
             "accelerator": "cpu",
@@ -82,5 +87,5 @@ class ToyRun:
             "default_root_dir": self.run.path,
         }
         trainer = L.Trainer(**{**settings, **options}, callbacks=list(callbacks))
-        trainer.fit(self.module, self.train, self.val)
+        trainer.fit(self.module, self.train, self.val, ckpt_path=ckpt_path)
         return trainer

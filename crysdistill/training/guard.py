@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import lightning as L
@@ -200,7 +201,10 @@ class Guard(Callback):
         if not float(sum_over_ranks(found)):
             return  # there was no crystal to validate on
         what = f"validation loss is {float(loss)}"
-        self._stop(trainer, pl_module, self._steps[-1], what, validation=guilty or [])
+        # A resumed run may begin with validation.
+        last = [*self._steps, _Step(trainer.current_epoch, 0, None, None)]
+        step = last[max(0, len(self._steps) - 1)]
+        self._stop(trainer, pl_module, step, what, validation=guilty or [])
 
     # ----------------------------------------------------------------------- looking
 
@@ -282,9 +286,10 @@ class Guard(Callback):
         )
 
     def _before(self, step: _Step) -> _Step | None:
-        steps = list(self._steps)
-        place = next(k for k, known in enumerate(steps) if known is step)
-        return steps[place - 1] if place else None
+        for before, after in pairwise(self._steps):
+            if after is step:
+                return before
+        return None
 
     def _culprits(
         self,

@@ -76,10 +76,14 @@ class Throughput(Callback):
 
         trainer.save_checkpoint = timed  # type: ignore[method-assign]
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Steps begin here in a run that goes on in the middle of an epoch."""
+        self._set_mark()
+
     def on_train_epoch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> None:
-        """Steps begin here."""
+        """In others, they begin here."""
         self._set_mark()
 
     def on_train_batch_end(
