@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from crysdistill.cli import main
 from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
 from crysdistill.training import guard
@@ -371,3 +372,25 @@ def test_healthy_runs_are_left_alone(store, tmp_path, schedule):
         weights.append(torch.cat([p.flatten() for p in toy.module.parameters()]))
         assert not (toy.run.path / FILE).exists()
     assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("verb", ["train", "pretrain"])
+def test_the_command_says_it_in_one_line(store, tmp_path, capfd, verb):
+    out = tmp_path / "run"
+    line = (
+        f"{verb} out={out} encoder.width=8 encoder.convolutions=2 "
+        "trainer.epochs=20 trainer.batch_size=8 trainer.accelerator=cpu "
+        "trainer.progress=false trainer.clip=null optimizer.name=sgd optimizer.lr=1e9 "
+        "optimizer.schedule=constant "
+    )
+    if verb == "train":
+        line += f"dataset={store.path} target.name=density"
+    else:
+        line += f"corpus={store.path} objectives.space_group=false"
+        line += " objectives.crystal_system=false"
+    assert main(line.split()) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: the ")
+    assert "lower `optimizer.lr` (it was 1e+09), or set `trainer.clip=1`" in said
+    assert str(out / FILE) in said
+    assert json.loads((out / FILE).read_text())["lr"] == 1e9
