@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import lightning as L
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from crysdistill.corpus.store import Store
+from crysdistill.encoders.encoder import Work
 from crysdistill.training import ceilings, throughput
 from crysdistill.training.ceilings import Ceilings, measure_ceilings
 from crysdistill.training.memory import PeakMemory
@@ -41,12 +41,6 @@ def steps(*seconds: float, crystals: int = 10, waited: float = 0.0) -> tuple:
     counts = np.tile([crystals, 3 * crystals, 36 * crystals], (number, 1))
     edges = counts[:, 2][None]
     return np.array(seconds), np.full(number, waited), counts, edges
-
-
-@dataclass(frozen=True)
-class Work:
-    flops: float
-    bytes: float
 
 
 # ------------------------------------------------------------------------- the pace

@@ -152,7 +152,7 @@ def measure(
         return (*named, "does not fit", "", "", "", "", "")
     crystals, atoms, edges = (statistics.median(s) for s in zip(*speeds, strict=True))
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if fused else 0.0
-    work = getattr(encoder, "work", lambda *_: None)(
+    work = encoder.work(
         batch_size,
         round(batch_size * atoms / crystals),
         round(batch_size * edges / crystals),

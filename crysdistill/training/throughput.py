@@ -259,7 +259,7 @@ def _work(
     if encoder is None or not all(p.requires_grad for p in encoder.parameters()):
         return None  # the estimate is for layers that learn
     mean = [round(n / pace.steps) for n in (pace.crystals, pace.atoms, pace.edges)]
-    work = getattr(encoder, "work", lambda *_: None)(*mean)
+    work = encoder.work(*mean)
     if work is None:
         return None
     views = _views(module)
