@@ -236,7 +236,7 @@ def test_a_learning_rate_without_measure(store, tmp_path):
     sgd = OptimizerSettings("sgd", lr=1e6, schedule="constant")
     toy = ToyRun(store, tmp_path / "run", optimizer=sgd)
     message = (
-        r"^the (loss|gradient's norm) is .*; lower `optimizer.lr` \(it was 1e\+06\), "
+        r"^the (loss|gradient's norm) is .*; lower `optimizer.lr` \(here 1e\+06\), "
         r"or set `trainer.clip=1`, and `overwrite=true`; "
     )
     with pytest.raises(InputError, match=message):
@@ -391,6 +391,6 @@ def test_the_command_says_it_in_one_line(store, tmp_path, capfd, verb):
     assert main(line.split()) == 2
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith("error: the ")
-    assert "lower `optimizer.lr` (it was 1e+09), or set `trainer.clip=1`" in said
+    assert "lower `optimizer.lr` (here 1e+09), or set `trainer.clip=1`" in said
     assert str(out / FILE) in said
     assert json.loads((out / FILE).read_text())["lr"] == 1e9

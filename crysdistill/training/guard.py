@@ -433,7 +433,7 @@ def _advice(
             f"{names} alone {'gives' if len(culprits) == 1 else 'give'} a loss that is "
             "not finite: look at structure and label, or build the store without"
         )
-    ways = [f"lower `optimizer.lr` (it was {lr:.3g})" if lr else "lower `optimizer.lr`"]
+    ways = [f"lower `optimizer.lr` (here {lr:.3g})" if lr else "lower `optimizer.lr`"]
     ways.append(f"lower `trainer.clip` ({clip:g})" if clip else "set `trainer.clip=1`")
     if "32" not in str(trainer.precision):
         ways.append("set `trainer.precision=32-true`")
