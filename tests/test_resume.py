@@ -324,6 +324,12 @@ class TestNothingToGoOnFrom:
         config.resume = True
         assert train(config).exists()
 
+    def test_a_run_killed_at_once(self, config):
+        config.out.mkdir()
+        (config.out / "config.yaml.partial").write_text("half of")
+        train(replace(config, resume=True))
+        assert not (config.out / "config.yaml.partial").exists()
+
     def test_a_finished_run_without_checkpoints(self, config):
         train(config)
         for path in checkpoints(config.out):
@@ -344,8 +350,8 @@ class TestNothingToGoOnFrom:
         stopped(monkeypatch, train, config, 2, crash)
         (config.out / "config.yaml.partial").write_text("half")
         assert same(train(replace(config, resume=True)), whole)
-        said = " ".join(capsys.readouterr().out.split())
-        assert "has no checkpoint yet: from the beginning" in said
+        said = capsys.readouterr().out
+        assert f"{config.out} has no checkpoint yet: from the beginning\n" in said
         assert not list(config.out.rglob("*.partial"))
 
 
@@ -430,10 +436,8 @@ class TestDamage:
         damage(newest)
         capsys.readouterr()
         assert same(train(replace(config, resume=True)), whole)
-        said = capsys.readouterr().out.replace("\n", "")
-        assert (
-            f"checkpoints: {newest.name} damaged; going on from {before.name}" in said
-        )
+        said = capsys.readouterr().out
+        assert f"{newest.name} is damaged; going on from {before.name}\n" in said
         assert results(config.out) == results(whole.parent)
         assert history(config.out, "val_mae") == history(whole.parent, "val_mae")
 
@@ -442,7 +446,7 @@ class TestDamage:
         for path in checkpoints(config.out):
             cut(path)
         text = (
-            r"step-00000006\.ckpt, step-00000003\.ckpt is damaged and there is no "
+            r"step-00000006\.ckpt and step-00000003\.ckpt are damaged and there is no "
             r"other; start anew with `resume=false overwrite=true`"
         )
         with pytest.raises(InputError, match=text):

@@ -8,10 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import rich
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from rich.markup import escape
 
 from crysdistill.errors import InputError
 from crysdistill.ranks import on_first_rank
@@ -62,17 +60,15 @@ class Checkpoints(TorchCheckpointIO):
         for path in reversed(self.paths()):
             if is_sound(path):
                 if damaged:
-                    rich.print(
-                        escape(
-                            f"{self.folder}: {', '.join(damaged)} damaged; going on "
-                            f"from {path.name}"
-                        )
-                    )
+                    said = f"{_are_damaged(damaged)}; going on from {path.name}"
+                    print(f"{self.folder}: {said}")  # in one line, however long
                 return path
             damaged.append(path.name)
+        if not damaged:
+            raise InputError(f"{self.folder} holds no checkpoint")
         raise InputError(
-            f"{self.folder}: {', '.join(damaged) or 'the only checkpoint'} is damaged "
-            "and there is no other; start anew with `resume=false overwrite=true`"
+            f"{self.folder}: {_are_damaged(damaged)} and there is no other; start anew "
+            "with `resume=false overwrite=true`"
         )
 
     def save_checkpoint(
@@ -136,6 +132,10 @@ def step_of(path: Path) -> int:
     """Return the number of steps behind a checkpoint, by its name."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
+
+
+def _are_damaged(names: list[str]) -> str:
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} damaged"
 
 
 def is_sound(path: Path) -> bool:

@@ -12,14 +12,13 @@ from typing import Any
 
 import rich
 import yaml
-from rich.markup import escape
 from rich.tree import Tree
 
 from crysdistill import __version__
 from crysdistill.errors import InputError
 from crysdistill.schema import write_value
 from crysdistill.training.checkpoints import Checkpoints
-from crysdistill.training.files import remove_partials, write_whole
+from crysdistill.training.files import PARTIAL, remove_partials, write_whole
 
 CONTENTS = {
     "config.yaml": "what ran, with every default filled in",
@@ -83,13 +82,12 @@ class RunDirectory:
 
     def _prepare(self, config: str, resume: bool, overwrite: bool) -> bool:
         """Make the folder ready; return whether there is a checkpoint to go on from."""
-        if self.path.is_dir():
-            remove_partials(self.path)
         begun = (self.path / "config.yaml").exists()
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and any(map(_is_something, self.path.iterdir())):
             if resume:
                 if begun:
                     self._check_same(config)
+                    remove_partials(self.path)
                 return self._find_checkpoint(begun)
             if not overwrite:
                 raise InputError(
@@ -115,15 +113,16 @@ class RunDirectory:
     def _find_checkpoint(self, begun: bool) -> bool:
         """Return whether a run has a checkpoint, or was killed before its first."""
         files = Checkpoints(self.checkpoints)
-        files.clean()
-        if begun and files.paths():
-            return True
+        if begun:
+            files.clean()
+            if files.paths():
+                return True
         if not begun or self.weights.exists():
             raise InputError(
                 f"{self.path} has no checkpoint to resume; start anew with "
                 "`resume=false overwrite=true`"
             )
-        rich.print(escape(f"{self.path} has no checkpoint yet: from the beginning"))
+        print(f"{self.path} has no checkpoint yet: from the beginning")
         self.write_json("environment.json", _environment())
         return False
 
@@ -176,6 +175,11 @@ class RunDirectory:
             if (self.path / name).exists():
                 tree.add(f"{name}  [dim]{remark}")
         rich.print(tree)
+
+
+def _is_something(path: Path) -> bool:
+    """Return whether a file is more than what a run killed at once has left."""
+    return path.name != f"config.yaml{PARTIAL}"
 
 
 def _settings(config: str) -> dict[str, Any]:
