@@ -363,7 +363,8 @@ def pull(
         d_out: (N, C, 16), gradients of the sums of messages.
         d_products: what to fill.
         d_tables: what to add to, for each part; empty where not wanted.
-        all_sums: what to add to, for each part: gradients of y, and of y times z - mean.
+        all_sums: what to add to, for each part: the gradient of y, and that times
+            z - mean.
     """
     blocks = len(tables)
     for task in range(turn, len(tasks), turns):
