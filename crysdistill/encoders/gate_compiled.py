@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from crysdistill.encoders import gate_kernels
-from crysdistill.encoders.gate_kernels import MergedEdges
 from crysdistill.encoders.lanes import LANES
+from crysdistill.encoders.merged_edges import MergedEdges, measure, merge
 from crysdistill.encoders.normalization import BatchNorm, over_ranks
 from crysdistill.encoders.table import GaussianTable
 from crysdistill.encoders.threads import share
@@ -68,7 +68,7 @@ def merge_edges(batch: CrystalBatch, table: GaussianTable) -> CompiledEdges | No
     ptr = batch.ptr.numpy()
     edge_index = batch.edge_index.contiguous().numpy()
     distance = np.empty(count)
-    if not gate_kernels.measure(
+    if not measure(
         batch.frac_coords.detach().numpy(),
         batch.cell.detach().numpy(),
         edge_index,
@@ -88,7 +88,7 @@ def merge_edges(batch: CrystalBatch, table: GaussianTable) -> CompiledEdges | No
         first=np.empty(atoms + 1, np.int64),
     )
     used = np.empty(table.knots, bool)
-    found = gate_kernels.merge(distance, edge_index, table.step, used, edges)
+    found = merge(distance, edge_index, table.step, used, edges)
     rows = table.at(torch.from_numpy(used.nonzero()[0]))
     size = max(PART, -(-found // PARTS))
     before = edges.first[ptr]  # (B + 1,), edges before each crystal
