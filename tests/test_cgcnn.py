@@ -137,6 +137,24 @@ def test_stages_are_what_freezing_counts():
     assert encoder.stages() == [encoder.embedding, *encoder.convolutions]
 
 
+@pytest.mark.parametrize("kind", ["published", "eq5", "eq4"])
+def test_work_grows_with_all_that_makes_work(kind):
+    encoder = CGCNN(convolution=kind)
+    few, many = encoder.work(8, 100, 1_200), encoder.work(8, 1_000, 12_000)
+    assert 4 < many.flops / few.flops < 11
+    assert 9 < many.bytes / few.bytes < 11
+    deeper = CGCNN(convolution=kind, convolutions=6).work(8, 1_000, 12_000)
+    assert 1.9 < deeper.flops / many.flops < 2.6
+    wider = CGCNN(convolution=kind, width=128).work(8, 1_000, 12_000)
+    assert 1.9 < wider.flops / many.flops < 4
+
+
+def test_work_of_a_step_of_the_published_encoder():
+    # 2,505 atoms: two products of 4 F x F, three times; 30,060 edges: 277 per gate.
+    work = CGCNN().work(256, 2_505, 30_060)
+    assert work.flops == pytest.approx(2 * 2.46e8 + 3 * 5.33e8 + 0.1e9, rel=0.02)
+
+
 def test_settings_rebuild_the_encoder():
     encoder = CGCNN(width=16, convolutions=2, convolution="eq4", elements="onehot")
     again = make_encoder("cgcnn", **encoder.settings)

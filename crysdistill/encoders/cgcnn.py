@@ -298,17 +298,31 @@ class CGCNN(Encoder):
         return [self.embedding, *self.convolutions]
 
     def work(self, crystals: int, atoms: int, edges: int) -> Work:
-        """Estimate one training step; the formula is for Eq. 5.
+        """Estimate one training step of the compiled gate, norms included.
 
-        Floating-point operations of a convolution: 8 N F^2 for the products of atoms
-        with the weights of centre and neighbour, gate and core, three times (forward,
-        and the gradients of both factors); some 300 for each of the E F gates.
+        Floating-point operations: 8 N F^2 for the products of atoms with the weights
+        of centre and neighbour, gate and core, three times (forward, and the
+        gradients of both factors), in the first convolution for elements instead of
+        atoms; 8 M K F for a table of M knots, twice; and for each of E F gates 277: z
+        four times (18 each), its statistics 10, forward 68, backward 101, statistics
+        again 26. An exp is 20 of these, a log 17.
 
-        Bytes: what an atom has, in float32: its products and their gradients are
-        written once and read twice (6 x 4 F), its sums and embeddings likewise
-        (6 x 3 F); and each edge's neighbour, centre and distance, read four times.
+        Bytes: 53 float32 for each of N F numbers (4 F products and their gradients,
+        sums, embeddings, each written once and read wherever that is not at once) and
+        28 bytes of each edge in four passes. What an atom's neighbours have is taken
+        to be in the cache.
+
+        Eq. 4 has the products 2 N F (2 F + K), three times, and Gaussians.
         """
         width, layers = self.width, len(self.convolutions)
-        flops = 24.0 * atoms * width**2 + 300.0 * edges * width
-        moved = 4.0 * 42 * atoms * width + 4 * 20.0 * edges
-        return Work(layers * flops, layers * moved)
+        basis = self.expansion.width
+        if self.settings["convolution"] == "eq4":
+            flops = 6.0 * atoms * width * (2 * width + basis) + 2.0 * edges * width
+            moved = 4.0 * (24 * atoms * width + 4 * edges * width)
+            return Work(layers * flops + 24.0 * edges * basis, layers * moved)
+        kinds = len(self.element_table)
+        flops = 24.0 * (atoms * (layers - 1) + kinds) * width**2
+        flops += layers * 16.0 * self.table.knots * basis * width
+        flops += layers * 277.0 * edges * width
+        moved = layers * (4.0 * 53 * atoms * width + 4 * 28.0 * edges)
+        return Work(flops, moved)

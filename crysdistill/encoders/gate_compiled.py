@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from crysdistill.encoders import gate_kernels
-from crysdistill.encoders.gate_kernels import MergedEdges
 from crysdistill.encoders.lanes import LANES
+from crysdistill.encoders.merged_edges import MergedEdges, measure, merge
 from crysdistill.encoders.normalization import BatchNorm, over_ranks
 from crysdistill.encoders.table import GaussianTable
-from crysdistill.encoders.threads import run_all
+from crysdistill.encoders.threads import share
 from crysdistill.graphs import CrystalBatch
 from crysdistill.ranks import sum_over_ranks
 
@@ -46,14 +46,15 @@ class CompiledEdges:
     lanes = LANES
     """How many channels stand together in products and tables."""
 
-    def tasks(self, blocks: int) -> list[tuple[int, int, int, int]]:
-        """Return part, first atom, last atom and block of channels of each task."""
-        bounds = list(zip(self.parts, self.parts[1:], strict=False))
-        return [
+    def tasks(self, blocks: int) -> np.ndarray:
+        """Return part, first atom, last atom and block of channels, (tasks, 4)."""
+        bounds = zip(self.parts, self.parts[1:], strict=False)
+        tasks = [
             (part, begin, end, block)
             for part, (begin, end) in enumerate(bounds)
             for block in range(blocks)
         ]
+        return np.array(tasks, np.int64).reshape(-1, 4)
 
 
 def merge_edges(batch: CrystalBatch, table: GaussianTable) -> CompiledEdges | None:
@@ -67,7 +68,7 @@ def merge_edges(batch: CrystalBatch, table: GaussianTable) -> CompiledEdges | No
     ptr = batch.ptr.numpy()
     edge_index = batch.edge_index.contiguous().numpy()
     distance = np.empty(count)
-    if not gate_kernels.measure(
+    if not measure(
         batch.frac_coords.detach().numpy(),
         batch.cell.detach().numpy(),
         edge_index,
@@ -87,7 +88,7 @@ def merge_edges(batch: CrystalBatch, table: GaussianTable) -> CompiledEdges | No
         first=np.empty(atoms + 1, np.int64),
     )
     used = np.empty(table.knots, bool)
-    found = gate_kernels.merge(distance, edge_index, table.step, used, edges)
+    found = merge(distance, edge_index, table.step, used, edges)
     rows = table.at(torch.from_numpy(used.nonzero()[0]))
     size = max(PART, -(-found // PARTS))
     before = edges.first[ptr]  # (B + 1,), edges before each crystal
@@ -148,27 +149,8 @@ def _moments(
     tasks = edges.tasks(blocks)
     sums = np.zeros((len(edges.parts) - 1, blocks, 4 * LANES))
     if edges.count:
-        for block in range(blocks):
-            gate_kernels.sample(
-                block, blocks, flat, tables[block], edges.merged, pivot[block]
-            )
-    run_all(
-        gate_kernels.add_up,
-        (
-            (
-                begin,
-                end,
-                block,
-                blocks,
-                flat,
-                tables[block],
-                edges.merged,
-                pivot[block],
-                sums[part, block],
-            )
-            for part, begin, end, block in tasks
-        ),
-    )
+        gate_kernels.sample(flat, tables, edges.merged, pivot)
+    share(gate_kernels.add_up, tasks, flat, tables, edges.merged, pivot, sums)
     total = torch.from_numpy(sums.sum(axis=0)).view(blocks, 2, 2, LANES)
     total = total / max(edges.count, 1)
     mean = torch.from_numpy(pivot).double().view(blocks, 2, LANES) + total[:, 0]
@@ -212,22 +194,14 @@ class _GatedSum(torch.autograd.Function):
         norm = torch.stack((mean, weight * inverse, bias), dim=1)
         norms = norm.numpy().reshape(blocks, -1)
         flat, tables = products.numpy().reshape(-1), table.flatten(1).numpy()
-        run_all(
+        share(
             gate_kernels.send,
-            (
-                (
-                    begin,
-                    end,
-                    block,
-                    blocks,
-                    flat,
-                    tables[block],
-                    edges.merged,
-                    norms[block],
-                    out.numpy().reshape(-1),
-                )
-                for _, begin, end, block in edges.tasks(blocks)
-            ),
+            edges.tasks(blocks),
+            flat,
+            tables,
+            edges.merged,
+            norms,
+            out.numpy().reshape(-1),
         )
         return out
 
@@ -248,25 +222,17 @@ class _GatedSum(torch.autograd.Function):
         sums = np.zeros((parts, blocks, 4 * LANES))
         along = d_out.contiguous().numpy().reshape(-1)
         tasks = edges.tasks(blocks)
-        run_all(
+        share(
             gate_kernels.pull,
-            (
-                (
-                    begin,
-                    end,
-                    block,
-                    blocks,
-                    flat,
-                    tables[block],
-                    edges.merged,
-                    norms[block],
-                    along,
-                    d_flat,
-                    d_tables[part, block],
-                    sums[part, block],
-                )
-                for part, begin, end, block in tasks
-            ),
+            tasks,
+            flat,
+            tables,
+            edges.merged,
+            norms,
+            along,
+            d_flat,
+            d_tables,
+            sums,
         )
         total = torch.from_numpy(sums.sum(axis=0)).view(blocks, 2, 2, LANES)
         d_bias = total[:, 0].float()
@@ -278,23 +244,15 @@ class _GatedSum(torch.autograd.Function):
             offset = -scale * shared[:, 0]
             line = torch.stack((mean, slope, offset), dim=1).float()
             lines = line.numpy().reshape(blocks, -1)
-            run_all(
+            share(
                 gate_kernels.correct,
-                (
-                    (
-                        begin,
-                        end,
-                        block,
-                        blocks,
-                        flat,
-                        tables[block],
-                        edges.merged,
-                        lines[block],
-                        d_flat,
-                        d_tables[part, block],
-                    )
-                    for part, begin, end, block in tasks
-                ),
+                tasks,
+                flat,
+                tables,
+                edges.merged,
+                lines,
+                d_flat,
+                d_tables,
             )
         d_table = None
         if wants_table:

@@ -12,13 +12,12 @@ table stays in the cache:
 - norm: (C, 3, 2, 16), mean, scale and shift: y = (z - mean) scale + shift;
 - sums: (C, 2, 2, 16) float64: of something, and of something times z - mean.
 
-A call does one block of channels for the atoms of some whole crystals. No two such
-calls write to the same place, whichever threads they run on.
+A task is one block of channels for the atoms of some whole crystals, a part of the
+batch. No two tasks write to the same place, whichever threads they run on; sums and
+gradients of tables have a place for each part.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -36,144 +35,11 @@ from crysdistill.encoders.lanes import (
     store,
     where_less,
 )
+from crysdistill.encoders.merged_edges import MergedEdges
 
 GATE, CORE = 0, LANES  # places in a pair of vectors
 PAIR = 2 * LANES
-SAME = 2e-6  # Å; float32 coordinates know distances no better
 SAMPLE = 16  # edges
-
-
-class MergedEdges(NamedTuple):
-    """Edges by centre and distance; those that say the same stand once, with a count.
-
-    Args:
-        neighbour: (E,) int32.
-        row: (E,) int32, the first of four rows of the table.
-        weights: (4 E,) float32, of those four rows.
-        times: (E,) float32, how many edges have this centre, neighbour and distance.
-        first: (N + 1,) int64, the first edge of each centre.
-    """
-
-    neighbour: np.ndarray
-    row: np.ndarray
-    weights: np.ndarray
-    times: np.ndarray
-    first: np.ndarray
-
-
-@njit(cache=True, nogil=True)
-def measure(
-    frac_coords: np.ndarray,
-    cell: np.ndarray,
-    edge_index: np.ndarray,
-    edge_shift: np.ndarray,
-    ptr: np.ndarray,
-    distance: np.ndarray,
-) -> bool:
-    """Fill the lengths of edges, in double precision as far as coordinates allow.
-
-    Args:
-        frac_coords: (N, 3).
-        cell: (B, 3, 3), Å.
-        edge_index: (2, E), neighbours and centres.
-        edge_shift: (E, 3).
-        ptr: (B + 1,) the first atom of each crystal.
-        distance: (E,) float64, Å, what to fill.
-
-    Returns:
-        Whether centres are in order and all neighbours are of their crystal.
-    """
-    total = len(distance)
-    e = 0
-    for b in range(len(ptr) - 1):
-        for i in range(ptr[b], ptr[b + 1]):
-            while e < total and edge_index[1, e] == i:
-                j = edge_index[0, e]
-                if j < ptr[b] or j >= ptr[b + 1]:
-                    return False
-                squares = 0.0
-                for k in range(3):
-                    along = 0.0
-                    for a in range(3):
-                        steps = np.float64(frac_coords[j, a])
-                        steps += np.float64(edge_shift[e, a])
-                        steps -= np.float64(frac_coords[i, a])
-                        along += steps * np.float64(cell[b, a, k])
-                    squares += along * along
-                distance[e] = np.sqrt(squares)
-                e += 1
-    return e == total
-
-
-@njit(cache=True, nogil=True)
-def merge(
-    distance: np.ndarray,
-    edge_index: np.ndarray,
-    step: float,
-    used: np.ndarray,
-    edges: MergedEdges,
-) -> int:
-    """Fill merged edges and return their number.
-
-    Small cells reach the same neighbour through several of their sides at the same
-    distance; messages of such edges are equal, so one is computed and counted.
-
-    Args:
-        distance: (E,) float64, Å.
-        edge_index: (2, E), neighbours and centres, in the order of centres.
-        step: Å, between knots.
-        used: (M,) bool, what to fill: which knots of the table are used. Others are
-            left out where `edges.row` counts rows.
-        edges: what to fill, with room for all edges.
-    """
-    total, knots = len(distance), len(used)
-    order = np.empty(total, np.int64)
-    kept = np.empty(total, np.float64)
-    used[:] = False
-    e, new = 0, 0
-    for i in range(len(edges.first) - 1):
-        edges.first[i] = new
-        begin = e
-        while e < total and edge_index[1, e] == i:
-            k = e  # insert by distance; most come in that order
-            while k > begin and distance[order[k - 1]] > distance[e]:
-                order[k] = order[k - 1]
-                k -= 1
-            order[k] = e
-            e += 1
-        for k in range(begin, e):
-            j = edge_index[0, order[k]]
-            d = distance[order[k]]
-            same = new - 1
-            while same >= edges.first[i] and d - kept[same] <= SAME:
-                if edges.neighbour[same] == j:
-                    break
-                same -= 1
-            if same >= edges.first[i] and d - kept[same] <= SAME:
-                edges.times[same] += 1
-                continue
-            kept[new] = d
-            edges.neighbour[new] = j
-            edges.times[new] = 1
-            x = d / step
-            m = 0
-            if x >= knots - 1:
-                m, x = knots - 2, np.float64(knots - 1)
-            elif x > 0:  # not NaN
-                m = int(x)
-            t = x - m
-            used[m] = used[m + 1] = True
-            edges.row[new] = m
-            edges.weights[4 * new] = (1 + 2 * t) * (1 - t) * (1 - t)
-            edges.weights[4 * new + 1] = t * (1 - t) * (1 - t)
-            edges.weights[4 * new + 2] = t * t * (3 - 2 * t)
-            edges.weights[4 * new + 3] = -t * t * (1 - t)
-            new += 1
-    edges.first[-1] = new
-    rank = np.cumsum(used)
-    for e in range(new):
-        edges.row[e] = 2 * (rank[edges.row[e]] - 1)
-    return new
 
 
 @njit(forceinline=True)
@@ -211,242 +77,268 @@ def _spread(
 
 @njit(cache=True, nogil=True)
 def sample(
-    block: int,
-    blocks: int,
     products: np.ndarray,
-    table: np.ndarray,
+    tables: np.ndarray,
     edges: MergedEdges,
-    pivot: np.ndarray,
+    pivots: np.ndarray,
 ) -> None:
     """Fill the mean of z over some edges, to have something near the mean of all."""
-    gate, core = fill(0.0), fill(0.0)
-    atoms = len(edges.first) - 1
-    seen = 0
-    for k in range(SAMPLE):
-        i = k * atoms // SAMPLE
-        e = edges.first[i]
-        if e == edges.first[i + 1]:
-            continue
-        own = (i * blocks + block) * 2 * PAIR
-        at = (edges.neighbour[e] * blocks + block) * 2 * PAIR + PAIR
-        row = edges.row[e] * PAIR
-        gate = gate + _z(
-            load(products, own), products, at, table, row, edges.weights, e
-        )
-        core = core + _z(
-            load(products, own + CORE),
-            products,
-            at + CORE,
-            table,
-            row + CORE,
-            edges.weights,
-            e,
-        )
-        seen += 1
-    share = fill(1.0 / max(seen, 1))
-    store(pivot, GATE, gate * share)
-    store(pivot, CORE, core * share)
+    blocks = len(tables)
+    for block in range(blocks):
+        table, pivot = tables[block], pivots[block]
+        gate, core = fill(0.0), fill(0.0)
+        atoms = len(edges.first) - 1
+        seen = 0
+        for k in range(SAMPLE):
+            i = k * atoms // SAMPLE
+            e = edges.first[i]
+            if e == edges.first[i + 1]:
+                continue
+            own = (i * blocks + block) * 2 * PAIR
+            at = (edges.neighbour[e] * blocks + block) * 2 * PAIR + PAIR
+            row = edges.row[e] * PAIR
+            gate = gate + _z(
+                load(products, own), products, at, table, row, edges.weights, e
+            )
+            core = core + _z(
+                load(products, own + CORE),
+                products,
+                at + CORE,
+                table,
+                row + CORE,
+                edges.weights,
+                e,
+            )
+            seen += 1
+        share = fill(1.0 / max(seen, 1))
+        store(pivot, GATE, gate * share)
+        store(pivot, CORE, core * share)
 
 
 @njit(cache=True, nogil=True)
 def add_up(
-    begin: int,
-    end: int,
-    block: int,
-    blocks: int,
+    turn: int,
+    turns: int,
+    tasks: np.ndarray,
     products: np.ndarray,
-    table: np.ndarray,
+    tables: np.ndarray,
     edges: MergedEdges,
-    pivot: np.ndarray,
-    sums: np.ndarray,
+    pivots: np.ndarray,
+    all_sums: np.ndarray,
 ) -> None:
     """Add z - pivot and its square, over all edges, to the sums."""
-    gate_pivot, core_pivot = load(pivot, GATE), load(pivot, CORE)
-    for i in range(begin, end):
-        own = (i * blocks + block) * 2 * PAIR
-        gate_own = load(products, own) - gate_pivot
-        core_own = load(products, own + CORE) - core_pivot
-        gate_sum, core_sum = fill(0.0), fill(0.0)
-        gate_dot, core_dot = fill(0.0), fill(0.0)
-        for e in range(edges.first[i], edges.first[i + 1]):
-            at = (edges.neighbour[e] * blocks + block) * 2 * PAIR + PAIR
-            row = edges.row[e] * PAIR
-            gate = _z(gate_own, products, at, table, row, edges.weights, e)
-            core = _z(
-                core_own, products, at + CORE, table, row + CORE, edges.weights, e
-            )
-            count = fill(edges.times[e])
-            gate_sum = fma(gate, count, gate_sum)
-            core_sum = fma(core, count, core_sum)
-            gate_dot = fma(gate * count, gate, gate_dot)
-            core_dot = fma(core * count, core, core_dot)
-        accumulate(sums, GATE, gate_sum)
-        accumulate(sums, CORE, core_sum)
-        accumulate(sums, PAIR + GATE, gate_dot)
-        accumulate(sums, PAIR + CORE, core_dot)
+    blocks = len(tables)
+    for task in range(turn, len(tasks), turns):
+        part, begin, end, block = tasks[task]
+        table, pivot = tables[block], pivots[block]
+        sums = all_sums[part, block]
+        gate_pivot, core_pivot = load(pivot, GATE), load(pivot, CORE)
+        for i in range(begin, end):
+            own = (i * blocks + block) * 2 * PAIR
+            gate_own = load(products, own) - gate_pivot
+            core_own = load(products, own + CORE) - core_pivot
+            gate_sum, core_sum = fill(0.0), fill(0.0)
+            gate_dot, core_dot = fill(0.0), fill(0.0)
+            for e in range(edges.first[i], edges.first[i + 1]):
+                at = (edges.neighbour[e] * blocks + block) * 2 * PAIR + PAIR
+                row = edges.row[e] * PAIR
+                gate = _z(gate_own, products, at, table, row, edges.weights, e)
+                core = _z(
+                    core_own, products, at + CORE, table, row + CORE, edges.weights, e
+                )
+                count = fill(edges.times[e])
+                gate_sum = fma(gate, count, gate_sum)
+                core_sum = fma(core, count, core_sum)
+                gate_dot = fma(gate * count, gate, gate_dot)
+                core_dot = fma(core * count, core, core_dot)
+            accumulate(sums, GATE, gate_sum)
+            accumulate(sums, CORE, core_sum)
+            accumulate(sums, PAIR + GATE, gate_dot)
+            accumulate(sums, PAIR + CORE, core_dot)
 
 
 @njit(cache=True, nogil=True)
 def send(
-    begin: int,
-    end: int,
-    block: int,
-    blocks: int,
+    turn: int,
+    turns: int,
+    tasks: np.ndarray,
     products: np.ndarray,
-    table: np.ndarray,
+    tables: np.ndarray,
     edges: MergedEdges,
-    norm: np.ndarray,
+    norms: np.ndarray,
     out: np.ndarray,
 ) -> None:
     """Fill the sums of messages, (N, C, 16): sigmoid(gate) softplus(core)."""
-    gate_mean, core_mean = load(norm, GATE), load(norm, CORE)
-    gate_scale, core_scale = load(norm, PAIR + GATE), load(norm, PAIR + CORE)
-    gate_shift, core_shift = load(norm, 2 * PAIR + GATE), load(norm, 2 * PAIR + CORE)
-    zero, one = fill(0.0), fill(1.0)
-    for i in range(begin, end):
-        own = (i * blocks + block) * 2 * PAIR
-        gate_own = load(products, own) - gate_mean
-        core_own = load(products, own + CORE) - core_mean
-        total = zero
-        for e in range(edges.first[i], edges.first[i + 1]):
-            at = (edges.neighbour[e] * blocks + block) * 2 * PAIR + PAIR
-            row = edges.row[e] * PAIR
-            gate = _z(gate_own, products, at, table, row, edges.weights, e)
-            core = _z(
-                core_own, products, at + CORE, table, row + CORE, edges.weights, e
-            )
-            gate = fma(gate, gate_scale, gate_shift)
-            core = fma(core, core_scale, core_shift)
-            x, y = exp_of_minus(magnitude(gate)), exp_of_minus(magnitude(core))
-            sigmoid = where_less(gate, zero, x, one) / (one + x)
-            softplus = where_less(zero, core, core, zero) + log_of_one_plus(y)
-            total = fma(sigmoid * fill(edges.times[e]), softplus, total)
-        store(out, (i * blocks + block) * LANES, total)
+    blocks = len(tables)
+    for task in range(turn, len(tasks), turns):
+        begin, end, block = tasks[task, 1:]
+        table, norm = tables[block], norms[block]
+        gate_mean, core_mean = load(norm, GATE), load(norm, CORE)
+        gate_scale, core_scale = load(norm, PAIR + GATE), load(norm, PAIR + CORE)
+        gate_shift, core_shift = (
+            load(norm, 2 * PAIR + GATE),
+            load(norm, 2 * PAIR + CORE),
+        )
+        zero, one = fill(0.0), fill(1.0)
+        for i in range(begin, end):
+            own = (i * blocks + block) * 2 * PAIR
+            gate_own = load(products, own) - gate_mean
+            core_own = load(products, own + CORE) - core_mean
+            total = zero
+            for e in range(edges.first[i], edges.first[i + 1]):
+                at = (edges.neighbour[e] * blocks + block) * 2 * PAIR + PAIR
+                row = edges.row[e] * PAIR
+                gate = _z(gate_own, products, at, table, row, edges.weights, e)
+                core = _z(
+                    core_own, products, at + CORE, table, row + CORE, edges.weights, e
+                )
+                gate = fma(gate, gate_scale, gate_shift)
+                core = fma(core, core_scale, core_shift)
+                x, y = exp_of_minus(magnitude(gate)), exp_of_minus(magnitude(core))
+                sigmoid = where_less(gate, zero, x, one) / (one + x)
+                softplus = where_less(zero, core, core, zero) + log_of_one_plus(y)
+                total = fma(sigmoid * fill(edges.times[e]), softplus, total)
+            store(out, (i * blocks + block) * LANES, total)
 
 
 @njit(cache=True, nogil=True)
 def pull(
-    begin: int,
-    end: int,
-    block: int,
-    blocks: int,
+    turn: int,
+    turns: int,
+    tasks: np.ndarray,
     products: np.ndarray,
-    table: np.ndarray,
+    tables: np.ndarray,
     edges: MergedEdges,
-    norm: np.ndarray,
+    norms: np.ndarray,
     d_out: np.ndarray,
     d_products: np.ndarray,
-    d_table: np.ndarray,
-    sums: np.ndarray,
+    d_tables: np.ndarray,
+    all_sums: np.ndarray,
 ) -> None:
     """Fill gradients, as if mean and scale did not depend on z; `correct` mends that.
 
     Args:
-        begin: the first atom.
-        end: one after the last.
-        block: which channels.
-        blocks: C.
+        turn: which tasks to do: every `turns`-th from here.
+        turns: how many share the tasks.
+        tasks: (tasks, 4): part of the batch, its first atom, its last, and a block.
         products: of the atoms.
-        table: of the block.
+        tables: of the blocks.
         edges: all of them.
-        norm: of the block.
+        norms: of the blocks.
         d_out: (N, C, 16), gradients of the sums of messages.
         d_products: what to fill.
-        d_table: what to add to, (2 M, 2, 16); empty where not wanted.
-        sums: what to add to: the gradient of y, and of y times z - mean.
+        d_tables: what to add to, for each part; empty where not wanted.
+        all_sums: what to add to, for each part: the gradient of y, and that times
+            z - mean.
     """
-    gate_mean, core_mean = load(norm, GATE), load(norm, CORE)
-    gate_scale, core_scale = load(norm, PAIR + GATE), load(norm, PAIR + CORE)
-    gate_shift, core_shift = load(norm, 2 * PAIR + GATE), load(norm, 2 * PAIR + CORE)
-    zero, one = fill(0.0), fill(1.0)
-    for i in range(begin, end):
-        for k in range(4):
-            store(d_products, ((i * blocks + block) * 4 + k) * LANES, zero)
-    for i in range(begin, end):
-        own = (i * blocks + block) * 2 * PAIR
-        gate_own = load(products, own) - gate_mean
-        core_own = load(products, own + CORE) - core_mean
-        gradient = load(d_out, (i * blocks + block) * LANES)
-        gate_sum, core_sum = zero, zero
-        gate_dot, core_dot = zero, zero
-        for e in range(edges.first[i], edges.first[i + 1]):
-            at = (edges.neighbour[e] * blocks + block) * 2 * PAIR + PAIR
-            row = edges.row[e] * PAIR
-            gate_z = _z(gate_own, products, at, table, row, edges.weights, e)
-            core_z = _z(
-                core_own, products, at + CORE, table, row + CORE, edges.weights, e
-            )
-            gate = fma(gate_z, gate_scale, gate_shift)
-            core = fma(core_z, core_scale, core_shift)
-            x, y = exp_of_minus(magnitude(gate)), exp_of_minus(magnitude(core))
-            # One division for both sigmoids.
-            inverse = one / ((one + x) * (one + y))
-            of_gate, of_core = inverse * (one + y), inverse * (one + x)
-            sigmoid = where_less(gate, zero, x, one) * of_gate
-            opposite = where_less(gate, zero, one, x) * of_gate  # 1 - sigmoid
-            softplus = where_less(zero, core, core, zero) + log_of_one_plus(y)
-            slope = where_less(core, zero, y, one) * of_core
-            along = gradient * fill(edges.times[e]) * sigmoid
-            d_gate = along * softplus * opposite
-            d_core = along * slope
-            gate_sum, core_sum = gate_sum + d_gate, core_sum + d_core
-            gate_dot = fma(d_gate, gate_z, gate_dot)
-            core_dot = fma(d_core, core_z, core_dot)
-            d_gate, d_core = d_gate * gate_scale, d_core * core_scale
-            _add(d_products, at, d_gate)
-            _add(d_products, at + CORE, d_core)
-            if len(d_table) > 0:
-                _spread(d_table, row, edges.weights, e, d_gate)
-                _spread(d_table, row + CORE, edges.weights, e, d_core)
-        _add(d_products, own, gate_sum * gate_scale)
-        _add(d_products, own + CORE, core_sum * core_scale)
-        accumulate(sums, GATE, gate_sum)
-        accumulate(sums, CORE, core_sum)
-        accumulate(sums, PAIR + GATE, gate_dot)
-        accumulate(sums, PAIR + CORE, core_dot)
+    blocks = len(tables)
+    for task in range(turn, len(tasks), turns):
+        part, begin, end, block = tasks[task]
+        table, norm = tables[block], norms[block]
+        d_table = d_tables[part, block]
+        sums = all_sums[part, block]
+        gate_mean, core_mean = load(norm, GATE), load(norm, CORE)
+        gate_scale, core_scale = load(norm, PAIR + GATE), load(norm, PAIR + CORE)
+        gate_shift, core_shift = (
+            load(norm, 2 * PAIR + GATE),
+            load(norm, 2 * PAIR + CORE),
+        )
+        zero, one = fill(0.0), fill(1.0)
+        for i in range(begin, end):
+            for k in range(4):
+                store(d_products, ((i * blocks + block) * 4 + k) * LANES, zero)
+        for i in range(begin, end):
+            own = (i * blocks + block) * 2 * PAIR
+            gate_own = load(products, own) - gate_mean
+            core_own = load(products, own + CORE) - core_mean
+            gradient = load(d_out, (i * blocks + block) * LANES)
+            gate_sum, core_sum = zero, zero
+            gate_dot, core_dot = zero, zero
+            for e in range(edges.first[i], edges.first[i + 1]):
+                at = (edges.neighbour[e] * blocks + block) * 2 * PAIR + PAIR
+                row = edges.row[e] * PAIR
+                gate_z = _z(gate_own, products, at, table, row, edges.weights, e)
+                core_z = _z(
+                    core_own, products, at + CORE, table, row + CORE, edges.weights, e
+                )
+                gate = fma(gate_z, gate_scale, gate_shift)
+                core = fma(core_z, core_scale, core_shift)
+                x, y = exp_of_minus(magnitude(gate)), exp_of_minus(magnitude(core))
+                # One division for both sigmoids.
+                inverse = one / ((one + x) * (one + y))
+                of_gate, of_core = inverse * (one + y), inverse * (one + x)
+                sigmoid = where_less(gate, zero, x, one) * of_gate
+                opposite = where_less(gate, zero, one, x) * of_gate  # 1 - sigmoid
+                softplus = where_less(zero, core, core, zero) + log_of_one_plus(y)
+                slope = where_less(core, zero, y, one) * of_core
+                along = gradient * fill(edges.times[e]) * sigmoid
+                d_gate = along * softplus * opposite
+                d_core = along * slope
+                gate_sum, core_sum = gate_sum + d_gate, core_sum + d_core
+                gate_dot = fma(d_gate, gate_z, gate_dot)
+                core_dot = fma(d_core, core_z, core_dot)
+                d_gate, d_core = d_gate * gate_scale, d_core * core_scale
+                _add(d_products, at, d_gate)
+                _add(d_products, at + CORE, d_core)
+                if len(d_table) > 0:
+                    _spread(d_table, row, edges.weights, e, d_gate)
+                    _spread(d_table, row + CORE, edges.weights, e, d_core)
+            _add(d_products, own, gate_sum * gate_scale)
+            _add(d_products, own + CORE, core_sum * core_scale)
+            accumulate(sums, GATE, gate_sum)
+            accumulate(sums, CORE, core_sum)
+            accumulate(sums, PAIR + GATE, gate_dot)
+            accumulate(sums, PAIR + CORE, core_dot)
 
 
 @njit(cache=True, nogil=True)
 def correct(
-    begin: int,
-    end: int,
-    block: int,
-    blocks: int,
+    turn: int,
+    turns: int,
+    tasks: np.ndarray,
     products: np.ndarray,
-    table: np.ndarray,
+    tables: np.ndarray,
     edges: MergedEdges,
-    line: np.ndarray,
+    lines: np.ndarray,
     d_products: np.ndarray,
-    d_table: np.ndarray,
+    d_tables: np.ndarray,
 ) -> None:
     """Add to the gradients what z does to the mean and the variance of all edges.
 
     That is a straight line in z: (z - mean) slope + offset, with mean, slope and
     offset in `line`.
     """
-    gate_mean, core_mean = load(line, GATE), load(line, CORE)
-    gate_slope, core_slope = load(line, PAIR + GATE), load(line, PAIR + CORE)
-    gate_offset, core_offset = load(line, 2 * PAIR + GATE), load(line, 2 * PAIR + CORE)
-    for i in range(begin, end):
-        own = (i * blocks + block) * 2 * PAIR
-        gate_own = load(products, own) - gate_mean
-        core_own = load(products, own + CORE) - core_mean
-        gate_sum, core_sum = fill(0.0), fill(0.0)
-        for e in range(edges.first[i], edges.first[i + 1]):
-            at = (edges.neighbour[e] * blocks + block) * 2 * PAIR + PAIR
-            row = edges.row[e] * PAIR
-            gate = _z(gate_own, products, at, table, row, edges.weights, e)
-            core = _z(
-                core_own, products, at + CORE, table, row + CORE, edges.weights, e
-            )
-            count = fill(edges.times[e])
-            gate = fma(gate, gate_slope, gate_offset) * count
-            core = fma(core, core_slope, core_offset) * count
-            gate_sum, core_sum = gate_sum + gate, core_sum + core
-            _add(d_products, at, gate)
-            _add(d_products, at + CORE, core)
-            if len(d_table) > 0:
-                _spread(d_table, row, edges.weights, e, gate)
-                _spread(d_table, row + CORE, edges.weights, e, core)
-        _add(d_products, own, gate_sum)
-        _add(d_products, own + CORE, core_sum)
+    blocks = len(tables)
+    for task in range(turn, len(tasks), turns):
+        part, begin, end, block = tasks[task]
+        table, line = tables[block], lines[block]
+        d_table = d_tables[part, block]
+        gate_mean, core_mean = load(line, GATE), load(line, CORE)
+        gate_slope, core_slope = load(line, PAIR + GATE), load(line, PAIR + CORE)
+        gate_offset, core_offset = (
+            load(line, 2 * PAIR + GATE),
+            load(line, 2 * PAIR + CORE),
+        )
+        for i in range(begin, end):
+            own = (i * blocks + block) * 2 * PAIR
+            gate_own = load(products, own) - gate_mean
+            core_own = load(products, own + CORE) - core_mean
+            gate_sum, core_sum = fill(0.0), fill(0.0)
+            for e in range(edges.first[i], edges.first[i + 1]):
+                at = (edges.neighbour[e] * blocks + block) * 2 * PAIR + PAIR
+                row = edges.row[e] * PAIR
+                gate = _z(gate_own, products, at, table, row, edges.weights, e)
+                core = _z(
+                    core_own, products, at + CORE, table, row + CORE, edges.weights, e
+                )
+                count = fill(edges.times[e])
+                gate = fma(gate, gate_slope, gate_offset) * count
+                core = fma(core, core_slope, core_offset) * count
+                gate_sum, core_sum = gate_sum + gate, core_sum + core
+                _add(d_products, at, gate)
+                _add(d_products, at + CORE, core)
+                if len(d_table) > 0:
+                    _spread(d_table, row, edges.weights, e, gate)
+                    _spread(d_table, row + CORE, edges.weights, e, core)
+            _add(d_products, own, gate_sum)
+            _add(d_products, own + CORE, core_sum)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,8 +17,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.clear)
 
 
-def run_all(work: Callable[..., None], tasks: Iterable[tuple[Any, ...]]) -> None:
-    """Call `work` with each task, on `torch.get_num_threads()` threads.
+def share(work: Callable[..., None], tasks: np.ndarray, *args: Any) -> None:
+    """Call `work(turn, turns, tasks, *args)` on `torch.get_num_threads()` threads.
 
     Plain threads, because `work` lets go of Python's lock: they sleep when there is
     nothing to do, any thread may call, and a fork does no harm. OpenMP's spin, and
@@ -26,30 +26,24 @@ def run_all(work: Callable[..., None], tasks: Iterable[tuple[Any, ...]]) -> None
     one thread needs no other.
 
     Args:
-        work: compiled with `nogil=True`.
-        tasks: arguments; no two tasks write to the same place.
+        work: compiled with `nogil=True`; does each `turns`-th task from `turn` on.
+        tasks: (tasks, ...); no two of them write to the same place.
+        args: passed on.
     """
-    tasks = list(tasks)
     threads = min(torch.get_num_threads(), len(tasks))
     if threads <= 1:
-        for task in tasks:
-            work(*task)
+        work(0, 1, tasks, *args)
         return
-    left = iter(tasks)  # each task is taken by one thread
     # Whether numbers below 1e-38 count as 0 is a setting of each thread.
     flush = bool(np.float32(1e-39) * np.float32(1.0) == 0)
 
-    def take() -> None:
-        for task in left:
-            work(*task)
-
-    def take_as_caller() -> None:
+    def take(turn: int) -> None:
         torch.set_flush_denormal(flush)
-        take()
+        work(turn, threads, tasks, *args)
 
     if threads not in _pools:
         _pools[threads] = ThreadPoolExecutor(threads - 1, "crysdistill")
-    others = [_pools[threads].submit(take_as_caller) for _ in range(threads - 1)]
-    take()
+    others = [_pools[threads].submit(take, turn) for turn in range(1, threads)]
+    work(0, threads, tasks, *args)
     for other in others:
         other.result()
