@@ -61,8 +61,10 @@ def sum_over_ranks(amounts: Tensor) -> Tensor:
     if world_size() == 1:
         return amounts
     total = amounts.detach().clone()
+    if dist.get_backend() == "nccl" and total.device.type == "cpu":
+        total = total.cuda()  # NCCL knows nothing else
     dist.all_reduce(total)
-    return total
+    return total.to(amounts.device)
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:

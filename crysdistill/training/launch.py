@@ -9,15 +9,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
 
 from crysdistill.errors import InputError
 from crysdistill.ranks import rank, world_size
 from crysdistill.training.settings import TrainerSettings
+
+WAIT = timedelta(hours=2)
+"""How long ranks wait for the first while it looks for overlaps, say."""
 
 
 @contextmanager
@@ -51,7 +56,7 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
         accelerator=settings.accelerator,
         devices=devices,
         num_nodes=nodes,
-        strategy="ddp",
+        strategy=DDPStrategy(timeout=WAIT),
     ).launch()
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -112,7 +112,9 @@ class BatchLoader:
         epoch, first = self._next
         # Whoever iterates may stop before the end: the next pass is the next epoch.
         self._next = (epoch + 1, 0)
+        begun = time.perf_counter()
         order, starts = self.batches.epoch(epoch)
+        self.seconds_waited += time.perf_counter() - begun
         parts = (
             order[starts[number] : starts[number + 1]]
             for number in range(first, len(self))

@@ -31,7 +31,8 @@ class EpochMeans:
         self._weight += weight
         for name, value in values.items():
             amount = value.detach().double() * weight
-            self._sums[name] = self._sums.get(name, 0.0) + amount
+            before = self._sums.get(name)
+            self._sums[name] = amount if before is None else before.to(amount) + amount
 
     def compute(self) -> dict[str, float]:
         """Return the means over all ranks, and begin anew."""
