@@ -69,4 +69,4 @@ def _rate(store: Path, devices: int) -> float:
     if done.returncode:
         raise SystemExit(f"{devices} processes: {done.stderr[-3000:]}")
     told = json.loads((store.parent / "run" / FILE).read_text())
-    return float(told["crystals_per_second"])
+    return float(told["rates"]["crystals_per_s"])
