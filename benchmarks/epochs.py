@@ -38,7 +38,7 @@ def measure() -> Iterator[Row]:
             theirs, mine = [], []
             for _ in range(turns):
                 theirs.append(published(arrays, 1, threads))
-                mine.append(ours("train", path, 3, threads))
+                mine.append(ours("train", path, 4, threads))
             yield _speed(theirs, mine, split.train, len(split.val), threads)
         peaks = [max(run.peak for run in runs) for runs in (theirs, mine)]
         yield Row(

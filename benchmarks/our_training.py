@@ -4,7 +4,8 @@
 
 Everything is timed that belongs to an epoch: loading, Lightning, validation, logs and
 checkpoints. It prints the seconds of each epoch but the first, which warms up, and the
-peak of its memory as JSON.
+last, after which the run is judged and the machine measured; and the peak of its memory;
+as JSON.
 """
 
 from __future__ import annotations
@@ -35,15 +36,11 @@ def main() -> None:
     begun: list[tuple[float, float]] = []
 
     class Timed(supervised.SupervisedModule):
-        """Notes when epochs begin, and when the last one ends."""
+        """Notes when epochs begin."""
 
         def on_train_epoch_start(self) -> None:
             begun.append((time.perf_counter(), time.process_time()))
             super().on_train_epoch_start()
-
-        def on_train_end(self) -> None:
-            begun.append((time.perf_counter(), time.process_time()))
-            super().on_train_end()
 
     supervised.SupervisedModule = Timed  # type: ignore[misc]
     run: Any = getattr(supervised, verb)
