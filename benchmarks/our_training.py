@@ -3,9 +3,8 @@
     python -m benchmarks.our_training VERB KEY=VALUE ...
 
 Everything is timed that belongs to an epoch: loading, Lightning, validation, logs and
-checkpoints. It prints the seconds of each epoch but the first, which warms up, and the
-last, after which the run is judged and the machine measured; and the peak of its memory;
-as JSON.
+checkpoints. It prints as JSON the peak of its memory and the seconds of each epoch but
+the first, which warms up, and the last, which runs into the end of the run.
 """
 
 from __future__ import annotations
