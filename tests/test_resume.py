@@ -625,7 +625,7 @@ SLURM = {
 @pytest.mark.slow
 def test_a_command_stopped_by_signals(config):
     """Ctrl-C, then both signals that SLURM may send, then one without an answer."""
-    config.trainer = replace(SHORT, epochs=120)
+    config.trainer = replace(SHORT, epochs=80)
     whole = replace(config, out=config.out.with_name("whole"))
     for number, of_job, more, env in (
         (signal.SIGINT, "", [], {}),
@@ -650,7 +650,7 @@ def test_a_command_stopped_by_signals(config):
 @pytest.mark.slow
 def test_killed_at_20_random_moments(config):
     """Whatever the moment, the run goes on and ends with the bits of a quiet one."""
-    config.trainer = replace(SHORT, epochs=60, checkpoint_every=2)
+    config.trainer = replace(SHORT, epochs=30, checkpoint_every=2)
     quiet = replace(config, out=config.out.with_name("quiet"))
     begun = time.monotonic()
     assert lives("train", quiet)
