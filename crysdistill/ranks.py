@@ -120,16 +120,26 @@ def on_first_rank(do: Callable[[], Result]) -> Result:
 
     Raises:
         InputError: on all ranks, where it was raised on the first.
+        SystemExit: on the others, where the first failed otherwise.
     """
+    if world_size() == 1:
+        return do()
     result: Any = None
     error: InputError | None = None
-    if rank() == 0 or world_size() == 1:
+    failure: Exception | None = None
+    if rank() == 0:
         try:
             with alone():
                 result = do()
         except InputError as raised:
             error = raised
-    result, error = tell_all((result, error))
+        except Exception as raised:  # the others must not wait for ever
+            failure = raised
+    result, error, failed = tell_all((result, error, failure is not None))
     if error is not None:
         raise error
+    if failure is not None:
+        raise failure
+    if failed:
+        raise SystemExit(1)  # the first tells what it was
     return result

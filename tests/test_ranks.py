@@ -234,6 +234,16 @@ def test_what_the_first_rank_finds_or_refuses():
     assert together(2, joined_call, _in_parts) == [expected, expected]
 
 
+def _fail() -> None:
+    on_first_rank(lambda: 1 // 0)
+
+
+def test_a_failure_of_the_first_rank_leaves_none_waiting():
+    first, second = together(2, joined_call, _fail)
+    assert isinstance(first, ZeroDivisionError)
+    assert isinstance(second, SystemExit)
+
+
 def _differ() -> None:
     check_same("dataset", f"{rank()}" * 64)
 

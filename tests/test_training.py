@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from crysdistill.corpus.locks import only_one
 from crysdistill.corpus.splits import make_split
 from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
@@ -78,6 +79,14 @@ class TestRunDirectory:
             environment["torch"] == torch.__version__
         )
         assert "epochs: 3" in (config.out / "config.yaml").read_text()
+
+    def test_one_process_at_a_time(self, config):
+        train(config)
+        with (
+            only_one(config.out / "checkpoints", "held"),
+            pytest.raises(InputError, match="another process trains there; wait, or"),
+        ):
+            train(replace(config, resume=True))
 
     def test_predictions_are_those_of_the_weights(self, config):
         store = Store.open(config.dataset)

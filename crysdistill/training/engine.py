@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -15,9 +16,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
 
+from crysdistill.corpus.locks import only_one
 from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError
-from crysdistill.ranks import rank, world_size
+from crysdistill.ranks import on_first_rank, rank, world_size
 from crysdistill.training.guard import Guard
 from crysdistill.training.keeping import BestWeights, KeepWork, Patience
 from crysdistill.training.loader import BatchLoader, place
@@ -112,8 +114,11 @@ def fit(
         callbacks.append(Patience(monitor, mode=mode, patience=settings.patience))
     if settings.progress:
         callbacks.append(ProgressBar(refresh_rate=10))
-    resume = keeper.files.newest() if run.resumed else None
-    with _Quiet():
+    refusal = f"{run.path}: another process trains there; wait, or give another `out`"
+    with ExitStack() as held, _Quiet():
+        lock = only_one(run.checkpoints, refusal)
+        on_first_rank(lambda: held.enter_context(lock))
+        resume = keeper.files.newest() if run.resumed else None
         trainer = L.Trainer(
             accelerator=settings.accelerator,
             devices=settings.devices or 1,
