@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.datasets import TARGET, UNIT, labelled_store
 from benchmarks.timing import Row
-from crysdistill.training.throughput import FILE
+from crysdistill.training.watch.throughput import FILE
 
 TURNS = 3
 EPOCHS = 2

@@ -16,9 +16,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from crysdistill.training import checkpoints, engine, pretraining, supervised
-from crysdistill.training.files import PARTIAL
-from crysdistill.training.metrics_log import MetricsLog
+from crysdistill.training.resume import checkpoints, engine, pretraining, supervised
+from crysdistill.training.resume.files import PARTIAL
+from crysdistill.training.resume.metrics_log import MetricsLog
 
 RUNS: dict[str, Callable[[Any], Path]] = {
     "train": supervised.train,

@@ -12,10 +12,10 @@ import lightning as L
 from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
 from crysdistill.ranks import rank
-from crysdistill.training.guard import Guard
 from crysdistill.training.launch import joined
 from crysdistill.training.settings import OptimizerSettings, TrainerSettings
-from crysdistill.training.throughput import Throughput
+from crysdistill.training.watch.guard import Guard
+from crysdistill.training.watch.throughput import Throughput
 from tests.toy_fits import ToyRun
 
 

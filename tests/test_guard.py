@@ -16,16 +16,16 @@ import torch
 from crysdistill.cli import main
 from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
-from crysdistill.training import guard
-from crysdistill.training.divergence import (
+from crysdistill.training.settings import OptimizerSettings
+from crysdistill.training.watch import guard
+from crysdistill.training.watch.divergence import (
     STREAK,
     LossWatch,
     all_finite,
     find_culprits,
 )
-from crysdistill.training.guard import FILE, Guard
-from crysdistill.training.settings import OptimizerSettings
-from crysdistill.training.throughput import Throughput
+from crysdistill.training.watch.guard import FILE, Guard
+from crysdistill.training.watch.throughput import Throughput
 from tests.toy_fits import ToyRun
 from tests.toy_stores import labelled, open_store
 

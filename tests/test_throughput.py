@@ -14,12 +14,12 @@ import torch
 
 from crysdistill.corpus.store import Store
 from crysdistill.encoders.encoder import Work
-from crysdistill.training import ceilings, throughput
-from crysdistill.training.ceilings import Ceilings, measure_ceilings
-from crysdistill.training.memory import PeakMemory
-from crysdistill.training.pace import Pace
-from crysdistill.training.progress import ProgressBar
-from crysdistill.training.throughput import FILE, Throughput, lines
+from crysdistill.training.watch import ceilings, throughput
+from crysdistill.training.watch.ceilings import Ceilings, measure_ceilings
+from crysdistill.training.watch.memory import PeakMemory
+from crysdistill.training.watch.pace import Pace
+from crysdistill.training.watch.progress import ProgressBar
+from crysdistill.training.watch.throughput import FILE, Throughput, lines
 from tests.toy_fits import ToyRun
 from tests.toy_stores import labelled, open_store
 
@@ -80,7 +80,7 @@ class TestPace:
         assert rates["crystals_per_s_quartiles"] is None
 
     def test_windows_stay_few(self, monkeypatch):
-        monkeypatch.setattr("crysdistill.training.pace._MOST", 10)
+        monkeypatch.setattr("crysdistill.training.watch.pace._MOST", 10)
         pace = Pace(warm_up=0)
         for _ in range(20):
             pace.add(*steps(*[0.2] * 20))
@@ -316,7 +316,9 @@ def test_the_peak_is_that_of_the_run():
 
 
 def test_a_peak_where_the_system_does_not_forget(monkeypatch, tmp_path):
-    monkeypatch.setattr("crysdistill.training.memory._CLEAR", tmp_path / "no" / "file")
+    monkeypatch.setattr(
+        "crysdistill.training.watch.memory._CLEAR", tmp_path / "no" / "file"
+    )
     memory = PeakMemory(CPU)
     assert not memory.of_run
     assert memory.of_process() > 50e6

@@ -22,10 +22,10 @@ from benchmarks.gpu.alloys import LABEL, alloy_store
 from crysdistill.corpus.store import Store
 from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.objectives import CRYSGNN, OBJECTIVES, Clean, make_objective
-from crysdistill.training.ceilings import Ceilings, measure_ceilings
 from crysdistill.training.pretraining import PretrainModule
 from crysdistill.training.settings import OptimizerSettings
 from crysdistill.training.supervised import SupervisedModule
+from crysdistill.training.watch.ceilings import Ceilings, measure_ceilings
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.targets import Normalizer, Target

@@ -20,15 +20,15 @@ from crysdistill.corpus.locks import only_one
 from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError
 from crysdistill.ranks import on_first_rank, rank, world_size
-from crysdistill.training.guard import Guard
-from crysdistill.training.keeping import BestWeights, KeepWork, Patience
 from crysdistill.training.loader import BatchLoader, place
-from crysdistill.training.metrics_log import MetricsLog
-from crysdistill.training.progress import ProgressBar
+from crysdistill.training.resume.keeping import BestWeights, KeepWork, Patience
+from crysdistill.training.resume.metrics_log import MetricsLog
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import TrainerSettings
-from crysdistill.training.throughput import Throughput
 from crysdistill.training.trial import HeaviestFirst
+from crysdistill.training.watch.guard import Guard
+from crysdistill.training.watch.progress import ProgressBar
+from crysdistill.training.watch.throughput import Throughput
 
 
 class SeededSteps(Callback):

@@ -17,8 +17,8 @@ from rich.tree import Tree
 from crysdistill import __version__
 from crysdistill.errors import InputError
 from crysdistill.schema import write_value
-from crysdistill.training.checkpoints import Checkpoints
-from crysdistill.training.files import PARTIAL, remove_partials, write_whole
+from crysdistill.training.resume.checkpoints import Checkpoints
+from crysdistill.training.resume.files import PARTIAL, remove_partials, write_whole
 
 CONTENTS = {
     "config.yaml": "what ran, with every default filled in",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from crysdistill.training.throughput import Throughput
+from crysdistill.training.watch.throughput import Throughput
 
 STALL = 0.02
 """The share of time spent waiting for batches from which on the bar shows it."""

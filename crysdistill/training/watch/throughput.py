@@ -17,11 +17,11 @@ from lightning.pytorch.callbacks import Callback
 from crysdistill.encoders import Encoder
 from crysdistill.graphs import CrystalBatch
 from crysdistill.ranks import rank, sum_over_ranks, world_size
-from crysdistill.training.ceilings import Ceilings, measure_ceilings
 from crysdistill.training.loader import BatchLoader
-from crysdistill.training.memory import PeakMemory
-from crysdistill.training.pace import Pace
 from crysdistill.training.runs import RunDirectory
+from crysdistill.training.watch.ceilings import Ceilings, measure_ceilings
+from crysdistill.training.watch.memory import PeakMemory
+from crysdistill.training.watch.pace import Pace
 
 FILE = "throughput.json"
 

@@ -18,15 +18,15 @@ from torch import Tensor
 from crysdistill.errors import InputError
 from crysdistill.graphs import CrystalBatch
 from crysdistill.ranks import alone, on_first_rank, rank, sum_over_ranks, world_size
-from crysdistill.training.divergence import (
+from crysdistill.training.loader import BatchLoader
+from crysdistill.training.runs import RunDirectory
+from crysdistill.training.watch.divergence import (
     WINDOW,
     LossWatch,
     all_finite,
     find_culprits,
     mend_statistics,
 )
-from crysdistill.training.loader import BatchLoader
-from crysdistill.training.runs import RunDirectory
 
 FILE = "diverged.json"
 

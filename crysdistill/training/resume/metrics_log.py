@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from crysdistill.training.files import write_whole
+from crysdistill.training.resume.files import write_whole
 
 
 class MetricsLog(Logger):

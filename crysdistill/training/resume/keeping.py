@@ -17,10 +17,10 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 
 from crysdistill.errors import InputError
 from crysdistill.ranks import sum_over_ranks, tell_all, world_size
-from crysdistill.training.checkpoints import Checkpoints
-from crysdistill.training.files import FULL
 from crysdistill.training.loader import BatchLoader
-from crysdistill.training.metrics_log import MetricsLog
+from crysdistill.training.resume.checkpoints import Checkpoints
+from crysdistill.training.resume.files import FULL
+from crysdistill.training.resume.metrics_log import MetricsLog
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import TrainerSettings
 

@@ -1,0 +1,1 @@
+"""Stopping at any moment, and going on there."""

@@ -1,0 +1,1 @@
+"""How fast a run is, what it waits for, and whether it still learns."""
