@@ -217,7 +217,7 @@ class TestCells:
         real = comparing.replace
 
         def watch(config, **changes):
-            made.extend([changes["out"].name] if changes.get("overwrite") else [])
+            made.extend([changes["out"].name] if changes.get("resume") else [])
             return real(config, **changes)
 
         monkeypatch.setattr(comparing, "replace", watch)

@@ -21,8 +21,7 @@ def rates(schedule: str, steps: int) -> list[float]:
         made["optimizer"].step()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if len(found) < steps:
-                made["lr_scheduler"]["scheduler"].step()
+            made["lr_scheduler"]["scheduler"].step()
     return found
 
 
@@ -30,8 +29,8 @@ def rates(schedule: str, steps: int) -> list[float]:
 def test_onecycle_rises_to_the_rate_and_falls(steps):
     found = rates("onecycle", steps)
     assert all(0 < rate <= 0.5 + 1e-12 for rate in found)
-    if steps == 1:
-        assert found == [0.5]
+    if steps < 3:
+        assert found == [0.5] * steps
         return
     top = found.index(max(found))
     assert found[top] == pytest.approx(0.5, rel=0.02 if steps > 20 else 1e-6)

@@ -200,7 +200,7 @@ def _result(config: CompareConfig, cell: Cell) -> dict[str, Any]:
         split = config.base.split.for_seed(cell.seed, cell.labels)
         run = replace(
             config.base, out=folder, seed=cell.seed, split=split, trainer=trainer,
-            overwrite=True,
+            resume=True,
         )  # fmt: skip
         torch.set_flush_denormal(True)
         if config.workers > 1:

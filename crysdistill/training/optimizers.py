@@ -41,8 +41,9 @@ def make_optimizer(
         optimizer = torch.optim.AdamW(trained, lr, weight_decay=decay)
     schedules = torch.optim.lr_scheduler
     schedule: torch.optim.lr_scheduler.LRScheduler
-    if settings.schedule == "onecycle" and steps > 1:
-        # It rises for a step at least: torch would divide by zero in a run of ten.
+    if settings.schedule == "onecycle" and steps > 2:
+        # It rises for a step at least, and falls for one: torch would divide by zero
+        # in a run of ten.
         rise = min(1.0, max(0.1, 2 / steps))
         schedule = schedules.OneCycleLR(optimizer, rates, steps, pct_start=rise)
     elif settings.schedule == "cosine":
