@@ -139,6 +139,14 @@ def test_frozen_weights_and_norms(monkeypatch):
     check_equal(encoder, some_batch(), monkeypatch)
 
 
+def test_a_bias_before_a_norm_has_no_gradient_not_even_rounding():
+    encoder = CGCNN(width=16, convolutions=1)
+    encoder(some_batch()).square().sum().backward()
+    for part in (encoder.convolutions[0].gate, encoder.convolutions[0].core):
+        assert part.linear.bias.grad is not None  # which several ranks need
+        assert not part.linear.bias.grad.any()
+
+
 def test_settings_of_norms_are_heeded(monkeypatch):
     torch.manual_seed(0)
     encoder = CGCNN(width=16, convolutions=2)
@@ -266,8 +274,9 @@ def everything(batch) -> list[torch.Tensor]:
     places = GaussianTable(8.0, 0.2)
     edges = find_edges(batch, places)
     products, table = draw(batch.num_nodes, 2, 4, 16), draw(2, len(edges.rows), 2, 16)
-    output = gated_sum(products, table, edges, norms)
-    wanted = [products, table, *norms[0].parameters(), *norms[1].parameters()]
+    bias = draw(2, 2, 16)
+    output = gated_sum(products, bias, table, edges, norms)
+    wanted = [products, bias, table, *norms[0].parameters(), *norms[1].parameters()]
     along = draw(batch.num_nodes, 32).detach()
     gradients = torch.autograd.grad((output * along).sum(), wanted)
     return [output.detach(), *gradients, *norms[0].buffers(), *norms[1].buffers()]

@@ -110,12 +110,10 @@ class GatedConvolution(nn.Module):
         weight = _in_blocks(
             torch.stack((gates[0], cores[0], gates[1], cores[1])), lanes
         )  # (C, 4, lanes, F)
-        zero = torch.zeros_like(self.gate.linear.bias)
         bias = _in_blocks(
-            torch.stack((self.gate.linear.bias, self.core.linear.bias, zero, zero)),
-            lanes,
-        )  # (C, 4, lanes)
-        products = F.linear(x, weight.flatten(0, 2), bias.flatten())  # (N, 4 F)
+            torch.stack((self.gate.linear.bias, self.core.linear.bias)), lanes
+        )  # (C, 2, lanes)
+        products = F.linear(x, weight.flatten(0, 2))  # (N, 4 F)
         if kinds is not None:
             products = products.index_select(0, kinds)
         edge = _in_blocks(torch.stack((gates[2], cores[2])), lanes)  # (C, 2, lanes, K)
@@ -123,11 +121,12 @@ class GatedConvolution(nn.Module):
             table = edges.rows @ edge.flatten(1, 2).mT  # (C, 2 M, 2 lanes)
         total = gated_sum(
             products.view(len(products), len(weight), 4, lanes),
+            bias,
             table.unflatten(2, (2, lanes)),
             edges,
             norms,
         )
-        return total[:, :width]
+        return total if total.shape[1] == width else total[:, :width]
 
     def forward(
         self,

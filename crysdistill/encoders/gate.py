@@ -71,13 +71,14 @@ def find_edges(
 
 def gated_sum(
     products: Tensor,
+    bias: Tensor,
     table: Tensor,
     edges: PlainEdges | CompiledEdges,
     norms: tuple[BatchNorm, BatchNorm] | None = None,
 ) -> Tensor:
     """Sum sigmoid(gate) softplus(core) over the neighbours of each atom.
 
-    Of z_ij = own_i + other_j + table(d_ij) the gate is one half and the core the
+    Of z_ij = own_i + other_j + table(d_ij) + bias the gate is one half and the core the
     other, each after its batch norm, if there is one. Channels stand in C blocks of
     `edges.lanes`, or in a single block.
 
@@ -86,6 +87,7 @@ def gated_sum(
 
     Args:
         products: (N, C, 4, lanes): gate and core of `own`, then of `other`.
+        bias: (C, 2, lanes), of gate and core.
         table: (C, 2 M, 2, lanes): gate and core; see `GaussianTable`.
         edges: of the batch.
         norms: of gate and core; their running statistics move where they train.
@@ -95,14 +97,15 @@ def gated_sum(
     """
     with torch.autocast(products.device.type, enabled=False):
         if products.dtype != torch.float64:
-            products, table = products.float(), table.float()
+            products, bias, table = products.float(), bias.float(), table.float()
         if isinstance(edges, CompiledEdges):
-            return compiled_gated_sum(products, table, edges, norms)
-        return plain_gated_sum(products, table, edges, norms)
+            return compiled_gated_sum(products, bias, table, edges, norms)
+        return plain_gated_sum(products, bias, table, edges, norms)
 
 
 def plain_gated_sum(
     products: Tensor,
+    bias: Tensor,
     table: Tensor,
     edges: PlainEdges,
     norms: tuple[BatchNorm, BatchNorm] | None = None,
@@ -112,9 +115,10 @@ def plain_gated_sum(
     flat = products.permute(2, 0, 1, 3).reshape(4, n, blocks * lanes)  # (4, N, F)
     rows = table.permute(1, 2, 0, 3).reshape(table.shape[1], -1)  # (2 M, 2 F)
     along = read(rows, edges.row, edges.weights)  # (E, 2 F)
+    bias = bias.transpose(0, 1).reshape(2, -1)  # (2, F)
     parts = []
     for k, part in enumerate(along.chunk(2, dim=1)):
-        z = part + flat[k].index_select(0, edges.centre)
+        z = part + (flat[k] + bias[k]).index_select(0, edges.centre)
         z = z + flat[k + 2].index_select(0, edges.neighbour)  # (E, F)
         parts.append(z if norms is None else norms[k](z))
     gate, core = parts

@@ -99,33 +99,33 @@ def merge_edges(batch: CrystalBatch, table: GaussianTable) -> CompiledEdges | No
 
 def compiled_gated_sum(
     products: Tensor,
+    bias: Tensor,
     table: Tensor,
     edges: CompiledEdges,
     norms: tuple[BatchNorm, BatchNorm] | None = None,
 ) -> Tensor:
     """Do what `gate.plain_gated_sum` does. Shapes are those of `gate.gated_sum`."""
     products, table = products.contiguous(), table.contiguous()
-    blocks = table.shape[0]
     if norms is None:
-        one = products.new_ones(blocks, 2, LANES)
-        zero = torch.zeros_like(one)
-        total = _GatedSum.apply(products, table, one, zero, zero, one, None, edges)
+        one, zero = torch.ones_like(bias), torch.zeros_like(bias)
+        total = _GatedSum.apply(products, table, one, zero, -bias, one, None, edges)
         return total.flatten(1)
     weight = in_blocks(*(norm.weight for norm in norms))
-    bias = in_blocks(*(norm.bias for norm in norms))
+    shift = in_blocks(*(norm.bias for norm in norms))
     count = None
     if norms[0].training or norms[0].running_mean is None:
         count, mean, var = _moments(products, table, edges)
         for k, norm in enumerate(norms):
             if norm.training and count > 0:
-                width = norm.num_features
-                of_edges = (m[:, k].flatten()[:width] for m in (mean, var))
-                norm.follow(count, *of_edges)
+                moments = (m[:, k].flatten() for m in (mean + bias, var))
+                norm.follow(count, *(m[: norm.num_features] for m in moments))
+        # What is added to all edges does nothing, but has a gradient: zero.
+        mean = mean + 0 * bias
     else:
-        mean = in_blocks(*(norm.running_mean for norm in norms))
+        mean = in_blocks(*(norm.running_mean for norm in norms)) - bias
         var = in_blocks(*(norm.running_var for norm in norms))
     inverse = (var + norms[0].eps).rsqrt()
-    total = _GatedSum.apply(products, table, weight, bias, mean, inverse, count, edges)
+    total = _GatedSum.apply(products, table, weight, shift, mean, inverse, count, edges)
     return total.flatten(1)
 
 
@@ -142,7 +142,10 @@ def in_blocks(*parts: Tensor | None) -> Tensor:
 def _moments(
     products: Tensor, table: Tensor, edges: CompiledEdges
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return how many edges all ranks have, and mean and variance of z, (C, 2, 16)."""
+    """Return how many edges all ranks have, and mean and variance of z, (C, 2, 16).
+
+    Here and below z is without the bias, which is taken from the mean instead.
+    """
     blocks = table.shape[0]
     flat, tables = products.numpy().reshape(-1), table.flatten(1).numpy()
     pivot = np.zeros((blocks, 2 * LANES), np.float32)
@@ -168,7 +171,7 @@ class _GatedSum(torch.autograd.Function):
         products: Tensor,
         table: Tensor,
         weight: Tensor,
-        bias: Tensor,
+        shift: Tensor,
         mean: Tensor,
         inverse: Tensor,
         count: Tensor | None,
@@ -181,17 +184,17 @@ class _GatedSum(torch.autograd.Function):
             products: (N, C, 4, 16).
             table: (C, 2 M, 2, 16).
             weight: (C, 2, 16), of the batch norms.
-            bias: (C, 2, 16).
+            shift: (C, 2, 16), the biases of the batch norms.
             mean: (C, 2, 16), of z.
             inverse: (C, 2, 16), one over the standard deviation of z.
             count: edges on all ranks, if mean and deviation are theirs.
             edges: of the batch.
         """
-        ctx.save_for_backward(products, table, weight, bias, mean, inverse)
+        ctx.save_for_backward(products, table, weight, shift, mean, inverse)
         ctx.count, ctx.edges = count, edges
         blocks = table.shape[0]
         out = products.new_empty(len(products), blocks, LANES)
-        norm = torch.stack((mean, weight * inverse, bias), dim=1)
+        norm = torch.stack((mean, weight * inverse, shift), dim=1)
         norms = norm.numpy().reshape(blocks, -1)
         flat, tables = products.numpy().reshape(-1), table.flatten(1).numpy()
         share(
@@ -208,12 +211,12 @@ class _GatedSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> Any:
-        products, table, weight, bias, mean, inverse = ctx.saved_tensors
+        products, table, weight, shift, mean, inverse = ctx.saved_tensors
         edges: CompiledEdges = ctx.edges
         blocks, parts = table.shape[0], len(edges.parts) - 1
         wants_table = ctx.needs_input_grad[1]
         scale = weight * inverse
-        norms = torch.stack((mean, scale, bias), dim=1).numpy().reshape(blocks, -1)
+        norms = torch.stack((mean, scale, shift), dim=1).numpy().reshape(blocks, -1)
         flat, tables = products.numpy().reshape(-1), table.flatten(1).numpy()
         d_products = torch.empty_like(products)
         d_flat = d_products.numpy().reshape(-1)
@@ -235,10 +238,11 @@ class _GatedSum(torch.autograd.Function):
             sums,
         )
         total = torch.from_numpy(sums.sum(axis=0)).view(blocks, 2, 2, LANES)
-        d_bias = total[:, 0].float()
+        d_shift = total[:, 0].float()
         d_weight = (total[:, 1] * inverse).float()
+        d_mean = torch.zeros_like(mean) if ctx.count is not None else -scale * d_shift
         if ctx.count is not None and any(ctx.needs_input_grad[:2]):
-            # The gradients of weight and bias stay this rank's own: DDP adds them up.
+            # The gradients of weight and shift stay this rank's own: DDP adds them up.
             shared = sum_over_ranks(total) / ctx.count.clamp(min=1)
             slope = -scale * inverse.square() * shared[:, 1]
             offset = -scale * shared[:, 0]
@@ -259,4 +263,4 @@ class _GatedSum(torch.autograd.Function):
             for part in range(1, parts):
                 d_tables[0] += d_tables[part]
             d_table = torch.from_numpy(d_tables[0]).view_as(table)
-        return d_products, d_table, d_weight, d_bias, None, None, None, None
+        return d_products, d_table, d_weight, d_shift, d_mean, None, None, None
