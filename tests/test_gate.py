@@ -11,8 +11,9 @@ import threading
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from crysdistill.encoders import CGCNN, gate_compiled
+from crysdistill.encoders import CGCNN, gate_compiled, update
 from crysdistill.encoders.gate import PlainEdges, find_edges, gated_sum
 from crysdistill.encoders.gate_compiled import CompiledEdges
 from crysdistill.encoders.normalization import BatchNorm
@@ -52,9 +53,14 @@ def cubic(elements: int, a: float) -> Crystal:
     return Crystal("cube", np.array([elements]), np.zeros((1, 3)), cell)
 
 
+def plain_update(x, total, norm) -> torch.Tensor:
+    return F.softplus(x + norm(total))
+
+
 def plainly(encoder: CGCNN, batch, monkeypatch) -> torch.Tensor:
     """Run an encoder without compiled code."""
     with monkeypatch.context() as patch:
+        patch.setattr("crysdistill.encoders.cgcnn.updated", plain_update)
         patch.setattr("crysdistill.encoders.gate.merge_edges", lambda *_: None)
         return encoder(batch)
 
@@ -77,12 +83,12 @@ def check_equal(encoder: CGCNN, batch, monkeypatch) -> None:
         batch, frac_coords=batch.frac_coords.double(), cell=batch.cell.double()
     )
     outputs = encoder(batch), plainly(twin, batch, monkeypatch), exact(wide)
-    check_errors("output", *outputs, 0)
+    check_errors("output", *outputs)
     for buffers in zip(
         *(e.named_buffers() for e in (encoder, twin, exact)), strict=True
     ):
         name, _ = buffers[0]
-        check_errors(name, *(buffer for _, buffer in buffers), 0)
+        check_errors(name, *(buffer for _, buffer in buffers))
     if not outputs[0].requires_grad:
         return
     several = [
@@ -92,16 +98,26 @@ def check_equal(encoder: CGCNN, batch, monkeypatch) -> None:
     # Some gradients, as that of a bias before a batch norm, are zero but for rounding.
     scale = max(g.abs().max().item() for g in several[-1] if g is not None)
     names = [name for name, p in encoder.named_parameters() if p.requires_grad]
+    both = {}
     for name, gradients in zip(names, zip(*several, strict=True), strict=True):
         if any(g is None for g in gradients):
             assert all(g is None for g in gradients), name
         else:
-            check_errors(name, *gradients, scale)
+            both[name] = errors(*gradients, scale)
+    usual = max(usual for _, usual in both.values())
+    assert usual < 1e-3
+    for name, (error, _) in both.items():
+        assert error < 3 * usual + 2e-6, f"{name}: off by {error}, the twin by {usual}"
 
 
-def check_errors(name, found, twin, exact, scale) -> None:
+def errors(found, twin, exact, scale: float = 0.0) -> tuple[float, float]:
     scale = max(exact.abs().max().item(), scale) or 1.0
-    error, usual = ((x - exact).abs().max().item() / scale for x in (found, twin))
+    one, other = ((x - exact).abs().max().item() / scale for x in (found, twin))
+    return one, other
+
+
+def check_errors(name, found, twin, exact) -> None:
+    error, usual = errors(found, twin, exact)
     assert error < 3 * usual + 2e-6, f"{name}: off by {error}, its twin by {usual}"
     assert usual < 1e-3, f"{name}: the twin is off by {usual}"
 
@@ -280,6 +296,29 @@ def everything(batch) -> list[torch.Tensor]:
     along = draw(batch.num_nodes, 32).detach()
     gradients = torch.autograd.grad((output * along).sum(), wanted)
     return [output.detach(), *gradients, *norms[0].buffers(), *norms[1].buffers()]
+
+
+def test_bits_of_the_update_do_not_depend_on_the_number_of_threads(monkeypatch):
+    monkeypatch.setattr(update, "ROWS", 8)
+    source = torch.Generator().manual_seed(0)
+    x, total, along = torch.randn(3, 61, 32, generator=source).unbind()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            norm = BatchNorm(32)
+            both = x.clone().requires_grad_(), total.clone().requires_grad_()
+            output = update.updated(*both, norm)
+            gradients = torch.autograd.grad(
+                (output * along).sum(), [*both, *norm.parameters()]
+            )
+            found.append([output, *gradients, *norm.buffers()])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+    expected = plain_update(x, total, BatchNorm(32))
+    torch.testing.assert_close(found[0][0], expected, atol=1e-6, rtol=1e-6)
 
 
 def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch):

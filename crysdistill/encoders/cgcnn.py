@@ -18,6 +18,7 @@ from crysdistill.encoders.gate import (
 )
 from crysdistill.encoders.normalization import BatchNorm
 from crysdistill.encoders.table import GaussianTable
+from crysdistill.encoders.update import updated
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import (
     CrystalBatch,
@@ -176,7 +177,7 @@ class PublishedConvolution(GatedConvolution):
         total = self.messages(x, edges, norms, kinds)  # (N, F)
         if kinds is not None:
             x = x.index_select(0, kinds)
-        return F.softplus(x + self.atom_norm(total))
+        return updated(x, total, self.atom_norm)
 
 
 class SharedConvolution(nn.Module):

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from crysdistill.encoders import gate_kernels
 from crysdistill.encoders.lanes import LANES
 from crysdistill.encoders.merged_edges import MergedEdges, measure, merge
-from crysdistill.encoders.normalization import BatchNorm, over_ranks
+from crysdistill.encoders.normalization import BatchNorm, moments_of_sums
 from crysdistill.encoders.table import GaussianTable
 from crysdistill.encoders.threads import share
 from crysdistill.graphs import CrystalBatch
@@ -141,7 +141,7 @@ def in_blocks(*parts: Tensor | None) -> Tensor:
 @torch.no_grad()
 def _moments(
     products: Tensor, table: Tensor, edges: CompiledEdges
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[float, Tensor, Tensor]:
     """Return how many edges all ranks have, and mean and variance of z, (C, 2, 16).
 
     Here and below z is without the bias, which is taken from the mean instead.
@@ -154,12 +154,9 @@ def _moments(
     if edges.count:
         gate_kernels.sample(flat, tables, edges.merged, pivot)
     share(gate_kernels.add_up, tasks, flat, tables, edges.merged, pivot, sums)
-    total = torch.from_numpy(sums.sum(axis=0)).view(blocks, 2, 2, LANES)
-    total = total / max(edges.count, 1)
-    mean = torch.from_numpy(pivot).double().view(blocks, 2, LANES) + total[:, 0]
-    var = (total[:, 1] - total[:, 0].square()).clamp(min=0)
-    count, mean, var = over_ranks(edges.count, mean.flatten(), var.flatten())
-    return count, mean.view(blocks, 2, LANES), var.view(blocks, 2, LANES)
+    count, mean, var = moments_of_sums(edges.count, pivot, sums)
+    shape = (blocks, 2, LANES)
+    return count, mean.view(shape), var.view(shape)
 
 
 class _GatedSum(torch.autograd.Function):
@@ -174,7 +171,7 @@ class _GatedSum(torch.autograd.Function):
         shift: Tensor,
         mean: Tensor,
         inverse: Tensor,
-        count: Tensor | None,
+        count: float | None,
         edges: CompiledEdges,
     ) -> Tensor:
         """Return (N, C, 16).
@@ -243,7 +240,7 @@ class _GatedSum(torch.autograd.Function):
         d_mean = torch.zeros_like(mean) if ctx.count is not None else -scale * d_shift
         if ctx.count is not None and any(ctx.needs_input_grad[:2]):
             # The gradients of weight and shift stay this rank's own: DDP adds them up.
-            shared = sum_over_ranks(total) / ctx.count.clamp(min=1)
+            shared = sum_over_ranks(total) / max(ctx.count, 1)
             slope = -scale * inverse.square() * shared[:, 1]
             offset = -scale * shared[:, 0]
             line = torch.stack((mean, slope, offset), dim=1).float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,11 +31,11 @@ class BatchNorm(nn.BatchNorm1d):
         )
 
     @torch.no_grad()
-    def follow(self, count: Tensor, mean: Tensor, var: Tensor) -> None:
+    def follow(self, count: Tensor | float, mean: Tensor, var: Tensor) -> None:
         """Move the running statistics towards those of a batch.
 
         Args:
-            count: rows of the batch on all ranks, a scalar.
+            count: rows of the batch on all ranks.
             mean: (F,).
             var: (F,), divided by `count` and not by one less.
         """
@@ -45,7 +46,10 @@ class BatchNorm(nn.BatchNorm1d):
         momentum = self.momentum
         if momentum is None:  # a plain average over all batches
             momentum = 1.0 / float(seen)
-        unbiased = var * (count / (count - 1).clamp(min=1)).to(var.dtype)
+        if isinstance(count, Tensor):
+            unbiased = var * (count / (count - 1).clamp(min=1)).to(var.dtype)
+        else:
+            unbiased = var * (count / max(count - 1, 1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
@@ -76,6 +80,30 @@ def over_ranks(rows: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Te
     mean = total / count.clamp(min=1)
     var = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
     return count, mean.float(), var.float()
+
+
+def moments_of_sums(
+    rows: int, pivot: np.ndarray, sums: np.ndarray
+) -> tuple[float, Tensor, Tensor]:
+    """Return rows, mean and variance of all ranks from sums that compiled code made.
+
+    Args:
+        rows: how many this rank has.
+        pivot: (C, L) float32, C blocks of L channels: something near the mean.
+        sums: (parts, C, 2 L) float64, of x - pivot and of its square.
+
+    Returns:
+        The number, and (C L) twice.
+    """
+    # In numpy, whose calls cost less than those of PyTorch.
+    total = sums.sum(axis=0).reshape(len(pivot), 2, -1) / max(rows, 1)
+    mean = (pivot + total[:, 0]).reshape(-1)
+    var = np.maximum(total[:, 1] - np.square(total[:, 0]), 0).reshape(-1)
+    wide = torch.from_numpy(mean), torch.from_numpy(var)
+    if world_size() == 1:
+        return float(rows), wide[0].float(), wide[1].float()
+    count, all_mean, all_var = over_ranks(rows, *wide)
+    return count.item(), all_mean, all_var
 
 
 class _Normalize(torch.autograd.Function):
