@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-SAME = 2e-6  # Å; float32 coordinates know distances no better
+SAME = 1e-6  # Å; float32 coordinates know distances no better
 
 
 class MergedEdges(NamedTuple):
