@@ -73,10 +73,6 @@ class EdgeLinear(nn.Module):
         self.sizes = [width, width, basis]
         self.linear = nn.Linear(2 * width + basis, width)
 
-    def split(self) -> tuple[Tensor, ...]:
-        """Return the weights of centre (F, F), neighbour (F, F) and edge (F, K)."""
-        return self.linear.weight.split(self.sizes, dim=1)
-
 
 class GatedConvolution(nn.Module):
     """Eq. 5 as printed: v_i' = v_i + sum_j sigmoid(z W_f + b_f) * g(z W_s + b_s).
@@ -107,17 +103,15 @@ class GatedConvolution(nn.Module):
         """
         width = x.shape[1]
         lanes = edges.lanes or width
-        gates, cores = self.gate.split(), self.core.split()
-        weight = _in_blocks(
-            torch.stack((gates[0], cores[0], gates[1], cores[1])), lanes
-        )  # (C, 4, lanes, F)
-        bias = _in_blocks(
-            torch.stack((self.gate.linear.bias, self.core.linear.bias)), lanes
-        )  # (C, 2, lanes)
+        gate, core = self.gate.linear, self.core.linear
+        weights = _in_blocks(torch.stack((gate.weight, core.weight)), lanes)
+        # Each is of gate and core: (C, 2, lanes, F) twice, and (C, 2, lanes, K).
+        centre, neighbour, edge = weights.split(self.gate.sizes, dim=3)
+        weight = torch.cat((centre, neighbour), dim=1)  # (C, 4, lanes, F)
+        bias = _in_blocks(torch.stack((gate.bias, core.bias)), lanes)  # (C, 2, lanes)
         products = F.linear(x, weight.flatten(0, 2))  # (N, 4 F)
         if kinds is not None:
             products = products.index_select(0, kinds)
-        edge = _in_blocks(torch.stack((gates[2], cores[2])), lanes)  # (C, 2, lanes, K)
         with torch.autocast(x.device.type, enabled=False):
             table = edges.rows @ edge.flatten(1, 2).mT  # (C, 2 M, 2 lanes)
         total = gated_sum(
