@@ -13,8 +13,8 @@ from benchmarks.published import PublishedCGCNN, published_gaussians
 from benchmarks.timing import Row, take_turns
 from crysdistill.elements import cgcnn92
 from crysdistill.encoders import CGCNN
-from crysdistill.encoders.gate import find_edges
-from crysdistill.encoders.gate_compiled import CompiledEdges
+from crysdistill.encoders.gate.compiled import CompiledEdges
+from crysdistill.encoders.gate.gated_sum import find_edges
 from crysdistill.graphs import CrystalBatch, GraphSettings, distances, make_batch
 from crysdistill.structures import Crystal
 from crysdistill.transfer.heads import PropertyHead

@@ -13,11 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from crysdistill.encoders import CGCNN, gate_compiled, update
-from crysdistill.encoders.gate import PlainEdges, find_edges, gated_sum
-from crysdistill.encoders.gate_compiled import CompiledEdges
+from crysdistill.encoders import CGCNN
+from crysdistill.encoders.gate import compiled, update
+from crysdistill.encoders.gate.compiled import CompiledEdges
+from crysdistill.encoders.gate.gated_sum import PlainEdges, find_edges, gated_sum
+from crysdistill.encoders.gate.table import GaussianTable
 from crysdistill.encoders.normalization import BatchNorm
-from crysdistill.encoders.table import GaussianTable
 from crysdistill.graphs import GraphSettings, make_batch, replace
 from crysdistill.ranks import rank, sum_over_ranks
 from crysdistill.structures import Crystal
@@ -61,7 +62,7 @@ def plainly(encoder: CGCNN, batch, monkeypatch) -> torch.Tensor:
     """Run an encoder without compiled code."""
     with monkeypatch.context() as patch:
         patch.setattr("crysdistill.encoders.cgcnn.updated", plain_update)
-        patch.setattr("crysdistill.encoders.gate.merge_edges", lambda *_: None)
+        patch.setattr("crysdistill.encoders.gate.gated_sum.merge_edges", lambda *_: None)
         return encoder(batch)
 
 
@@ -322,7 +323,7 @@ def test_bits_of_the_update_do_not_depend_on_the_number_of_threads(monkeypatch):
 
 
 def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch):
-    monkeypatch.setattr(gate_compiled, "PART", 64)
+    monkeypatch.setattr(compiled, "PART", 64)
     batch = some_batch(crystals=20)
     assert len(find_edges(batch, CGCNN().table).parts) > 4
     before = torch.get_num_threads()
@@ -341,13 +342,13 @@ def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch):
 def test_parts_add_up(monkeypatch):
     batch = some_batch(crystals=20)
     whole = everything(batch)
-    monkeypatch.setattr(gate_compiled, "PART", 64)
+    monkeypatch.setattr(compiled, "PART", 64)
     for one, two in zip(whole, everything(batch), strict=True):
         torch.testing.assert_close(one, two, atol=2e-4, rtol=1e-4)
 
 
 def test_several_threads_may_train_at_once(monkeypatch):
-    monkeypatch.setattr(gate_compiled, "PART", 64)
+    monkeypatch.setattr(compiled, "PART", 64)
     batch, found = some_batch(crystals=20), []
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -372,12 +373,12 @@ def test_several_threads_may_train_at_once(monkeypatch):
 def test_a_fork_leaves_no_threads_behind():
     code = """
 import os, sys, torch
-from crysdistill.encoders import gate_compiled, threads
+from crysdistill.encoders.gate import compiled, threads
 from tests.test_gate import everything, some_batch
 
 torch.set_num_threads(1)  # its own pool does not live through a fork
 torch.get_num_threads = lambda: 2
-gate_compiled.PART = 64
+compiled.PART = 64
 batch = some_batch(crystals=20)
 expected = everything(batch)
 assert threads._pools

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from crysdistill.encoders import lanes
-from crysdistill.encoders.lanes import LANES
+from crysdistill.encoders.gate import lanes
+from crysdistill.encoders.gate.lanes import LANES
 
 
 @njit

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from crysdistill.elements import element_table
 from crysdistill.encoders.encoder import Encoder, Work
-from crysdistill.encoders.gate import (
+from crysdistill.encoders.gate.gated_sum import (
     CompiledEdges,
     PlainEdges,
     find_edges,
     gated_sum,
 )
+from crysdistill.encoders.gate.table import GaussianTable
+from crysdistill.encoders.gate.update import updated
 from crysdistill.encoders.normalization import BatchNorm
-from crysdistill.encoders.table import GaussianTable
-from crysdistill.encoders.update import updated
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import (
     CrystalBatch,

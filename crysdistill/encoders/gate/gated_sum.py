@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crysdistill.encoders.gate_compiled import (
+from crysdistill.encoders.gate.compiled import (
     CompiledEdges,
     compiled_gated_sum,
     merge_edges,
 )
+from crysdistill.encoders.gate.table import GaussianTable, read
 from crysdistill.encoders.normalization import BatchNorm
-from crysdistill.encoders.table import GaussianTable, read
 from crysdistill.graphs import CrystalBatch, distances
 
 

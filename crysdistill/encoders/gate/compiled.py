@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from crysdistill.encoders import gate_kernels
-from crysdistill.encoders.lanes import LANES
-from crysdistill.encoders.merged_edges import MergedEdges, measure, merge
+from crysdistill.encoders.gate import kernels
+from crysdistill.encoders.gate.lanes import LANES
+from crysdistill.encoders.gate.merged_edges import MergedEdges, measure, merge
+from crysdistill.encoders.gate.table import GaussianTable
+from crysdistill.encoders.gate.threads import share
 from crysdistill.encoders.normalization import BatchNorm, moments_of_sums
-from crysdistill.encoders.table import GaussianTable
-from crysdistill.encoders.threads import share
 from crysdistill.graphs import CrystalBatch
 from crysdistill.ranks import sum_over_ranks
 
@@ -152,8 +152,8 @@ def _moments(
     tasks = edges.tasks(blocks)
     sums = np.zeros((len(edges.parts) - 1, blocks, 4 * LANES))
     if edges.count:
-        gate_kernels.sample(flat, tables, edges.merged, pivot)
-    share(gate_kernels.add_up, tasks, flat, tables, edges.merged, pivot, sums)
+        kernels.sample(flat, tables, edges.merged, pivot)
+    share(kernels.add_up, tasks, flat, tables, edges.merged, pivot, sums)
     count, mean, var = moments_of_sums(edges.count, pivot, sums)
     shape = (blocks, 2, LANES)
     return count, mean.view(shape), var.view(shape)
@@ -195,7 +195,7 @@ class _GatedSum(torch.autograd.Function):
         norms = norm.numpy().reshape(blocks, -1)
         flat, tables = products.numpy().reshape(-1), table.flatten(1).numpy()
         share(
-            gate_kernels.send,
+            kernels.send,
             edges.tasks(blocks),
             flat,
             tables,
@@ -223,7 +223,7 @@ class _GatedSum(torch.autograd.Function):
         along = d_out.contiguous().numpy().reshape(-1)
         tasks = edges.tasks(blocks)
         share(
-            gate_kernels.pull,
+            kernels.pull,
             tasks,
             flat,
             tables,
@@ -246,7 +246,7 @@ class _GatedSum(torch.autograd.Function):
             line = torch.stack((mean, slope, offset), dim=1).float()
             lines = line.numpy().reshape(blocks, -1)
             share(
-                gate_kernels.correct,
+                kernels.correct,
                 tasks,
                 flat,
                 tables,

@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from crysdistill.encoders.lanes import (
+from crysdistill.encoders.gate.lanes import (
     LANES,
     Vector,
     accumulate,
@@ -35,7 +35,7 @@ from crysdistill.encoders.lanes import (
     store,
     where_less,
 )
-from crysdistill.encoders.merged_edges import MergedEdges
+from crysdistill.encoders.gate.merged_edges import MergedEdges
 
 GATE, CORE = 0, LANES  # places in a pair of vectors
 PAIR = 2 * LANES

@@ -14,7 +14,7 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from crysdistill.encoders.lanes import (
+from crysdistill.encoders.gate.lanes import (
     LANES,
     accumulate,
     exp_of_minus,
@@ -26,8 +26,8 @@ from crysdistill.encoders.lanes import (
     store,
     where_less,
 )
+from crysdistill.encoders.gate.threads import share
 from crysdistill.encoders.normalization import BatchNorm, moments_of_sums
-from crysdistill.encoders.threads import share
 from crysdistill.ranks import sum_over_ranks
 
 ROWS = 1024

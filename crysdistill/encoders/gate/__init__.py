@@ -1,0 +1,1 @@
+"""The gated sum over neighbours, compiled where it can be."""
