@@ -20,7 +20,7 @@ EPOCHS = 2
 SETTINGS = {
     "optimizer.schedule": "constant",
     "trainer.accelerator": "cpu",
-    "trainer.batch_size": "256",
+    "trainer.batch_size": "512",
     "trainer.progress": "false",
     "trainer.threads": "1",
 }
@@ -29,7 +29,7 @@ SETTINGS = {
 def measure() -> Iterator[Row]:
     """Compare `trainer.devices=1` with `trainer.devices=2`."""
     with tempfile.TemporaryDirectory() as folder:
-        path = labelled_store(Path(folder), 4096)
+        path = labelled_store(Path(folder), 8192)
         rates: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(TURNS):
             for devices, found in rates.items():
@@ -37,7 +37,7 @@ def measure() -> Iterator[Row]:
                 print(f"{devices} processes: {found[-1]:,.0f} crystals/s", flush=True)
     one, two = (statistics.median(found) for found in rates.values())
     yield Row(
-        "training by two processes with a core each (beside it: by one)",
+        "training by two processes with a core each (beside it: by one), batch 512",
         f"{one:,.0f} crystals/s",
         f"{two:,.0f} crystals/s",
         two / one,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from crysdistill.encoders import CGCNN
 from crysdistill.encoders.gate import compiled, update
+from crysdistill.encoders.gate import gated_sum as gated_sums
 from crysdistill.encoders.gate.compiled import CompiledEdges
 from crysdistill.encoders.gate.gated_sum import PlainEdges, find_edges, gated_sum
 from crysdistill.encoders.gate.table import GaussianTable
@@ -62,7 +63,7 @@ def plainly(encoder: CGCNN, batch, monkeypatch) -> torch.Tensor:
     """Run an encoder without compiled code."""
     with monkeypatch.context() as patch:
         patch.setattr("crysdistill.encoders.cgcnn.updated", plain_update)
-        patch.setattr("crysdistill.encoders.gate.gated_sum.merge_edges", lambda *_: None)
+        patch.setattr(gated_sums, "merge_edges", lambda *_: None)
         return encoder(batch)
 
 
