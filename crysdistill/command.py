@@ -181,8 +181,12 @@ def _overview(verbs: Mapping[str, Verb]) -> str:
 
 def _is_first() -> bool:
     """Return whether this is the first of several processes, or the only one."""
-    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-    return next((rank for rank in ranks if rank is not None), "0") == "0"
+    env = os.environ
+    if "RANK" in env:
+        return env["RANK"] == "0"
+    if "LOCAL_RANK" in env:
+        return env["LOCAL_RANK"] == env.get("NODE_RANK", "0") == "0"
+    return env.get("SLURM_PROCID", "0") == "0"
 
 
 def _say(text: str, code: int) -> int:

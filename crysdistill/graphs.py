@@ -142,6 +142,8 @@ def sum_over_atoms(x: Tensor, batch: CrystalBatch) -> Tensor:
 
 def mean_over_atoms(x: Tensor, batch: CrystalBatch) -> Tensor:
     """Average over the atoms of each crystal: (N, F) to (B, F)."""
+    # Half precision cannot count beyond 256.
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     atoms = (batch.ptr[1:] - batch.ptr[:-1]).to(x.dtype)  # (B,)
     return sum_over_atoms(x, batch) / atoms.unsqueeze(1)
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numba import njit
 from pymatgen.optimization.neighbors import find_points_in_spheres
 
 from crysdistill.errors import BadStructure, InputError, did_you_mean
+from crysdistill.machine_code import machine_code
 
 SHELL_TOLERANCE = 0.01
 """Å. Neighbours this close to the last one belong to its shell: above the noise of
@@ -174,7 +174,7 @@ def _select(
     )
 
 
-@njit(cache=True)
+@machine_code
 def _order(
     centre: np.ndarray,
     distance: np.ndarray,

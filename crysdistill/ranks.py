@@ -23,6 +23,7 @@ __all__ = [
     "gather_rows",
     "on_first_rank",
     "rank",
+    "speak_on_cpu",
     "sum_over_ranks",
     "tell_all",
     "world_size",
@@ -32,6 +33,22 @@ Result = TypeVar("Result")
 
 
 _alone = False
+_on_cpu: dist.ProcessGroup | None = None
+
+
+def speak_on_cpu() -> None:
+    """Let ranks whose tensors are on GPUs also exchange what is in their memory.
+
+    NCCL knows GPUs only, and asking one would make it finish its work first. All ranks
+    call this once, after they have found each other.
+    """
+    global _on_cpu
+    _on_cpu = dist.new_group(backend="gloo")
+
+
+def _group(device: torch.device) -> dist.ProcessGroup | None:
+    """Return the group in which tensors on a device travel; None is the first one."""
+    return _on_cpu if device.type == "cpu" else None
 
 
 def world_size() -> int:
@@ -61,10 +78,8 @@ def sum_over_ranks(amounts: Tensor) -> Tensor:
     if world_size() == 1:
         return amounts
     total = amounts.detach().clone()
-    if dist.get_backend() == "nccl" and total.device.type == "cpu":
-        total = total.cuda()  # NCCL knows nothing else
-    dist.all_reduce(total)
-    return total.to(amounts.device)
+    dist.all_reduce(total, group=_group(total.device))
+    return total
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
@@ -87,10 +102,9 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, int]:
-        counts = torch.zeros(world_size(), dtype=torch.int64, device=x.device)
+        counts = torch.zeros(world_size(), dtype=torch.int64)  # no wait for a GPU
         counts[rank()] = len(x)
-        dist.all_reduce(counts)
-        sizes = counts.tolist()
+        sizes = sum_over_ranks(counts).tolist()
         # Collectives take equal shapes: the shorter ones are padded.
         padded = x.new_zeros(max(sizes), *x.shape[1:])
         padded[: len(x)] = x
@@ -111,7 +125,7 @@ def tell_all(value: Result) -> Result:
     if world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_on_cpu)
     return box[0]
 
 

@@ -16,9 +16,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from crysdistill.files import PARTIAL
 from crysdistill.training import engine, pretraining, supervised
 from crysdistill.training.resume import checkpoints
-from crysdistill.training.resume.files import PARTIAL
 from crysdistill.training.resume.metrics_log import MetricsLog
 
 RUNS: dict[str, Callable[[Any], Path]] = {

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # The highest first. A package stands for all modules in it.
 LAYERS = (
     "errors",
+    "files",
+    "machine_code",
     "elements",
     "structures",
     "symmetry",

@@ -186,7 +186,7 @@ def test_a_store_goes_to_a_device_once_if_it_fits(store, monkeypatch):
     monkeypatch.setattr(Store, "to", to)
     device = torch.device("meta")
     for free, fits in ((store.nbytes * 3.0, True), (store.nbytes * 2.0, False)):
-        monkeypatch.setattr(loaders, "_free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(loaders, "free_memory", lambda _, free=free: free)
         assert place((shuffled(store), shuffled(store)), device) is fits
     assert sent == [device]
     assert not place((shuffled(store),), torch.device("cpu"))

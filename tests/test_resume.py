@@ -22,6 +22,7 @@ from crysdistill.errors import InputError
 from crysdistill.training import engine, supervised
 from crysdistill.training.plans import DistillConfig, TrainConfig
 from crysdistill.training.pretraining import pretrain
+from crysdistill.training.resume import keeping
 from crysdistill.training.resume.checkpoints import Checkpoints
 from crysdistill.training.settings import OptimizerSettings
 from crysdistill.training.supervised import distill, train
@@ -129,6 +130,19 @@ class TestResume:
         assert same(train(replace(config, resume=True)), whole)
         assert history(config.out, "val_mae") == history(whole.parent, "val_mae")
 
+    @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
+    def test_signals_that_come_at_once_are_one(self, config, monkeypatch, again):
+        """As SLURM and torchrun send them; the step is finished, and saved."""
+        whole = train(replace(config, out=config.out.with_name("whole")))
+
+        def press_twice() -> None:
+            press_ctrl_c()
+            os.kill(os.getpid(), again)
+
+        stopped(monkeypatch, train, config, 4, press_twice)
+        assert [p.name for p in (config.out / "checkpoints").glob("*4.ckpt")]
+        assert same(train(replace(config, resume=True)), whole)
+
     def test_a_second_ctrl_c_leaves_no_half_step(self, config, monkeypatch):
         """It may come in the middle of a step: the last epoch's checkpoint counts."""
         whole = train(replace(config, out=config.out.with_name("whole")))
@@ -147,6 +161,7 @@ class TestResume:
 
         with monkeypatch.context() as patch:
             patch.setattr(torch.optim.AdamW, "step", interrupted)
+            patch.setattr(keeping, "AGAIN", 0.0)
             with pytest.raises(KeyboardInterrupt):
                 train(config)
         assert calls == 5

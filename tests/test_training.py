@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crysdistill.corpus.locks import only_one
+from crysdistill.corpus.locks import locked
 from crysdistill.corpus.splits import make_split
 from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
@@ -83,10 +83,11 @@ class TestRunDirectory:
     def test_one_process_at_a_time(self, config):
         train(config)
         with (
-            only_one(config.out / "checkpoints", "held"),
+            locked(config.out.with_name(".run.lock"), "held"),
             pytest.raises(InputError, match="another process trains there; wait, or"),
         ):
-            train(replace(config, resume=True))
+            train(replace(config, overwrite=True))
+        assert (config.out / "weights.safetensors").exists()
 
     def test_predictions_are_those_of_the_weights(self, config):
         store = Store.open(config.dataset)

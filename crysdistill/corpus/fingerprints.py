@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numba import njit
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+from crysdistill.machine_code import machine_code
 from crysdistill.structures import Crystal
 
 NEIGHBORS = 32
@@ -63,7 +63,7 @@ def fingerprint(crystal: Crystal) -> np.ndarray:
     )
 
 
-@njit(cache=True)
+@machine_code
 def _nearest_within(
     frac: np.ndarray, cell: np.ndarray, margin: np.ndarray, most: float
 ) -> np.ndarray:
@@ -113,7 +113,7 @@ def _nearest_within(
     return found
 
 
-@njit(cache=True)
+@machine_code
 def _nearest(
     frac: np.ndarray, cell: np.ndarray, per_plane: np.ndarray, volume: float
 ) -> np.ndarray:
@@ -128,7 +128,7 @@ def _nearest(
         radius *= 1.25
 
 
-@njit(cache=True)
+@machine_code
 def _profiles(
     frac: np.ndarray,
     cell: np.ndarray,

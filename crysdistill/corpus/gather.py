@@ -9,10 +9,11 @@ against each other.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from crysdistill.machine_code import machine_code
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def count(
     rows: np.ndarray, atom_offsets: np.ndarray, edge_offsets: np.ndarray
 ) -> tuple[int, int]:
@@ -24,7 +25,7 @@ def count(
     return atoms, edges
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def gather_atoms(
     rows: np.ndarray,
     atom_offsets: np.ndarray,
@@ -67,7 +68,7 @@ def gather_atoms(
         ptr_out[crystal + 1] = atom
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def gather_edges(
     rows: np.ndarray,
     edge_offsets: np.ndarray,

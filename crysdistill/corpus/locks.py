@@ -16,8 +16,6 @@ from crysdistill.errors import InputError
 def only_one(parts: Path, refusal: str) -> Iterator[None]:
     """Hold the lock of a folder of parts, which is made if it is not there.
 
-    The system lets go of it when the process dies, however it dies.
-
     Args:
         parts: where the parts of the file lie.
         refusal: what to say if another process holds it.
@@ -26,15 +24,34 @@ def only_one(parts: Path, refusal: str) -> Iterator[None]:
         InputError: another process holds it.
     """
     parts.mkdir(exist_ok=True)
-    lock = parts / "lock"
+    with locked(parts / "lock", refusal):
+        yield
+
+
+@contextmanager
+def locked(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock that a file stands for.
+
+    The system lets go of it when the process dies, however it dies. On a disk without
+    locks nobody is refused.
+
+    Args:
+        lock: the file, which is made.
+        refusal: what to say if another process holds it.
+
+    Raises:
+        InputError: another process holds it.
+    """
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # One that has just finished removes the folder, and this lock with it.
-            held = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except BlockingIOError:
+            raise InputError(refusal) from None
         except OSError:
-            held = False
-        if not held:
+            pass  # a disk without locks: there is nothing to ask
+        # One that has just finished removes the file, or the folder that it is in.
+        here = os.fstat(file.fileno())
+        if not (lock.exists() and os.path.samestat(here, lock.stat())):
             raise InputError(refusal)
         yield
 

@@ -26,6 +26,16 @@ from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import CrystalBatch, GraphSettings, assemble
 from crysdistill.structures import Crystal
 
+_OF_BATCHES = (
+    "structures/atom",
+    "structures/cells",
+    "structures/frac_coords",
+    "graphs/",
+    "symmetry/",
+    "properties/",
+)
+"""The arrays that batches are made from; names and fingerprints are for the host."""
+
 
 class Store:
     """Reads a store. Opening maps the file; nothing is loaded before it is asked for.
@@ -114,8 +124,12 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        """How much memory its arrays take."""
-        return sum(array.nbytes for array in self._arrays.values())
+        """How much memory takes what batches are made from."""
+        return sum(
+            array.nbytes
+            for name, array in self._arrays.items()
+            if name.startswith(_OF_BATCHES)
+        )
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, crystals={len(self)}, graph={self.graph})"
@@ -348,7 +362,10 @@ class Store:
 
     def to(self, device: str | torch.device) -> Store:
         """Return this store with its arrays on another device, for batches there."""
-        arrays = {name: array.to(device) for name, array in self._host.items()}
+        arrays = {
+            name: array.to(device) if name.startswith(_OF_BATCHES) else array
+            for name, array in self._host.items()
+        }
         return Store(self.path, arrays, self.facts, self._host)
 
     # ------------------------------------------------------------------- integrity

@@ -73,7 +73,7 @@ def over_ranks(rows: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Te
         mean: (F,) float64.
         var: (F,) float64, divided by `rows` and not by one less.
     """
-    n = torch.tensor([float(rows)], dtype=torch.float64, device=mean.device)
+    n = torch.full((1,), float(rows), dtype=torch.float64, device=mean.device)
     # In double precision, so that the difference of two large sums stays exact.
     sums = sum_over_ranks(torch.cat((n, n * mean, n * (var + mean.square()))))
     count, total, squares = sums[0], *sums[1:].chunk(2)

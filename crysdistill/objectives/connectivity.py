@@ -121,7 +121,8 @@ class Connectivity(Objective):
         for block in blocks:
             counts = counts + _count(block.labels)
         weight = self._class_weights(counts)
-        total = 0.0 * products.sum().to(weight.dtype)  # connected, whatever follows
+        # Connected to all weights, though this rank may have no pairs.
+        total = 0.0 * (products.sum() + bias.sum()).to(weight.dtype)
         for block in blocks:
             arguments = (products, bias, h, block, weight)
             if len(blocks) > 1 and torch.is_grad_enabled():

@@ -131,7 +131,7 @@ class Fingerprint(Objective):
     def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
         """Return the unexplained share of each entry's variance, averaged over them."""
         predicted, wanted = self._compare(embedded, batch)
-        atoms = torch.tensor(float(len(wanted)), device=wanted.device)
+        atoms = torch.full((), float(len(wanted)), device=wanted.device)
         atoms, total, squares = (
             sum_over_ranks(amount)
             for amount in (atoms, wanted.sum(dim=0), wanted.square().sum(dim=0))

@@ -88,7 +88,7 @@ class NodeFeatures(Objective):
         total = F.binary_cross_entropy_with_logits(
             logits, self.table[numbers].to(logits.dtype), reduction="sum"
         )
-        return mean_over_ranks(total, total.new_tensor(float(logits.numel())))
+        return mean_over_ranks(total, torch.full_like(total, logits.numel()))
 
     def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
         """Add a validation batch to the numbers."""

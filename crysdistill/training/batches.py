@@ -10,9 +10,9 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-from numba import njit
 
 from crysdistill.errors import InputError
+from crysdistill.machine_code import machine_code
 
 _A_MOMENT = 20_000_000
 """Crystals that can be put in order within a second or two."""
@@ -183,7 +183,7 @@ def share(edges: np.ndarray, ranks: int) -> np.ndarray:
     return taken
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def _deal(sizes: np.ndarray, bins: int) -> np.ndarray:
     """Return the bin of each size, given largest first: always the emptiest one."""
     # A heap of (load, number), so that dealing millions takes a moment.
@@ -216,7 +216,7 @@ def _loads(sizes: np.ndarray, bins: int) -> np.ndarray:
     return np.bincount(dealt, weights=sizes, minlength=bins)
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def _fill(sizes: np.ndarray, budget: int) -> np.ndarray:
     """Return where bins begin that are filled in order, none above the budget."""
     starts = np.zeros(len(sizes) + 1, np.int64)

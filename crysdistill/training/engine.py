@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -16,10 +15,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
 
-from crysdistill.corpus.locks import only_one
 from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError
-from crysdistill.ranks import on_first_rank, rank, world_size
+from crysdistill.ranks import rank, world_size
+from crysdistill.training.launch import environment
 from crysdistill.training.loader import BatchLoader, place
 from crysdistill.training.resume.keeping import BestWeights, KeepWork, Patience
 from crysdistill.training.resume.metrics_log import MetricsLog
@@ -54,7 +53,7 @@ def batches_before(trainer: L.Trainer, batch_idx: int) -> int:
 
 
 def shared_loss(module: L.LightningModule, share: Tensor) -> Tensor:
-    """Show a step's loss in the progress bar, and return it as gradients need it.
+    """Show a step's loss, as this rank sees it, and return it as gradients need it.
 
     Gradients are averaged over ranks, whose shares of a loss are to be added up: so
     each share counts as often as there are ranks.
@@ -114,16 +113,14 @@ def fit(
         callbacks.append(Patience(monitor, mode=mode, patience=settings.patience))
     if settings.progress:
         callbacks.append(ProgressBar(refresh_rate=10))
-    refusal = f"{run.path}: another process trains there; wait, or give another `out`"
-    with ExitStack() as held, _Quiet():
-        lock = only_one(run.checkpoints, refusal)
-        on_first_rank(lambda: held.enter_context(lock))
+    with _Quiet():
         resume = keeper.files.newest() if run.resumed else None
         trainer = L.Trainer(
             accelerator=settings.accelerator,
             devices=settings.devices or 1,
             num_nodes=settings.num_nodes or 1,
             strategy=_strategy(),
+            plugins=environment(),
             precision=settings.precision,
             deterministic=settings.deterministic or None,
             max_epochs=settings.epochs,
@@ -153,6 +150,9 @@ def fit(
         finally:
             if settings.deterministic:
                 torch.use_deterministic_algorithms(False)
+            for part in module.modules():
+                # To judge on the CPU, what is compiled for a GPU would be anew.
+                part._compiled_call_impl = None
     best.put_into(module)
 
 

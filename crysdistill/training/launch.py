@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 
 from crysdistill.errors import InputError
-from crysdistill.ranks import rank, world_size
+from crysdistill.ranks import rank, speak_on_cpu, world_size
 from crysdistill.training.settings import TrainerSettings
 
 WAIT = timedelta(hours=2)
@@ -57,11 +58,19 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
         devices=devices,
         num_nodes=nodes,
         strategy=DDPStrategy(timeout=WAIT),
+        plugins=environment(),
     ).launch()
+    if dist.get_world_size() != devices * nodes:
+        raise InputError(
+            f"{dist.get_world_size()} processes take part, but `trainer.devices` and "
+            f"`trainer.num_nodes` ask for {devices * nodes}; leave both out where "
+            "`torchrun` or `srun` starts them"
+        )
+    speak_on_cpu()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    elif not told:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // devices))
+    elif not told and _started()[1] is None:
+        torch.set_num_threads(max(1, _cores() // devices))
     if rank() > 0:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as it runs
     try:
@@ -100,8 +109,17 @@ def resolve(settings: TrainerSettings) -> TrainerSettings:
                 )
         devices, nodes = started
     devices, nodes = devices or 1, nodes or 1
-    on_gpus = settings.accelerator == "gpu" or (settings.accelerator == "auto" and gpus)
-    if on_gpus and devices > gpus:
+    # Of what `auto` would find elsewhere, Apple's GPUs have no double precision.
+    accelerator = settings.accelerator
+    if accelerator == "auto":
+        accelerator = "gpu" if gpus else "cpu"
+    if accelerator == "gpu" and devices > gpus:
+        if who == "srun":
+            raise InputError(
+                f"srun started {devices} processes on a node but this one sees {gpus} "
+                f"GPU{'s' * (gpus != 1)}; let each see all of its node "
+                "(`--gpus-per-node` instead of `--gpus-per-task`)"
+            )
         raise InputError(
             f"`trainer.devices` is {devices} but there "
             f"{'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'} here; set it to {gpus}"
@@ -111,7 +129,22 @@ def resolve(settings: TrainerSettings) -> TrainerSettings:
             f"`trainer.num_nodes` is {nodes} but only this machine takes part; start "
             "the command with `torchrun` or `srun` on each"
         )
-    return replace(settings, devices=devices, num_nodes=nodes)
+    return replace(settings, accelerator=accelerator, devices=devices, num_nodes=nodes)
+
+
+def environment() -> LightningEnvironment | None:
+    """Return what tells Lightning that it starts the processes itself, if it does.
+
+    In a batch job of SLURM without `srun` it would take for granted that SLURM does.
+    """
+    return None if _started()[1] is not None else LightningEnvironment()
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _started() -> tuple[str, tuple[int, int] | None]:

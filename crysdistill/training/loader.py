@@ -163,7 +163,7 @@ def place(loaders: Sequence[BatchLoader], device: torch.device) -> bool:
     """
     stores = {id(loader.store): loader.store for loader in loaders}
     fits = device.type != "cpu" and (
-        sum(store.nbytes for store in stores.values()) < ROOM * _free_memory(device)
+        sum(store.nbytes for store in stores.values()) < ROOM * free_memory(device)
     )
     near = {key: store.to(device) for key, store in stores.items()} if fits else {}
     for loader in loaders:
@@ -171,6 +171,6 @@ def place(loaders: Sequence[BatchLoader], device: torch.device) -> bool:
     return fits
 
 
-def _free_memory(device: torch.device) -> float:
+def free_memory(device: torch.device) -> float:
     """Return the free bytes of a device; none where it does not tell."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0.0

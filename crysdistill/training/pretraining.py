@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +58,7 @@ from crysdistill.training.launch import check_same, joined
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.means import EpochMeans
 from crysdistill.training.optimizers import make_optimizer
-from crysdistill.training.runs import RunDirectory
+from crysdistill.training.runs import open_run
 from crysdistill.training.settings import OptimizerSettings, TrainerSettings
 from crysdistill.transfer.weights import Provenance, save_weights
 
@@ -250,6 +251,12 @@ def pretrain(config: PretrainConfig) -> Path:
     Raises:
         InputError: the corpus or a setting cannot be used.
     """
+    with ExitStack() as held:  # the run directory, to the end
+        return _pretrain(config, held)
+
+
+def _pretrain(config: PretrainConfig, held: ExitStack) -> Path:
+    """Prepare, learn on all ranks, judge on the first."""
     store = Store.open(config.corpus)
     _check_symmetry(store, config)
     with joined(config.trainer) as trainer:
@@ -266,10 +273,9 @@ def pretrain(config: PretrainConfig) -> Path:
             BatchLoader(store, held_out, size, edge_budget=budget),
         )
         # Only now, so that a mistake in the configuration leaves no folder behind.
-        run = on_first_rank(
-            lambda: RunDirectory(
-                config.out, dump_config(config), config.resume, config.overwrite
-            )
+        text = dump_config(config)
+        run = held.enter_context(
+            open_run(config.out, text, config.resume, config.overwrite)
         )
         rich.print(
             f"pretraining {_count(module.encoder):,} weights ({_count(module):,} with "

@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import yaml
 from rich.tree import Tree
 
 from crysdistill import __version__
+from crysdistill.corpus.locks import locked
 from crysdistill.errors import InputError
+from crysdistill.files import PARTIAL, remove_partials, write_whole
+from crysdistill.ranks import on_first_rank
 from crysdistill.schema import write_value
 from crysdistill.training.resume.checkpoints import Checkpoints
-from crysdistill.training.resume.files import PARTIAL, remove_partials, write_whole
 
 CONTENTS = {
     "config.yaml": "what ran, with every default filled in",
@@ -180,6 +183,39 @@ class RunDirectory:
 def _is_something(path: Path) -> bool:
     """Return whether a file is more than what a run killed at once has left."""
     return path.name != f"config.yaml{PARTIAL}"
+
+
+@contextmanager
+def open_run(
+    path: str | Path, config: str, resume: bool = False, overwrite: bool = False
+) -> Iterator[RunDirectory]:
+    """Open a run directory on the first rank, and keep other runs out while it is open.
+
+    Args:
+        path: the folder.
+        config: as `RunDirectory` takes it; and so are the others.
+        resume: go on with an interrupted run.
+        overwrite: delete what an earlier run left.
+
+    Yields:
+        The same directory on all ranks.
+
+    Raises:
+        InputError: see `RunDirectory`; or another process trains there.
+    """
+    path = Path(path)
+    # Beside the folder, which an `overwrite` removes.
+    lock = path.with_name(f".{path.name}.lock")
+
+    def opened() -> RunDirectory:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        refusal = f"{path}: another process trains there; wait, or give another `out`"
+        held.enter_context(locked(lock, refusal))
+        held.callback(lock.unlink, missing_ok=True)
+        return RunDirectory(path, config, resume, overwrite)
+
+    with ExitStack() as held:
+        yield on_first_rank(opened)
 
 
 def _settings(config: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from crysdistill.ranks import alone, on_first_rank, rank
 from crysdistill.schema import dump_config
 from crysdistill.training.engine import fit, shared_loss
 from crysdistill.training.launch import check_same, joined
-from crysdistill.training.loader import BatchLoader
+from crysdistill.training.loader import ROOM, BatchLoader, free_memory
 from crysdistill.training.means import EpochMeans
 from crysdistill.training.optimizers import make_optimizer
 from crysdistill.training.plans import (
@@ -36,7 +37,7 @@ from crysdistill.training.plans import (
     LabelledConfig,
     TrainConfig,
 )
-from crysdistill.training.runs import RunDirectory
+from crysdistill.training.runs import RunDirectory, open_run
 from crysdistill.training.settings import OptimizerSettings
 from crysdistill.transfer.distillation import Distillation, Teacher, random_teacher
 from crysdistill.transfer.heads import PropertyHead
@@ -83,6 +84,12 @@ class SupervisedModule(L.LightningModule):
         self.val_metric = BinaryAUROC() if classifies else MeanAbsoluteError()
         self.train_means, self.val_means = EpochMeans(), EpochMeans()
 
+    def on_fit_start(self) -> None:
+        """Let the teacher's embeddings be where the student's are, if they fit."""
+        teacher = self.teacher
+        if teacher and teacher.embeddings.nbytes < ROOM * free_memory(self.device):
+            self.teacher = teacher.to(self.device)
+
     def losses(self, batch: CrystalBatch, seed: int) -> dict[str, Tensor]:
         """Return what is learned from, as `loss`, and its parts.
 
@@ -93,7 +100,8 @@ class SupervisedModule(L.LightningModule):
         loss = self.predictor.loss(output, batch.targets)
         losses = {"property": loss}
         if self.distillation is not None and self.teacher is not None:
-            known = self.teacher.gather(batch.rows).to(atoms.device)  # (N, F)
+            known = self.teacher.gather(batch.rows, len(atoms))  # (N, F)
+            known = known.to(atoms.device, non_blocking=True)
             losses["embedding"] = self.distillation(atoms, known, batch)
             loss = self.distillation.total(loss, losses["embedding"])
         return {**losses, "loss": loss}
@@ -164,6 +172,12 @@ def finetune(config: FinetuneConfig) -> Path:
 
 def _run(config: LabelledConfig, verb: str) -> Path:
     """Train, choose the epoch on validation, look at the test set once."""
+    with ExitStack() as held:  # the run directory, to the end
+        return _train(config, verb, held)
+
+
+def _train(config: LabelledConfig, verb: str, held: ExitStack) -> Path:
+    """Prepare, learn on all ranks, judge on the first."""
     store = Store.open(config.dataset)
     name = config.target.name
     labels = store.property(name)
@@ -188,7 +202,12 @@ def _run(config: LabelledConfig, verb: str) -> Path:
             BatchLoader(store, split.val, size, [name], edge_budget=budget),
         )
         # Only now, so that a mistake in the configuration leaves no folder behind.
-        run = on_first_rank(partial(_open_run, config, store, split))
+        text = dump_config(config)
+        run = held.enter_context(
+            open_run(config.out, text, config.resume, config.overwrite)
+        )
+        table = run.path / "split.csv"
+        on_first_rank(lambda: split.write(table, store.material_ids))
         module = _module(config, predictor, teacher, store, run, split)
         unlabelled = int(np.isnan(labels).sum())
         rich.print(
@@ -234,13 +253,6 @@ def _weights_line(predictor: Predictor) -> str:
             f"{report['batch_norm']}"
         )
     return line
-
-
-def _open_run(config: LabelledConfig, store: Store, split: Split) -> RunDirectory:
-    """Open the run directory, and write into it who trains, chooses and judges."""
-    run = RunDirectory(config.out, dump_config(config), config.resume, config.overwrite)
-    split.write(run.path / "split.csv", store.material_ids)
-    return run
 
 
 def _check_classes(config: LabelledConfig, labels: np.ndarray, split: Split) -> None:

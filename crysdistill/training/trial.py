@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crysdistill.errors import InputError
 from crysdistill.graphs import CrystalBatch
+from crysdistill.ranks import alone, sum_over_ranks
 from crysdistill.training.loader import BatchLoader
 
 
@@ -41,22 +42,27 @@ class HeaviestFirst(Callback):
             InputError: there is not enough memory for it.
         """
         buffers = [buffer.clone() for buffer in pl_module.buffers()]
+        device = pl_module.device
         crystals = edges = 0
+        failed = False
         try:
             batch, crystals, edges = self.loader.heaviest(self.epochs)
-            with trainer.precision_plugin.forward_context():
+            # Without the other ranks: where one runs out of memory, none waits for it.
+            with alone(), trainer.precision_plugin.forward_context():
                 loss = pl_module.losses(batch, 0)["loss"]  # type: ignore[operator]
-            learned = [p for p in pl_module.parameters() if p.requires_grad]
-            torch.autograd.grad(loss, learned, allow_unused=True)
+                learned = [p for p in pl_module.parameters() if p.requires_grad]
+                torch.autograd.grad(loss, learned, allow_unused=True)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            raise InputError(_advice(pl_module.device, crystals, edges)) from None
+            failed = True
         finally:
             for buffer, before in zip(pl_module.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-        if pl_module.device.type == "cuda":
+        if device.type == "cuda":
             torch.cuda.empty_cache()
+        if sum_over_ranks(torch.tensor(int(failed))).item():
+            raise InputError(_advice(device, crystals, edges))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

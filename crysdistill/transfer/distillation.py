@@ -145,7 +145,7 @@ def atom_loss(
     student = F.normalize(student_atoms.float(), dim=1)  # (N, F)
     teacher = F.normalize(teacher_atoms.float(), dim=1)  # (N, F)
     per_atom = (student - teacher).square().mean(dim=1, keepdim=True)  # (N, 1)
-    crystals = sum_over_ranks(torch.tensor(batch.num_graphs, device=batch.ptr.device))
+    crystals = sum_over_ranks(torch.full_like(batch.ptr[0], batch.num_graphs))
     return mean_over_atoms(per_atom, batch).sum() / crystals
 
 

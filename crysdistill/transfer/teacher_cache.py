@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from crysdistill.errors import InputError
+from crysdistill.files import write_whole
 from crysdistill.graphs import CrystalBatch
 from crysdistill.transfer.distillation import Teacher
 
@@ -42,30 +42,34 @@ class TeacherCache:
         """F, of the embeddings."""
         return self.embeddings.shape[1]
 
-    def gather(self, rows: Tensor) -> Tensor:
+    def gather(self, rows: Tensor, atoms: int | None = None) -> Tensor:
         """Return the embeddings of the atoms of some crystals, (N, F).
 
         Args:
             rows: (B,) rows of the store, as in `CrystalBatch.rows`.
+            atoms: N, where known; a GPU then need not be waited for.
 
         Raises:
-            InputError: a crystal is not in the cache.
+            InputError: a crystal is not in the cache; seen on the CPU only.
         """
         rows = rows.to(self.rows.device)
         inside = (rows >= 0) & (rows < len(self._position))
         position = self._position[torch.where(inside, rows, 0)].where(
             inside, -1
         )  # (B,)
-        if (position < 0).any():
+        # A GPU would have to finish its queue before it could answer.
+        if position.device.type == "cpu" and (position < 0).any():
             missing = int(rows[position < 0][0])
             raise InputError(
                 f"row {missing} of the store has no cached teacher embeddings; "
                 "compute the cache for all rows that are trained on"
             )
         start = self.ptr[position]
-        atoms = self.ptr[position + 1] - start  # (B,)
-        ends = torch.cumsum(atoms, 0)
-        offset = torch.repeat_interleave(start - ends + atoms, atoms)  # (N,)
+        count = self.ptr[position + 1] - start  # (B,)
+        ends = torch.cumsum(count, 0)
+        offset = torch.repeat_interleave(
+            start - ends + count, count, output_size=atoms
+        )  # (N,)
         return self.embeddings[offset + torch.arange(len(offset), device=rows.device)]
 
     def to(self, device: str | torch.device) -> TeacherCache:
@@ -83,12 +87,7 @@ class TeacherCache:
         """
         tensors = {"embeddings": self.embeddings, "rows": self.rows, "ptr": self.ptr}
         tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            save_file(tensors, partial, metadata={"key": key})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, save(tensors, metadata={"key": key}))
 
     @classmethod
     def load(cls, path: Path, key: str) -> TeacherCache | None:

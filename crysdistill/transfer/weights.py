@@ -8,7 +8,6 @@ where it comes from. Loading one executes no code.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -17,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from crysdistill import __version__
@@ -25,6 +24,7 @@ from crysdistill.corpus.checks import DatasetCheck
 from crysdistill.elements import ELEMENT_TABLES
 from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.errors import InputError, did_you_mean
+from crysdistill.files import write_whole
 from crysdistill.graphs import GraphSettings
 from crysdistill.transfer.distillation import Teacher
 from crysdistill.transfer.heads import PropertyHead
@@ -158,15 +158,8 @@ def save_weights(
         name: tensor.detach().cpu().contiguous()
         for name, tensor in _container(model).state_dict().items()
     }
-    # In the same folder, so that the rename cannot cross file systems.
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(
-            tensors, partial, metadata={_ENTRY: json.dumps(header, sort_keys=True)}
-        )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    about = {_ENTRY: json.dumps(header, sort_keys=True)}
+    write_whole(path, save(tensors, metadata=about))
     return path
 
 

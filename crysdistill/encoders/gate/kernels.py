@@ -36,6 +36,7 @@ from crysdistill.encoders.gate.lanes import (
     where_less,
 )
 from crysdistill.encoders.gate.merged_edges import MergedEdges
+from crysdistill.machine_code import machine_code
 
 GATE, CORE = 0, LANES  # places in a pair of vectors
 PAIR = 2 * LANES
@@ -75,7 +76,7 @@ def _spread(
         store(array, at, fma(fill(weights[4 * e + k]), value, load(array, at)))
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def sample(
     products: np.ndarray,
     tables: np.ndarray,
@@ -115,7 +116,7 @@ def sample(
         store(pivot, CORE, core * share)
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def add_up(
     turn: int,
     turns: int,
@@ -157,7 +158,7 @@ def add_up(
             accumulate(sums, PAIR + CORE, core_dot)
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def send(
     turn: int,
     turns: int,
@@ -201,7 +202,7 @@ def send(
             store(out, (i * blocks + block) * LANES, total)
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def pull(
     turn: int,
     turns: int,
@@ -291,7 +292,7 @@ def pull(
             accumulate(sums, PAIR + CORE, core_dot)
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def correct(
     turn: int,
     turns: int,

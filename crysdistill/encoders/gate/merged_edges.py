@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from crysdistill.machine_code import machine_code
 
 SAME = 1e-6  # Å; float32 coordinates know distances no better
 
@@ -28,7 +29,7 @@ class MergedEdges(NamedTuple):
     first: np.ndarray
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def measure(
     frac_coords: np.ndarray,
     cell: np.ndarray,
@@ -72,7 +73,7 @@ def measure(
     return e == total
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def merge(
     distance: np.ndarray,
     edge_index: np.ndarray,

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -28,6 +27,7 @@ from crysdistill.encoders.gate.lanes import (
 )
 from crysdistill.encoders.gate.threads import share
 from crysdistill.encoders.normalization import BatchNorm, moments_of_sums
+from crysdistill.machine_code import machine_code
 from crysdistill.ranks import sum_over_ranks
 
 ROWS = 1024
@@ -74,7 +74,7 @@ def _moments(total: Tensor, tasks: np.ndarray) -> tuple[float, Tensor, Tensor]:
     return moments_of_sums(rows, pivot[None], sums[:, None])
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def _add_up(
     turn: int,
     turns: int,
@@ -96,7 +96,7 @@ def _add_up(
                 accumulate(sums, width + c, t * t)
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def _forward(
     turn: int,
     turns: int,
@@ -123,7 +123,7 @@ def _forward(
                 store(out, at, positive + log_of_one_plus(small))
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def _backward(
     turn: int,
     turns: int,
@@ -155,7 +155,7 @@ def _backward(
                 accumulate(sums, width + c, gradient * t)
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def _through_norm(
     turn: int,
     turns: int,

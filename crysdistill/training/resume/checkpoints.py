@@ -12,8 +12,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from crysdistill.errors import InputError
+from crysdistill.files import remove_partials, write_whole
 from crysdistill.ranks import on_first_rank
-from crysdistill.training.resume.files import remove_partials, write_whole
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 

@@ -16,16 +16,19 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 
 from crysdistill.errors import InputError
+from crysdistill.files import FULL
 from crysdistill.ranks import sum_over_ranks, tell_all, world_size
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.resume.checkpoints import Checkpoints
-from crysdistill.training.resume.files import FULL
 from crysdistill.training.resume.metrics_log import MetricsLog
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import TrainerSettings
 
 _KEY = "crysdistill"  # of what we add to Lightning's checkpoint
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+
+AGAIN = 1.0
+"""Seconds after which a second Ctrl-C is meant as one."""
 
 
 class KeepWork(Checkpoint):
@@ -36,8 +39,8 @@ class KeepWork(Checkpoint):
     can go on with another number of them.
 
     Ctrl-C, and the signals that SLURM sends before a time limit, let the step finish;
-    then it is saved and the run stops. A second one stops it at once. All ranks stop
-    after the same step.
+    then it is saved and the run stops. A second Ctrl-C, a second later, stops it at
+    once. All ranks stop after the same step.
 
     `with keeper:` stands around `Trainer.fit`. Lightning calls a `Checkpoint` after the
     other callbacks, so that what they know of a step is in it.
@@ -61,6 +64,7 @@ class KeepWork(Checkpoint):
         self.metrics = log
         self.settings = settings
         self.asked: int | None = None  # the signal that asked to stop
+        self._asked_at = 0.0
         self._stopped_after: int | None = None
         self._position = (0, 0)  # epoch, and batches of it that are done
         self._saved: tuple[int, int] | None = None  # position of the last checkpoint
@@ -109,9 +113,12 @@ class KeepWork(Checkpoint):
         return f"step {self._stopped_after}{of_job} is saved"
 
     def _ask(self, number: int, frame: Any) -> None:
-        if self.asked is not None:
+        if self.asked is None:
+            self.asked, self._asked_at = number, time.monotonic()
+        # SLURM sends several signals, and torchrun passes each on once more: only who
+        # presses Ctrl-C again means it.
+        elif number == signal.SIGINT and time.monotonic() > self._asked_at + AGAIN:
             raise KeyboardInterrupt
-        self.asked = number
 
     # ------------------------------------------------------------------ when to save
 
@@ -201,7 +208,7 @@ class KeepWork(Checkpoint):
         stop = self.asked is not None
         if world_size() == 1:
             return stop, save
-        flags = torch.tensor([stop, save], dtype=torch.float32, device=pl_module.device)
+        flags = torch.tensor([stop, save], dtype=torch.int64)  # no wait for a GPU
         stops, saves = sum_over_ranks(flags).tolist()
         return stops > 0, saves > 0
 
@@ -211,6 +218,7 @@ class KeepWork(Checkpoint):
             return
         step = trainer.global_step
         trainer.save_checkpoint(self.files.path(step))
+        self.files.failure = self.files.failure or self.metrics.failure
         self.files.check_written()
         self._saved, self._saved_at = self._position, time.monotonic()
         if trainer.is_global_zero:

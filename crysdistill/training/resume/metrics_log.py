@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from crysdistill.training.resume.files import write_whole
+from crysdistill.files import write_whole
 
 
 class MetricsLog(Logger):
@@ -25,12 +25,15 @@ class MetricsLog(Logger):
 
     Attributes:
         rows: what was logged so far.
+        failure: why a row could not be written. It is not raised at once: other ranks
+            do not know of it, and would wait.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self.rows: list[dict[str, float]] = []
+        self.failure: OSError | None = None
         self._columns: list[str] = []
 
     @property
@@ -53,11 +56,15 @@ class MetricsLog(Logger):
         """Add a row; Lightning calls this after each validation and each epoch."""
         row = {**metrics, "step": step or 0}
         self.rows.append(row)
-        if row.keys() <= set(self._columns):
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
-        else:
-            self._write()
+        try:
+            if row.keys() <= set(self._columns):
+                with self.path.open("a", newline="", encoding="utf-8") as file:
+                    csv.DictWriter(file, self._columns).writerow(row)
+            else:
+                self._write()
+        except OSError as error:
+            error.filename = str(self.path)
+            self.failure = error
 
     @rank_zero_only
     def restore(self, rows: Sequence[dict[str, float]]) -> None:

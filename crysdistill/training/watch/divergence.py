@@ -36,6 +36,15 @@ class LossWatch:
         self._usual: deque[float] = deque(maxlen=WINDOW)
         self._high: list[float] = []
 
+    def state_dict(self) -> dict[str, list[float]]:
+        """Return what it has seen, for a checkpoint."""
+        return {"usual": list(self._usual), "high": list(self._high)}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Go on from a checkpoint."""
+        self._usual.extend(state["usual"])
+        self._high.extend(state["high"])
+
     def add(self, loss: float) -> str | None:
         """Take the loss of a step; return what is wrong with it, such as "is nan"."""
         if not math.isfinite(loss):

@@ -166,6 +166,14 @@ class Guard(Callback):
         for weights, before in zip(learned, step.weights or [], strict=False):
             weights.copy_(before)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is usual, so that a resumed run stops where it would have."""
+        return self._watch.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._watch.load_state_dict(state_dict)
+
     # ------------------------------------------------------------------ now and then
 
     def on_validation_start(

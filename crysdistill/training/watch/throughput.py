@@ -155,7 +155,7 @@ class Throughput(Callback):
         ceilings = None
         if training >= SHORTEST:  # the same on all ranks
             ceilings = measure_ceilings(device, str(trainer.precision), world_size())
-        peak, gpu_peak = _sums(peaks, device)
+        peak, gpu_peak = _largest(peaks)
         rates = self.pace.rates()
         self.report = {
             "covers": _covers(self.run.resumed, world_size()),
@@ -226,11 +226,13 @@ class _Columns:
         return seconds, waited, counts, edges
 
 
-def _sums(values: list[int], device: torch.device) -> list[int]:
-    """Add up numbers of all ranks."""
+def _largest(values: list[int]) -> list[int]:
+    """Return the largest of each number on all ranks."""
     if world_size() == 1:
         return values
-    return sum_over_ranks(torch.tensor(values, device=device)).tolist()
+    everyone = torch.zeros(world_size(), len(values), dtype=torch.int64)
+    everyone[rank()] = torch.tensor(values)
+    return sum_over_ranks(everyone).amax(dim=0).tolist()
 
 
 def _covers(resumed: bool, ranks: int) -> str:
@@ -315,8 +317,9 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     parts = ("training", "validation", "checkpoints", "other")
     spent = ", ".join(f"{part} {seconds[part]:,.1f} s" for part in parts)
     peak = f"at most {memory['peak_bytes'] / 2**20:,.0f} MiB" + (
-        "" if memory["peak_of"] == "the run" else " (of the process)"
+        " in each process" if balance["ranks"] > 1 else ""
     )
+    peak += "" if memory["peak_of"] == "the run" else " (of the process)"
     if memory["gpu_peak_bytes"] is not None:
         peak += f", {memory['gpu_peak_bytes'] / 2**20:,.0f} MiB on the GPU"
     yield f"time: {spent}; memory: {peak}"
