@@ -15,12 +15,12 @@ from benchmarks.datasets import TARGET, UNIT, labelled_store
 from benchmarks.timing import Row
 from crysdistill.training.watch.throughput import FILE
 
-TURNS = 3
-EPOCHS = 2
+TURNS = 5
+EPOCHS = 3
 SETTINGS = {
     "optimizer.schedule": "constant",
     "trainer.accelerator": "cpu",
-    "trainer.batch_size": "512",
+    "trainer.batch_size": "1024",
     "trainer.progress": "false",
     "trainer.threads": "1",
 }
@@ -37,7 +37,7 @@ def measure() -> Iterator[Row]:
                 print(f"{devices} processes: {found[-1]:,.0f} crystals/s", flush=True)
     one, two = (statistics.median(found) for found in rates.values())
     yield Row(
-        "training by two processes with a core each (beside it: by one), batch 512",
+        "training by two processes with a core each (beside it: by one), batch 1024",
         f"{one:,.0f} crystals/s",
         f"{two:,.0f} crystals/s",
         two / one,
