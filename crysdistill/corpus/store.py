@@ -26,15 +26,8 @@ from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs import CrystalBatch, GraphSettings, assemble
 from crysdistill.structures import Crystal
 
-_OF_BATCHES = (
-    "structures/atom",
-    "structures/cells",
-    "structures/frac_coords",
-    "graphs/",
-    "symmetry/",
-    "properties/",
-)
-"""The arrays that batches are made from; names and fingerprints are for the host."""
+_FOR_THE_HOST = ("structures/material_id", "fingerprints/")
+"""Arrays that no batch is made from."""
 
 
 class Store:
@@ -128,7 +121,7 @@ class Store:
         return sum(
             array.nbytes
             for name, array in self._arrays.items()
-            if name.startswith(_OF_BATCHES)
+            if not name.startswith(_FOR_THE_HOST)
         )
 
     def __repr__(self) -> str:
@@ -363,7 +356,7 @@ class Store:
     def to(self, device: str | torch.device) -> Store:
         """Return this store with its arrays on another device, for batches there."""
         arrays = {
-            name: array.to(device) if name.startswith(_OF_BATCHES) else array
+            name: array if name.startswith(_FOR_THE_HOST) else array.to(device)
             for name, array in self._host.items()
         }
         return Store(self.path, arrays, self.facts, self._host)
