@@ -140,7 +140,7 @@ class TestResume:
             os.kill(os.getpid(), again)
 
         stopped(monkeypatch, train, config, 4, press_twice)
-        assert [p.name for p in (config.out / "checkpoints").glob("*4.ckpt")]
+        assert [p.name for p in (config.out / "checkpoints").glob("*5.ckpt")]
         assert same(train(replace(config, resume=True)), whole)
 
     def test_a_second_ctrl_c_leaves_no_half_step(self, config, monkeypatch):
@@ -308,7 +308,7 @@ class TestResume:
             scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
             scales.append(scaler)
             plugin = MixedPrecision("16-mixed", "cpu", scaler)
-            return real(plugins=[plugin], **options)
+            return real(**{**options, "plugins": [plugin]})
 
         monkeypatch.setattr(engine.L, "Trainer", trainer)
         # Which stops at such a step where there is no scale, as on any CPU.
@@ -488,7 +488,9 @@ class TestDamage:
             log.unlink()
             log.symlink_to("/dev/full")
 
-        text = "run: No space left on device; the checkpoint of step 3 is kept; make ro"
+        text = (
+            "metrics.csv: No space left on device; the checkpoint of step 6 is kept; "
+        )
         with monkeypatch.context() as patch:
             patch.setattr(engine, "SeededSteps", stop_at(5, fill))
             with pytest.raises(InputError, match=text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 
@@ -122,11 +123,10 @@ def test_a_failed_write_leaves_the_old_file_alone(predictor, path, monkeypatch):
     save_weights(path, predictor)
     before = path.read_bytes()
 
-    def fail(tensors, target, metadata):
-        target.write_bytes(b"half")
-        raise OSError("disk full")
+    def fail(number):
+        raise OSError(errno.ENOSPC, "disk full")
 
-    monkeypatch.setattr("crysdistill.transfer.weights.save_file", fail)
+    monkeypatch.setattr("crysdistill.files.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         save_weights(path, predictor)
     assert path.read_bytes() == before
