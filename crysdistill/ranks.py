@@ -20,6 +20,7 @@ from crysdistill.errors import InputError
 
 __all__ = [
     "alone",
+    "ask_all",
     "gather_rows",
     "on_first_rank",
     "rank",
@@ -127,6 +128,15 @@ def tell_all(value: Result) -> Result:
     box = [value]
     dist.broadcast_object_list(box, src=0, group=_on_cpu)
     return box[0]
+
+
+def ask_all(value: Result) -> list[Result]:
+    """Return the value that each rank has, in their order."""
+    if world_size() == 1:
+        return [value]
+    everyone = [value] * world_size()
+    dist.all_gather_object(everyone, value, group=_on_cpu)
+    return everyone
 
 
 def on_first_rank(do: Callable[[], Result]) -> Result:

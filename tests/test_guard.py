@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning as L
@@ -26,6 +24,8 @@ from crysdistill.training.watch.divergence import (
 )
 from crysdistill.training.watch.guard import FILE, Guard
 from crysdistill.training.watch.throughput import Throughput
+from tests.spoiled_runs import run_spoiled
+from tests.together import joined_call, together
 from tests.toy_fits import ToyRun
 from tests.toy_stores import labelled, open_store
 
@@ -157,16 +157,7 @@ class TestFindCulprits:
 
 def told_by_ranks(store: Store, out: Path, row: int, lr: float) -> list[dict]:
     """Run on two processes; return what each says."""
-    command = [sys.executable, "-m", "tests.reports_of_ranks"]
-    done = subprocess.run(
-        [*command, store.path, out, str(row), str(lr)],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(Path(f"{out}-{rank}.json").read_text()) for rank in (0, 1)]
+    return together(2, joined_call, run_spoiled, store.path, out, row, lr)
 
 
 @pytest.mark.slow

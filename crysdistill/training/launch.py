@@ -19,7 +19,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 
 from crysdistill.errors import InputError
-from crysdistill.ranks import rank, speak_on_cpu, world_size
+from crysdistill.ranks import ask_all, rank, speak_on_cpu
 from crysdistill.training.settings import TrainerSettings
 
 WAIT = timedelta(hours=2)
@@ -169,11 +169,7 @@ def check_same(what: str, value: str) -> None:
     Raises:
         InputError: on all ranks, if one has another value than the first.
     """
-    if world_size() == 1:
-        return
-    mine = (socket.gethostname(), value)
-    everyone: list[tuple[str, str]] = [mine] * world_size()
-    dist.all_gather_object(everyone, mine)
+    everyone = ask_all((socket.gethostname(), value))
     first_host, first = everyone[0]
     for number, (host, other) in enumerate(everyone):
         if other != first:

@@ -11,13 +11,19 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from crysdistill.errors import InputError
 from crysdistill.graphs import CrystalBatch
-from crysdistill.ranks import alone, on_first_rank, rank, sum_over_ranks, world_size
+from crysdistill.ranks import (
+    alone,
+    ask_all,
+    on_first_rank,
+    rank,
+    sum_over_ranks,
+    world_size,
+)
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.watch.divergence import (
@@ -264,7 +270,7 @@ class Guard(Callback):
             "culprits": [str(ids[row]) for row in culprits],
             "before": [str(self.train.store.material_ids[r]) for r in _rows(before)],
         }
-        everyone = _of_all_ranks(mine)
+        everyone = ask_all(mine)
         alone_bad = [name for one in everyone for name in one["culprits"]]
         clip = trainer.gradient_clip_val
         record = {
@@ -419,14 +425,6 @@ def _rows(step: _Step | None) -> list[int]:
 def _plain(value: float | None) -> float | str | None:
     """Return a number as JSON has it; there is none for NaN."""
     return value if value is None or math.isfinite(value) else str(value)
-
-
-def _of_all_ranks(mine: dict[str, Any]) -> list[dict[str, Any]]:
-    if world_size() == 1:
-        return [mine]
-    everyone = [mine] * world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone
 
 
 def _advice(

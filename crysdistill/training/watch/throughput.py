@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from crysdistill.encoders import Encoder
 from crysdistill.graphs import CrystalBatch
-from crysdistill.ranks import rank, sum_over_ranks, world_size
+from crysdistill.ranks import ask_all, rank, sum_over_ranks, world_size
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.watch.ceilings import Ceilings, measure_ceilings
@@ -228,11 +228,7 @@ class _Columns:
 
 def _largest(values: list[int]) -> list[int]:
     """Return the largest of each number on all ranks."""
-    if world_size() == 1:
-        return values
-    everyone = torch.zeros(world_size(), len(values), dtype=torch.int64)
-    everyone[rank()] = torch.tensor(values)
-    return sum_over_ranks(everyone).amax(dim=0).tolist()
+    return [max(of_all) for of_all in zip(*ask_all(values), strict=True)]
 
 
 def _covers(resumed: bool, ranks: int) -> str:
