@@ -102,8 +102,8 @@ def test_imbalance_is_that_of_the_busiest_rank():
 
 def test_a_budget_below_the_largest_crystal():
     message = (
-        r"`edge_budget` is 100 but the largest crystal has 8,000 edges; give at least "
-        r"that, or build the store with `--max-atoms`"
+        r"`trainer.edge_budget` is 100 but the largest crystal has 8,000 edges; give "
+        r"at least that, or build the store with `--max-atoms`"
     )
     edges = np.array([10, 8000, 30])
     with pytest.raises(InputError, match=message):

@@ -16,11 +16,11 @@ from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
 from crysdistill.training.settings import OptimizerSettings
 from crysdistill.training.watch import guard
+from crysdistill.training.watch.culprits import find_culprits
 from crysdistill.training.watch.divergence import (
     STREAK,
     LossWatch,
     all_finite,
-    find_culprits,
 )
 from crysdistill.training.watch.guard import FILE, Guard
 from crysdistill.training.watch.throughput import Throughput

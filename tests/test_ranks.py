@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -38,6 +39,8 @@ from crysdistill.training.settings import (
 from crysdistill.training.supervised import distill, train
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import load_encoder, read_header
+from tests.test_build import children
+from tests.test_engine import wait_until
 from tests.test_layers import ROOT
 from tests.together import joined_call, together
 from tests.toy_stores import SMALL_ENCODER, labelled, write_store
@@ -374,3 +377,35 @@ def test_devices_and_torchrun_on_the_command_line(store, tmp_path):
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
     assert "holds an earlier run" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_a_process_that_dies_in_training(store, tmp_path):
+    """As for want of memory: one line, and what is saved goes on."""
+    line = f"""train dataset={store} target.name=density encoder.width=8
+        split.train=28 split.val=9 split.test=9 trainer.epochs=2000 trainer.devices=2
+        trainer.accelerator=cpu trainer.progress=false out={tmp_path / "run"}""".split()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crysdistill", *line],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    saved = tmp_path / "run" / "checkpoints"
+    assert wait_until(lambda: len(list(saved.glob("step-*.ckpt"))) > 1, 100)
+    (other,) = [
+        pid
+        for pid in children(process.pid)
+        if b"crysdistill" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(other, signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2, said
+    assert said == (
+        "error: another process of this run died (was there enough memory?); the same "
+        "command with `resume=true` goes on from the last checkpoint\n"
+    )
+    assert any(saved.glob("step-*.ckpt"))

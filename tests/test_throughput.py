@@ -14,11 +14,13 @@ import torch
 
 from crysdistill.corpus.store import Store
 from crysdistill.encoders.encoder import Work
+from crysdistill.training import loader
 from crysdistill.training.watch import ceilings, throughput
 from crysdistill.training.watch.ceilings import Ceilings, measure_ceilings
+from crysdistill.training.watch.guard import Guard
 from crysdistill.training.watch.memory import PeakMemory
 from crysdistill.training.watch.pace import Pace
-from crysdistill.training.watch.progress import ProgressBar
+from crysdistill.training.watch.progress import EpochLines, ProgressBar
 from crysdistill.training.watch.throughput import FILE, Throughput, lines
 from tests.toy_fits import ToyRun
 from tests.toy_stores import labelled, open_store
@@ -135,21 +137,29 @@ def test_counts_are_those_of_the_store(store, tmp_path, capsys):
 
 
 class Slow(L.Callback):
-    """Makes one thing of a run slow."""
+    """Makes one thing of a run take 0.125 s by a clock that stands still otherwise."""
 
-    def __init__(self, toy: ToyRun, what: str, seconds: float) -> None:
-        self.what, self.seconds = what, seconds
+    def __init__(self, toy: ToyRun, what: str, patch: pytest.MonkeyPatch) -> None:
+        self.what, self.now = what, 0.0
+        for module in (throughput, loader):
+            clock = SimpleNamespace(perf_counter=lambda: self.now)
+            patch.setattr(module, "time", clock)
         if what == "batches":
             gather = toy.train._batch
-            toy.train._batch = lambda chosen: (time.sleep(seconds), gather(chosen))[1]
+            toy.train._batch = lambda chosen: (self.pass_time(), gather(chosen))[1]
+        if what == "checkpoints":  # slow in Lightning's own method
+            patch.setattr(L.Trainer, "save_checkpoint", lambda *_: self.pass_time())
+
+    def pass_time(self) -> None:
+        self.now += 0.125
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self.what == "steps":
-            time.sleep(self.seconds)
+            self.pass_time()
 
     def on_validation_batch_start(self, *_):
         if self.what == "validation":
-            time.sleep(self.seconds)
+            self.pass_time()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if self.what == "checkpoints":
@@ -160,19 +170,16 @@ class Slow(L.Callback):
 def test_time_goes_where_it_belongs(store, tmp_path, what, monkeypatch):
     toy = ToyRun(store, tmp_path / "run", batch_size=10)
     speed = speed_of(toy)
-    if what == "checkpoints":  # slow in Lightning's own method
-        monkeypatch.setattr(L.Trainer, "save_checkpoint", lambda *_: time.sleep(0.1))
-    toy.fit([Slow(toy, what, 0.1), speed])
-    seconds = speed.report["seconds"]
+    toy.fit([Slow(toy, what, monkeypatch), speed])
     slowed = {"validation": 2}.get(what, 6)  # batches in two epochs
-    found = seconds["training" if what in ("batches", "steps") else what]
-    assert found >= 0.1 * slowed
-    waited = seconds["waiting_for_batches"]
-    assert (waited >= 0.6) == (what == "batches")
-    assert (speed.report["stall"] > 0.5) == (what == "batches")
-    rates = speed.report["rates"]
-    slow = what in ("batches", "steps")
-    assert (rates["crystals_per_s"] <= 100) == slow
+    expected = dict.fromkeys(speed.report["seconds"], 0.0)
+    expected["training" if what in ("batches", "steps") else what] = 0.125 * slowed
+    if what == "batches":
+        expected["waiting_for_batches"] = 0.125 * slowed
+    assert speed.report["seconds"] == expected
+    assert speed.report["stall"] == (what == "batches")
+    if what in ("batches", "steps"):
+        assert speed.report["rates"]["crystals_per_s"] == 80
 
 
 def test_a_run_that_goes_on_within_an_epoch(store, tmp_path):
@@ -276,12 +283,15 @@ def test_each_view_is_a_pass_of_the_encoder():
 # ------------------------------------------------------------------------ the bar
 
 
-def shown(speed: Throughput) -> dict:
-    trainer = SimpleNamespace(
-        callbacks=[speed], progress_bar_metrics={"loss": 0.5, "val_mae": 0.1},
-        loggers=[], lightning_module=None,
+def trainer_with(*callbacks: L.Callback) -> SimpleNamespace:
+    return SimpleNamespace(
+        callbacks=callbacks, progress_bar_metrics={"val_mae": 0.1}, loggers=[],
+        lightning_module=None, current_epoch=2, max_epochs=9,
     )  # fmt: skip
-    return ProgressBar().get_metrics(trainer, None)
+
+
+def shown(*callbacks: L.Callback) -> dict:
+    return ProgressBar().get_metrics(trainer_with(*callbacks), None)
 
 
 @pytest.mark.parametrize(("waited", "expected"), [(0.019, None), (0.07, "7%")])
@@ -289,12 +299,26 @@ def test_the_bar_shows_a_stall_only_where_there_is_one(
     store, tmp_path, waited, expected
 ):
     speed = speed_of(ToyRun(store, tmp_path / "run"))
-    assert shown(speed) == {"loss": 0.5, "val_mae": 0.1}
+    assert shown(speed) == {"val_mae": 0.1}
     speed._recent.append((1.0, 1234, waited))
     found = shown(speed)
     assert found["crystals/s"] == "1,234"
     assert found.get("stall") == expected
     assert found["val_mae"] == 0.1
+
+
+def test_the_loss_shown_is_that_of_all_ranks(store, tmp_path, capsys):
+    """The guard knows it; where there is no terminal, a line an epoch has the same."""
+    toy = ToyRun(store, tmp_path / "run")
+    guard, speed = Guard(toy.run, toy.train, toy.val), speed_of(toy)
+    assert shown(guard, speed) == {"val_mae": 0.1}
+    toy.fit([guard], max_epochs=1)
+    expected = f"{guard._steps[-1].loss:.4g}"
+    assert shown(guard, speed) == {"loss": expected, "val_mae": 0.1}
+    speed._recent.append((1.0, 1234, 0.0))
+    EpochLines().on_train_epoch_end(trainer_with(guard, speed), None)
+    line = f"epoch 3 of 9: loss {expected}, crystals/s 1,234, val_mae 0.1\n"
+    assert capsys.readouterr().out.endswith(line)
 
 
 # -------------------------------------------------------------- memory, ceilings

@@ -229,7 +229,7 @@ def test_nothing_is_frozen_by_default(batch):
     assert all(any(n.startswith(stage(i)) for n in changed) for i in range(4))
     assert model.frozen_report() == {
         "convolutions": None,
-        "batch_norm": "frozen",
+        "batch_norm": None,
         "frozen_parameters": 0,
         "trainable_parameters": parameters(model),
         "fixed_batch_norms": 0,

@@ -60,7 +60,7 @@ class Batches:
         self.seed = seed
         if edge_budget is not None and len(edges) and edge_budget < edges.max():
             raise InputError(
-                f"`edge_budget` is {edge_budget:,} but the largest crystal has "
+                f"`trainer.edge_budget` is {edge_budget:,} but the largest crystal has "
                 f"{edges.max():,} edges; give at least that, or build the store with "
                 "`--max-atoms`"
             )

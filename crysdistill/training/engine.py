@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import warnings
 from types import TracebackType
 from typing import Any
 
 import lightning as L
+import rich
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -20,13 +22,14 @@ from crysdistill.errors import InputError
 from crysdistill.ranks import rank, world_size
 from crysdistill.training.launch import environment
 from crysdistill.training.loader import BatchLoader, place
+from crysdistill.training.resume.checkpoints import step_of
 from crysdistill.training.resume.keeping import BestWeights, KeepWork, Patience
 from crysdistill.training.resume.metrics_log import MetricsLog
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import TrainerSettings
 from crysdistill.training.trial import HeaviestFirst
 from crysdistill.training.watch.guard import Guard
-from crysdistill.training.watch.progress import ProgressBar
+from crysdistill.training.watch.progress import EpochLines, ProgressBar
 from crysdistill.training.watch.throughput import Throughput
 
 
@@ -52,15 +55,13 @@ def batches_before(trainer: L.Trainer, batch_idx: int) -> int:
     return trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
 
 
-def shared_loss(module: L.LightningModule, share: Tensor) -> Tensor:
-    """Show a step's loss, as this rank sees it, and return it as gradients need it.
+def shared_loss(share: Tensor) -> Tensor:
+    """Return a rank's share of a loss as gradients need it.
 
-    Gradients are averaged over ranks, whose shares of a loss are to be added up: so
-    each share counts as often as there are ranks.
+    They are averaged over ranks, whose shares of a loss are to be added up: so each
+    share counts as often as there are ranks.
     """
-    loss = share * world_size()
-    module.log("loss", loss.detach(), prog_bar=True, logger=False)
-    return loss
+    return share * world_size()
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -111,10 +112,15 @@ def fit(
     ]
     if settings.patience is not None:
         callbacks.append(Patience(monitor, mode=mode, patience=settings.patience))
-    if settings.progress:
+    bar = settings.progress and sys.stdout.isatty()
+    if bar:
         callbacks.append(ProgressBar(refresh_rate=10))
+    elif settings.progress:
+        callbacks.append(EpochLines())
     with _Quiet():
         resume = keeper.files.newest() if run.resumed else None
+        if resume:
+            rich.print(f"going on from step {step_of(resume):,}")
         trainer = L.Trainer(
             accelerator=settings.accelerator,
             devices=settings.devices or 1,
@@ -131,7 +137,7 @@ def fit(
                 log,
                 TensorBoardLogger(run.path, name=None, version="tensorboard"),
             ],
-            enable_progress_bar=settings.progress,
+            enable_progress_bar=bar,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=max(1, len(train)),

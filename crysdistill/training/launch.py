@@ -22,6 +22,8 @@ from crysdistill.errors import InputError
 from crysdistill.ranks import ask_all, rank, speak_on_cpu
 from crysdistill.training.settings import TrainerSettings
 
+_LAUNCHER = "lightning.fabric.strategies.launchers.subprocess_script"
+
 WAIT = timedelta(hours=2)
 """How long ranks wait for the first while it looks for overlaps, say."""
 
@@ -53,6 +55,8 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
     told = "OMP_NUM_THREADS" in os.environ
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # But for this one, which says why it ends the command when a process has died.
+    logging.getLogger(_LAUNCHER).setLevel(logging.INFO)
     Fabric(
         accelerator=settings.accelerator,
         devices=devices,
@@ -80,7 +84,22 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
         # Of these all ranks know. After another error a farewell could wait for ever.
         dist.destroy_process_group()
         raise
+    except RuntimeError as error:
+        if not _is_of_another(error):
+            raise
+        raise InputError(
+            "another process of this run died (was there enough memory?); the same "
+            "command with `resume=true` goes on from the last checkpoint"
+        ) from None
     dist.destroy_process_group()
+
+
+def _is_of_another(error: RuntimeError) -> bool:
+    """Return whether an error says that another rank does not answer any more."""
+    broken = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, dist.DistBackendError) or (
+        "gloo" in str(error) and any(words in str(error) for words in broken)
+    )
 
 
 def resolve(settings: TrainerSettings) -> TrainerSettings:

@@ -201,7 +201,7 @@ class PretrainModule(L.LightningModule):
         seed = step_seed(self.seed, batches_before(self.trainer, batch_idx))
         losses = self.losses(batch, seed)
         self.train_means.add(losses, batch)
-        return shared_loss(self, losses["loss"])
+        return shared_loss(losses["loss"])
 
     def on_train_epoch_end(self) -> None:
         """Log the losses of the epoch."""

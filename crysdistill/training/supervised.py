@@ -110,7 +110,7 @@ class SupervisedModule(L.LightningModule):
         """Return the loss of a batch, as `shared_loss` has it."""
         losses = self.losses(batch, 0)
         self.train_means.add(losses, batch)
-        return shared_loss(self, losses["loss"])
+        return shared_loss(losses["loss"])
 
     def on_train_epoch_end(self) -> None:
         """Log the losses of the epoch."""

@@ -72,9 +72,9 @@ class FrozenStages:
             model: the encoder, or the predictor that contains it.
 
         Returns:
-            `convolutions`, `batch_norm`, `frozen_parameters`,
-            `trainable_parameters`, and `fixed_batch_norms`: those whose running
-            statistics do not move.
+            `convolutions` and `batch_norm`, each None where nothing is frozen;
+            `frozen_parameters`, `trainable_parameters`, and `fixed_batch_norms`:
+            those whose running statistics do not move.
         """
         count = {True: 0, False: 0}
         for parameter in model.parameters():
@@ -86,7 +86,7 @@ class FrozenStages:
         )
         return {
             "convolutions": self.convolutions,
-            "batch_norm": self.batch_norm,
+            "batch_norm": self.batch_norm if self.stages else None,
             "frozen_parameters": count[False],
             "trainable_parameters": count[True],
             "fixed_batch_norms": norms if self.batch_norm == "frozen" else 0,

@@ -1,11 +1,11 @@
-"""When a loss has diverged, and which crystals alone bring that about."""
+"""When a loss has diverged, and whether weights have."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ STREAK = 5
 
 WINDOW = 100
 """Steps that say what is usual."""
-
-MOST_CULPRITS = 8
 
 
 class LossWatch:
@@ -63,42 +61,6 @@ class LossWatch:
         self._usual.extend((*self._high, size))
         self._high.clear()
         return None
-
-
-def find_culprits(
-    rows: Sequence[int], is_bad: Callable[[Sequence[int]], bool]
-) -> list[int]:
-    """Return the crystals that alone make a batch bad, by halving it.
-
-    Args:
-        rows: the crystals of the batch.
-        is_bad: whether a batch of some of them is.
-
-    Returns:
-        The first few of them. None where no crystal is bad alone, or where every one
-        that was tried is: then it is not the crystals.
-    """
-    found: list[int] = []
-    tried = 0
-
-    def look(part: Sequence[int]) -> None:
-        nonlocal tried
-        if not part or len(found) >= MOST_CULPRITS:
-            return
-        bad = is_bad(part)
-        if len(part) == 1:
-            tried += 1
-            if bad:
-                found.append(part[0])
-        elif bad:
-            middle = len(part) // 2
-            look(part[:middle])
-            look(part[middle:])
-        else:
-            tried += len(part)
-
-    look(list(rows))
-    return found if len(found) < tried or len(rows) == 1 else []
 
 
 def all_finite(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,6 @@ from torch import Tensor
 from crysdistill.errors import InputError
 from crysdistill.graphs import CrystalBatch
 from crysdistill.ranks import (
-    alone,
     ask_all,
     on_first_rank,
     rank,
@@ -26,13 +25,8 @@ from crysdistill.ranks import (
 )
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.runs import RunDirectory
-from crysdistill.training.watch.divergence import (
-    WINDOW,
-    LossWatch,
-    all_finite,
-    find_culprits,
-    mend_statistics,
-)
+from crysdistill.training.watch.culprits import Judge
+from crysdistill.training.watch.divergence import WINDOW, LossWatch, all_finite
 
 FILE = "diverged.json"
 
@@ -91,6 +85,12 @@ class Guard(Callback):
         self._steps: deque[_Step] = deque(maxlen=WINDOW)
         self._copies: deque[list[Tensor]] = deque(maxlen=2)
         self._on_way: tuple[_Step, Callable[[], float]] | None = None
+
+    @property
+    def last_loss(self) -> float | None:
+        """The loss of the last step that was looked at, of the batch of all ranks."""
+        known = (step.loss for step in reversed(self._steps))
+        return next((loss for loss in known if loss is not None), None)
 
     # --------------------------------------------------------------------- each step
 
@@ -210,7 +210,8 @@ class Guard(Callback):
         loss = trainer.callback_metrics.get("val_loss")
         if trainer.sanity_checking or loss is None or math.isfinite(float(loss)):
             return
-        guilty = self._validation_batch(trainer, pl_module)
+        judge = Judge(trainer, pl_module, self.train, self.val)
+        guilty = judge.bad_validation_batch()
         found = torch.tensor([float(guilty is not None)], device=pl_module.device)
         if not float(sum_over_ranks(found)):
             return  # there was no crystal to validate on
@@ -263,7 +264,8 @@ class Guard(Callback):
         culprits = []
         if finite:
             control = _rows(before if validation is None else step)
-            culprits = self._culprits(trainer, module, loader, rows, control)
+            judge = Judge(trainer, module, self.train, self.val)
+            culprits = judge.culprits(loader, rows, control)
         ids = loader.store.material_ids
         mine = {
             "material_ids": [str(ids[row]) for row in rows],
@@ -305,75 +307,6 @@ class Guard(Callback):
                 return before
         return None
 
-    def _culprits(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        loader: BatchLoader,
-        rows: list[int],
-        control: list[int],
-    ) -> list[int]:
-        """Return the rows of this rank that alone give a loss that is not finite.
-
-        Where training crystals that were well a step ago (`control`) give one too, it
-        is the weights and not the crystals.
-        """
-        train_loss = _training_loss(module)
-        loss = _validation_loss(module) if loader is self.val else train_loss
-
-        def look() -> list[int]:
-            if control and self._is_bad(module, self.train, train_loss)(control):
-                return []
-            return find_culprits(rows, self._is_bad(module, loader, loss))
-
-        return self._judging(trainer, module, look)
-
-    def _is_bad(
-        self,
-        module: L.LightningModule,
-        loader: BatchLoader,
-        loss: Callable[[CrystalBatch], float],
-    ) -> Callable[[Sequence[int]], bool]:
-        def is_bad(rows: Sequence[int]) -> bool:
-            batch = loader.store.batch(rows, loader.targets).to(module.device)
-            try:
-                return not math.isfinite(loss(batch))
-            except (RuntimeError, ValueError):  # cannot do with so few crystals
-                return False
-
-        return is_bad
-
-    def _judging(
-        self, trainer: L.Trainer, module: L.LightningModule, look: Callable[[], Any]
-    ) -> Any:
-        """Do something with a module that judges and does not learn, on this rank."""
-        buffers = [buffer.clone() for buffer in module.buffers()]
-        training = [part for part in module.modules() if part.training]
-        module.eval()
-        mend_statistics(module)
-        try:
-            with alone(), torch.no_grad(), trainer.precision_plugin.forward_context():
-                return look()
-        finally:
-            for part in training:
-                part.training = True
-            for buffer, was in zip(module.buffers(), buffers, strict=True):
-                buffer.copy_(was)
-
-    def _validation_batch(
-        self, trainer: L.Trainer, module: L.LightningModule
-    ) -> list[int] | None:
-        """Return the rows of this rank's first batch whose loss is not finite."""
-        loss = _validation_loss(module)
-
-        def look() -> list[int] | None:
-            for batch in self.val:
-                if batch.num_graphs and not math.isfinite(loss(batch)):
-                    return batch.rows.tolist()
-            return None
-
-        return self._judging(trainer, module, look)
-
 
 def _runs_ahead(module: L.LightningModule) -> bool:
     """Return whether the host is ahead of the device and should stay so."""
@@ -398,22 +331,6 @@ def _whole(loss: Tensor, trainer: L.Trainer) -> Tensor:
     """Return the loss of the batch of all ranks from what Lightning made of a share."""
     loss = loss.detach().float() * trainer.accumulate_grad_batches
     return sum_over_ranks(loss) / world_size()
-
-
-def _training_loss(learner: Any) -> Callable[[CrystalBatch], float]:
-    """Return the loss of a batch as training has it."""
-    return lambda batch: float(learner.losses(batch, 0)["loss"])
-
-
-def _validation_loss(learner: Any) -> Callable[[CrystalBatch], float]:
-    """Return the loss of a batch as validation has it; the run's own sums are lost."""
-
-    def loss(batch: CrystalBatch) -> float:
-        learner.val_means.compute()
-        learner.validation_step(batch, 0)
-        return float(learner.val_means.compute().get("loss", 0.0))
-
-    return loss
 
 
 def _rows(step: _Step | None) -> list[int]:

@@ -1,10 +1,12 @@
-"""The progress bar: loss, validation, speed, and waiting where there is some."""
+"""How a run gets on: a bar in a terminal, and a line for each epoch elsewhere."""
 
 from __future__ import annotations
 
 import lightning as L
-from lightning.pytorch.callbacks import TQDMProgressBar
+import rich
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
+from crysdistill.training.watch.guard import Guard
 from crysdistill.training.watch.throughput import Throughput
 
 STALL = 0.02
@@ -20,11 +22,33 @@ class ProgressBar(TQDMProgressBar):
         """Return what stands at the end of the bar."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Throughput):
-                speed, stall = callback.recent
-                if speed:
-                    shown["crystals/s"] = f"{speed:,.0f}"
-                if stall > STALL:
-                    shown["stall"] = f"{stall:.0%}"
-        return shown
+        return {**_now(trainer), **shown}
+
+
+class EpochLines(Callback):
+    """Prints a line after each epoch, for logs, which a bar would fill."""
+
+    def on_train_epoch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
+        """Print it, with what the bar would show."""
+        chosen = {k: f"{float(v):.4g}" for k, v in trainer.progress_bar_metrics.items()}
+        shown = {**_now(trainer), **chosen}
+        text = ", ".join(f"{name} {value}" for name, value in shown.items())
+        line = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {text}"
+        rich.get_console().print(line, soft_wrap=True)
+
+
+def _now(trainer: L.Trainer) -> dict[str, int | str | float | dict[str, float]]:
+    """Return the loss of the last step, the speed, and waiting where there is some."""
+    shown: dict[str, int | str | float | dict[str, float]] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Guard) and callback.last_loss is not None:
+            shown["loss"] = f"{callback.last_loss:.4g}"
+        if isinstance(callback, Throughput):
+            speed, stall = callback.recent
+            if speed:
+                shown["crystals/s"] = f"{speed:,.0f}"
+            if stall > STALL:
+                shown["stall"] = f"{stall:.0%}"
+    return shown
