@@ -122,12 +122,16 @@ class TestResume:
         expected = (whole.parent / "metrics.csv").read_bytes()
         assert (config.out / "metrics.csv").read_bytes() == expected
 
-    def test_twice(self, config, monkeypatch):
+    def test_twice_and_when_all_is_done(self, config, monkeypatch, capsys):
         config.trainer = replace(SHORT, epochs=6)
         whole = train(replace(config, out=config.out.with_name("whole")))
         stopped(monkeypatch, train, config, 4)
         stopped(monkeypatch, train, replace(config, resume=True), 11)
-        assert same(train(replace(config, resume=True)), whole)
+        for _ in range(2):
+            assert same(train(replace(config, resume=True)), whole)
+        said = capsys.readouterr().out
+        places = [line for line in said.splitlines() if "going on" in line]
+        assert places == [f"going on from step {n} of 18" for n in (5, 12, 18)]
         assert history(config.out, "val_mae") == history(whole.parent, "val_mae")
 
     @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])

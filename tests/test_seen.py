@@ -91,7 +91,8 @@ def test_clean_all_the_way_to_the_report(folder, tmp_path):
     [check] = before.checks
     assert (check.shared, check.kept, len(check.overlap)) == (4, 0, 64)
     expected = (
-        f"clean of judge.h5 (4 corpus crystals left out); overlap {check.overlap[:12]}"
+        "clean of judge.h5 (4 corpus crystals left out); "
+        f"hash of the overlap {check.overlap[:12]}"
     )
     for number, run in enumerate((finetune, distill)):
         out = tmp_path / str(number)
@@ -159,7 +160,7 @@ def test_what_is_kept_is_transductive_everywhere(folder, tmp_path):
     )
     word, sentence = said(predictor)
     assert word == "transductive"
-    assert sentence.startswith(text + "; overlap ")
+    assert sentence.startswith(text + "; hash of the overlap ")
 
 
 def test_what_nobody_compared_is_unknown(folder, tmp_path):

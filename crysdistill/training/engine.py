@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import sys
 import warnings
@@ -120,7 +121,8 @@ def fit(
     with _Quiet():
         resume = keeper.files.newest() if run.resumed else None
         if resume:
-            rich.print(f"going on from step {step_of(resume):,}")
+            steps = settings.epochs * math.ceil(len(train) / settings.accumulate)
+            rich.print(f"going on from step {step_of(resume):,} of {steps:,}")
         trainer = L.Trainer(
             accelerator=settings.accelerator,
             devices=settings.devices or 1,

@@ -25,7 +25,10 @@ def seen(before: WeightsHeader | None, dataset: str) -> tuple[Word, str]:
         return "clean", "clean (no pretraining: nothing was seen but labels)"
     check = find_check(before.provenance.checks, dataset)
     if check is not None and check.kept:
-        return check.status, f"{check.statement}; overlap {check.overlap[:12]}"
+        return (
+            check.status,
+            f"{check.statement}; hash of the overlap {check.overlap[:12]}",
+        )
     if before.kind == "predictor":
         # Its labels may be those of any crystal, whatever its corpus was cleared of.
         return "unknown", (
@@ -37,4 +40,4 @@ def seen(before: WeightsHeader | None, dataset: str) -> tuple[Word, str]:
             "unknown (nobody has compared the corpus with this dataset; "
             "`exclude` it when pretraining)"
         )
-    return check.status, f"{check.statement}; overlap {check.overlap[:12]}"
+    return check.status, f"{check.statement}; hash of the overlap {check.overlap[:12]}"
