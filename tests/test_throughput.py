@@ -287,6 +287,7 @@ def trainer_with(*callbacks: L.Callback) -> SimpleNamespace:
     return SimpleNamespace(
         callbacks=callbacks, progress_bar_metrics={"val_mae": 0.1}, loggers=[],
         lightning_module=None, current_epoch=2, max_epochs=9,
+        callback_metrics={"val_loss": 0.25, "val_mae": 0.1},
     )  # fmt: skip
 
 
@@ -317,7 +318,9 @@ def test_the_loss_shown_is_that_of_all_ranks(store, tmp_path, capsys):
     assert shown(guard, speed) == {"loss": expected, "val_mae": 0.1}
     speed._recent.append((1.0, 1234, 0.0))
     EpochLines().on_train_epoch_end(trainer_with(guard, speed), None)
-    line = f"epoch 3 of 9: loss {expected}, crystals/s 1,234, val_mae 0.1\n"
+    line = (
+        f"epoch 3 of 9: loss {expected}, crystals/s 1,234, val_loss 0.25, val_mae 0.1\n"
+    )
     assert capsys.readouterr().out.endswith(line)
 
 

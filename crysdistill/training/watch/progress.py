@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 import rich
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
@@ -32,7 +34,10 @@ class EpochLines(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> None:
         """Print it, with what the bar would show."""
-        chosen = {k: f"{float(v):.4g}" for k, v in trainer.progress_bar_metrics.items()}
+        numbers: dict[str, Any] = dict(trainer.progress_bar_metrics)
+        if "val_loss" in trainer.callback_metrics:
+            numbers = {"val_loss": trainer.callback_metrics["val_loss"], **numbers}
+        chosen = {name: f"{float(value):.4g}" for name, value in numbers.items()}
         shown = {**_now(trainer), **chosen}
         text = ", ".join(f"{name} {value}" for name, value in shown.items())
         line = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {text}"
