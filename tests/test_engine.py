@@ -151,6 +151,38 @@ def test_workers_end_with_their_parent(tmp_path, arguments, ending):
     assert errors.read_text().count("Traceback") == (ending == signal.SIGINT)
 
 
+SLOW_TO_START = """
+import time
+from crysdistill.corpus.engine import engine
+if __name__ == "__main__":
+    with engine(2) as pool:
+        list(pool.map(time.sleep, [60] * 8))
+else:
+    print("starting", flush=True)
+    time.sleep(60)
+"""
+
+
+@needs_proc
+def test_workers_that_still_start_leave_an_interrupt_to_their_parent(tmp_path):
+    script = tmp_path / "slow_to_start.py"
+    script.write_text(SLOW_TO_START)
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    assert [process.stdout.readline() for _ in range(2)] == ["starting\n"] * 2
+    below = children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert wait_until(lambda: not any(map(running, below))), "workers outlive it"
+    assert errors.count("Traceback") == 1
+
+
 # --------------------------------------------------------------------------- faults
 
 

@@ -10,16 +10,15 @@ import logging
 import pickle
 import re
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from crysdistill.corpus.engine.ground import Ground, common_ground, work
+from crysdistill.corpus.engine.interrupts import interrupts_held
 from crysdistill.corpus.engine.slurm import (
     load_extra,
     read_jobs,
@@ -206,7 +205,7 @@ def _start(cluster: str, distributed: Any, stack: ExitStack) -> Any:
     """Start a cluster where one is to be started."""
     kind, _, rest = cluster.partition(":")
     if kind == "local":
-        with _interrupts_held():
+        with interrupts_held():
             found = distributed.LocalCluster(
                 n_workers=int(rest),
                 threads_per_worker=1,
@@ -221,20 +220,6 @@ def _start(cluster: str, distributed: Any, stack: ExitStack) -> Any:
         found.scale(jobs=read_jobs(Path(rest))["jobs"])
         return found
     return None
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let threads that start now, and all processes that they start, ignore Ctrl-C.
-
-    It reaches every process of a terminal; only this one has something to say to it.
-    """
-    resource_tracker.ensure_running()  # would lift the block in the thread it starts in
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _client(cluster: str, where: Any, distributed: Any, stack: ExitStack) -> Any:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from crysdistill.corpus.engine.cluster import check_cluster, connect
+from crysdistill.corpus.engine.interrupts import interrupts_held
 from crysdistill.errors import InputError
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -157,7 +158,8 @@ class _Pool:
         self._count = count
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self._executor.submit(function, *arguments)
+        with interrupts_held():  # this starts processes, while there are too few
+            return self._executor.submit(function, *arguments)
 
     def result(self, job: Any) -> Any:
         return job.result()

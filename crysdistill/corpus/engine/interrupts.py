@@ -1,0 +1,26 @@
+"""Ctrl-C, where there are several processes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let threads that start now, and all processes that they start, ignore Ctrl-C.
+
+    It reaches every process of a terminal; only this one has something to say to it.
+    A process that ignored it by its own first line would end with a traceback before.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # would lift the block in the thread it starts in
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
