@@ -189,10 +189,19 @@ def _is_first() -> bool:
     return env.get("SLURM_PROCID", "0") == "0"
 
 
+def _is_started_by_another() -> bool:
+    """Return whether another process of a run started this one, and will end too."""
+    env = os.environ
+    return "RANK" not in env and env.get("LOCAL_RANK", "0") != "0"
+
+
 def _say(text: str, code: int) -> int:
     # What is wrong with the input, all of them know; a fault may be one's own.
     if _is_first() or code == OUR_FAULT:
         print(text, file=sys.stderr)
+    elif _is_started_by_another():
+        # Lightning would kill the other, which may not have come to its own end yet.
+        return DONE
     return code
 
 

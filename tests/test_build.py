@@ -30,6 +30,7 @@ from crysdistill.corpus.store import Store
 from crysdistill.errors import InputError
 from crysdistill.graphs import GraphSettings
 from tests.conftest import random_crystal
+from tests.processes import children, running, wait_until
 from tests.toy_stores import labelled, simple_cif, write_lines
 
 SMALL = GraphSettings(cutoff=5.0, max_neighbors=6)
@@ -319,21 +320,6 @@ def go_on(source: Path, out: Path) -> None:
     assert main(["build", str(source), "-o", str(out), *OPTIONS, "1"]) == 0
 
 
-def children(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
 def some_structures(folder: Path) -> Path:
     """Write 1,500 real crystals where there are any at hand, else made-up ones."""
     data = os.environ.get("CRYSDISTILL_DATA", Path(__file__).parents[2] / "shared/data")
@@ -351,9 +337,8 @@ def kill(process: subprocess.Popen) -> bool:
     below = children(process.pid) if process.poll() is None else []
     process.send_signal(signal.SIGKILL)
     killed = process.wait() == -signal.SIGKILL
-    end = time.monotonic() + 60  # they may be importing, on a busy machine
-    while any(map(running, below)) and time.monotonic() < end:
-        time.sleep(0.05)
+    # They may be importing, on a busy machine.
+    wait_until(lambda: not any(map(running, below)), 60)
     left = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below if running(pid)]
     assert not left, "workers outlive the build"
     return killed

@@ -28,22 +28,11 @@ from crysdistill.corpus.engine.workers import THREADS
 from crysdistill.corpus.overlap import CrystalList, find_overlap
 from crysdistill.errors import InputError
 from tests import engine_jobs as jobs
-from tests.test_build import children, leftovers, quick, running
+from tests.processes import children, needs_proc, running, wait_until
+from tests.test_build import leftovers, quick
 from tests.toy_stores import labelled, simple_cif, write_lines
 
-needs_proc = pytest.mark.skipif(
-    not Path("/proc/self/task").exists(), reason="needs /proc"
-)
 WITH_DASK = "the extra `cluster` is not installed"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return condition()
 
 
 # ------------------------------------------------------------------------ processes

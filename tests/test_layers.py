@@ -18,6 +18,7 @@ LAYERS = (
     "errors",
     "files",
     "machine_code",
+    "interrupts",
     "elements",
     "structures",
     "symmetry",

@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,8 +41,7 @@ from crysdistill.training.settings import (
 from crysdistill.training.supervised import distill, train
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import load_encoder, read_header
-from tests.test_build import children
-from tests.test_engine import wait_until
+from tests.processes import children, needs_proc, other_ranks, running, wait_until
 from tests.test_layers import ROOT
 from tests.together import joined_call, together
 from tests.toy_stores import SMALL_ENCODER, labelled, write_store
@@ -380,7 +381,7 @@ def test_devices_and_torchrun_on_the_command_line(store, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+@needs_proc
 def test_a_process_that_dies_in_training(store, tmp_path):
     """As for want of memory: one line, and what is saved goes on."""
     line = f"""train dataset={store} target.name=density encoder.width=8
@@ -396,11 +397,7 @@ def test_a_process_that_dies_in_training(store, tmp_path):
     )
     saved = tmp_path / "run" / "checkpoints"
     assert wait_until(lambda: len(list(saved.glob("step-*.ckpt"))) > 1, 100)
-    (other,) = [
-        pid
-        for pid in children(process.pid)
-        if b"crysdistill" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    (other,) = other_ranks(process.pid)
     os.kill(other, signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2, said
@@ -409,3 +406,35 @@ def test_a_process_that_dies_in_training(store, tmp_path):
         "command with `resume=true` goes on from the last checkpoint\n"
     )
     assert any(saved.glob("step-*.ckpt"))
+
+
+@pytest.mark.slow
+@needs_proc
+@pytest.mark.parametrize("delay", [0, 4])
+def test_an_interrupt_while_a_run_starts(store, tmp_path, delay):
+    """One line, however far the processes are; a terminal interrupts all of them."""
+    line = f"""train dataset={store} target.name=density encoder.width=8
+        split.train=28 split.val=9 split.test=9 trainer.epochs=9000 trainer.devices=2
+        trainer.accelerator=cpu trainer.progress=false out={tmp_path / "run"}""".split()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crysdistill", *line],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        assert wait_until(lambda: other_ranks(process.pid), 60)
+        time.sleep(delay)
+        below = children(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=100)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, said
+    assert said.count("\n") == 1, said
+    assert said.startswith("interrupted; ")
+    assert wait_until(lambda: not any(map(running, below)))

@@ -19,6 +19,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 
 from crysdistill.errors import InputError
+from crysdistill.interrupts import interrupts_held, let_interrupt
 from crysdistill.ranks import ask_all, rank, speak_on_cpu
 from crysdistill.training.settings import TrainerSettings
 
@@ -57,20 +58,23 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
         logging.getLogger(name).setLevel(logging.WARNING)
     # But for this one, which says why it ends the command when a process has died.
     logging.getLogger(_LAUNCHER).setLevel(logging.INFO)
-    Fabric(
+    fabric = Fabric(
         accelerator=settings.accelerator,
         devices=devices,
         num_nodes=nodes,
         strategy=DDPStrategy(timeout=WAIT),
         plugins=environment(),
-    ).launch()
+    )
+    with interrupts_held():
+        fabric.launch()
+        speak_on_cpu()
+        ask_all("there")
     if dist.get_world_size() != devices * nodes:
         raise InputError(
             f"{dist.get_world_size()} processes take part, but `trainer.devices` and "
             f"`trainer.num_nodes` ask for {devices * nodes}; leave both out where "
             "`torchrun` or `srun` starts them"
         )
-    speak_on_cpu()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     elif not told and _started()[1] is None:
@@ -78,6 +82,7 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
     if rank() > 0:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as it runs
     try:
+        let_interrupt()  # only now, since one that left would be waited for
         yield settings
         dist.barrier()
     except (InputError, KeyboardInterrupt):

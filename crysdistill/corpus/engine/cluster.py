@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from crysdistill.corpus.engine.ground import Ground, common_ground, work
-from crysdistill.corpus.engine.interrupts import interrupts_held
 from crysdistill.corpus.engine.slurm import (
     load_extra,
     read_jobs,
@@ -26,6 +25,7 @@ from crysdistill.corpus.engine.slurm import (
     try_job,
 )
 from crysdistill.errors import InputError
+from crysdistill.interrupts import interrupts_held
 
 ANSWER_WITHIN = 10.0
 """Seconds that a scheduler has to answer."""
