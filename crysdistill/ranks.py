@@ -17,11 +17,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crysdistill.errors import InputError
+from crysdistill.pipes import MOST, Pipes, connect
 
 __all__ = [
     "alone",
     "ask_all",
     "gather_rows",
+    "leave",
     "on_first_rank",
     "rank",
     "speak_on_cpu",
@@ -35,16 +37,27 @@ Result = TypeVar("Result")
 
 _alone = False
 _on_cpu: dist.ProcessGroup | None = None
+_pipes: Pipes | None = None
 
 
 def speak_on_cpu() -> None:
-    """Let ranks whose tensors are on GPUs also exchange what is in their memory.
+    """Let ranks exchange what is in their memory, also if their tensors are on GPUs.
 
     NCCL knows GPUs only, and asking one would make it finish its work first. All ranks
     call this once, after they have found each other.
     """
-    global _on_cpu
+    global _on_cpu, _pipes
     _on_cpu = dist.new_group(backend="gloo")
+    _pipes = connect(rank(), ask_all)
+
+
+def leave() -> None:
+    """Take leave of the other ranks, which do so too."""
+    global _on_cpu, _pipes
+    if _pipes is not None:
+        _pipes.close()
+    _on_cpu = _pipes = None
+    dist.destroy_process_group()
 
 
 def _group(device: torch.device) -> dist.ProcessGroup | None:
@@ -78,6 +91,9 @@ def sum_over_ranks(amounts: Tensor) -> Tensor:
     """Add up amounts of all ranks, without gradients: counts, weights, statistics."""
     if world_size() == 1:
         return amounts
+    small = amounts.device.type == "cpu" and amounts.nbytes <= MOST
+    if _pipes is not None and small and amounts.dtype != torch.bfloat16:
+        return torch.from_numpy(_pipes.sum(amounts.detach().numpy()))
     total = amounts.detach().clone()
     dist.all_reduce(total, group=_group(total.device))
     return total

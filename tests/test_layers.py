@@ -26,6 +26,7 @@ LAYERS = (
     "cif",
     "readers",
     "neighbors",
+    "pipes",
     "ranks",
     "graphs",
     "corpus",

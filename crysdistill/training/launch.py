@@ -20,7 +20,8 @@ from lightning.fabric.strategies import DDPStrategy
 
 from crysdistill.errors import InputError
 from crysdistill.interrupts import interrupts_held, let_interrupt
-from crysdistill.ranks import ask_all, rank, speak_on_cpu
+from crysdistill.pipes import ProcessLostError
+from crysdistill.ranks import ask_all, leave, rank, speak_on_cpu
 from crysdistill.training.settings import TrainerSettings
 
 _LAUNCHER = "lightning.fabric.strategies.launchers.subprocess_script"
@@ -87,7 +88,7 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
         dist.barrier()
     except (InputError, KeyboardInterrupt):
         # Of these all ranks know. After another error a farewell could wait for ever.
-        dist.destroy_process_group()
+        leave()
         raise
     except RuntimeError as error:
         if not _is_of_another(error):
@@ -96,13 +97,13 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
             "another process of this run died (was there enough memory?); the same "
             "command with `resume=true` goes on from the last checkpoint"
         ) from None
-    dist.destroy_process_group()
+    leave()
 
 
 def _is_of_another(error: RuntimeError) -> bool:
     """Return whether an error says that another rank does not answer any more."""
     broken = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return isinstance(error, dist.DistBackendError) or (
+    return isinstance(error, ProcessLostError | dist.DistBackendError) or (
         "gloo" in str(error) and any(words in str(error) for words in broken)
     )
 
