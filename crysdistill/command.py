@@ -115,7 +115,7 @@ def run(verbs: Mapping[str, Verb], argv: Sequence[str]) -> int:
         return _say_fault()
     except SystemExit as stop:
         # Lightning answers Ctrl-C with an exit of its own.
-        if isinstance(stop.__context__, KeyboardInterrupt):
+        if isinstance(stop.__context__, KeyboardInterrupt) and stop.code != DONE:
             return _say_interrupted(verb)
         return stop.code if isinstance(stop.code, int) else DONE
     except Exception:
@@ -189,19 +189,17 @@ def _is_first() -> bool:
     return env.get("SLURM_PROCID", "0") == "0"
 
 
-def _is_started_by_another() -> bool:
-    """Return whether another process of a run started this one, and will end too."""
+def _is_started_by_first() -> bool:
+    """Return whether the first process of a run, here or on this node, started this."""
     env = os.environ
     return "RANK" not in env and env.get("LOCAL_RANK", "0") != "0"
 
 
 def _say(text: str, code: int) -> int:
-    # What is wrong with the input, all of them know; a fault may be one's own.
-    if _is_first() or code == OUR_FAULT:
+    # What is wrong with the input, all of them know; a fault may be one's own, and so
+    # is what the first did not meet before it started the others.
+    if _is_first() or code == OUR_FAULT or _is_started_by_first():
         print(text, file=sys.stderr)
-    elif _is_started_by_another():
-        # Lightning would kill the other, which may not have come to its own end yet.
-        return DONE
     return code
 
 

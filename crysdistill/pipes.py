@@ -6,8 +6,11 @@ sum to threads of its own, in every process; here the one that needs it reads it
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing.connection import Client, Connection, Listener
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -30,11 +33,13 @@ class Pipes:
     Args:
         own: the number of this process.
         ends: our end of the pipe to each other one, by its number.
+        patience: seconds to wait for another.
     """
 
-    def __init__(self, own: int, ends: dict[int, Connection]) -> None:
+    def __init__(self, own: int, ends: dict[int, Connection], patience: float) -> None:
         self._own = own
         self._ends = ends
+        self._patience = patience
 
     def sum(self, amounts: np.ndarray) -> np.ndarray:
         """Add up arrays of all processes, which all have the same shape and type.
@@ -42,23 +47,24 @@ class Pipes:
         They are added in the order of processes, so that all have the same bits.
 
         Raises:
-            ProcessLostError: another process ended.
+            ProcessLostError: another process ended, or does not answer.
         """
         own = np.asarray(amounts, order="C")
         message = own.tobytes()
+        parts = {self._own: own}
         try:
             for end in self._ends.values():
                 end.send_bytes(message)
-            parts = {
-                number: np.frombuffer(end.recv_bytes(), own.dtype).reshape(own.shape)
-                for number, end in self._ends.items()
-            }
+            for number, end in self._ends.items():
+                if not end.poll(self._patience):
+                    raise TimeoutError
+                parts[number] = np.frombuffer(end.recv_bytes(), own.dtype)
         except (EOFError, OSError) as error:
             raise ProcessLostError("another process of this run ended") from error
-        parts[self._own] = own
-        total = parts[0].copy()
-        for number in range(1, len(parts)):
-            total += parts[number]
+        total = parts[0].reshape(own.shape).copy()
+        with np.errstate(all="ignore"):  # a loss that is no number is told elsewhere
+            for number in range(1, len(parts)):
+                total += parts[number].reshape(own.shape)
         return total
 
     def close(self) -> None:
@@ -67,38 +73,53 @@ class Pipes:
             end.close()
 
 
-def connect(own: int, ask_all: Callable[[Any], list[Any]]) -> Pipes | None:
+def connect(
+    own: int, ask_all: Callable[[Any], list[Any]], patience: float
+) -> Pipes | None:
     """Connect all processes with each other.
 
     Args:
         own: the number of this process.
         ask_all: returns the value that each process gives it, in their order.
+        patience: see `Pipes`.
 
     Returns:
         None on all of them if they are many, or not on the same machine.
     """
-    pipes = Pipes(own, ends := {})
-    try:
-        # Room for all to wait: they are let in once it is known that all have come.
-        listener = Listener(backlog=MANY)
-    except OSError:  # the name of the folder for temporary files is too long, say
-        listener = None
-    addresses = ask_all(listener.address if listener else None)
-    near = None not in addresses and len(addresses) <= MANY
-    if near:
-        try:
-            for number in range(own):
-                ends[number] = Client(addresses[number])
-                ends[number].send_bytes(bytes([own]))
-        except OSError:  # it is on another machine
-            near = False
-    near = all(ask_all(near))
-    if near and listener:
-        for _ in range(own + 1, len(addresses)):
-            end = listener.accept()
-            ends[end.recv_bytes()[0]] = end
-    if listener:
-        listener.close()
+    ends: dict[int, Connection] = {}
+    with (
+        TemporaryDirectory(prefix="crysdistill-", ignore_cleanup_errors=True) as folder,
+        ExitStack() as stack,
+    ):
+        listener = _listen(folder)
+        addresses = ask_all(listener and listener.address)
+        near = None not in addresses and len(addresses) <= MANY
+        if listener:
+            stack.enter_context(listener)
+        if near:
+            try:
+                for number in range(own):
+                    ends[number] = Client(addresses[number])
+                    ends[number].send_bytes(bytes([own]))
+            except OSError:  # it is on another machine
+                near = False
+        near = all(ask_all(near))
+        if near and listener:
+            for _ in range(own + 1, len(addresses)):
+                end = listener.accept()
+                ends[end.recv_bytes()[0]] = end
+    pipes = Pipes(own, ends, patience)
     if not near:
         pipes.close()
     return pipes if near else None
+
+
+def _listen(folder: str) -> Listener | None:
+    """Listen to others; None if the folder's name is too long for a socket."""
+    try:
+        # Room for all to wait: they are let in once it is known that all have come.
+        return Listener(
+            None if sys.platform == "win32" else f"{folder}/socket", backlog=MANY
+        )
+    except OSError:
+        return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "alone",
     "ask_all",
     "gather_rows",
+    "hang_up",
     "leave",
     "on_first_rank",
     "rank",
@@ -40,24 +42,35 @@ _on_cpu: dist.ProcessGroup | None = None
 _pipes: Pipes | None = None
 
 
-def speak_on_cpu() -> None:
+def speak_on_cpu(patience: timedelta) -> None:
     """Let ranks exchange what is in their memory, also if their tensors are on GPUs.
 
     NCCL knows GPUs only, and asking one would make it finish its work first. All ranks
     call this once, after they have found each other.
+
+    Args:
+        patience: how long they wait for each other.
     """
     global _on_cpu, _pipes
-    _on_cpu = dist.new_group(backend="gloo")
-    _pipes = connect(rank(), ask_all)
+    _on_cpu = dist.new_group(backend="gloo", timeout=patience)
+    _pipes = connect(rank(), ask_all, patience.total_seconds())
+
+
+def hang_up() -> None:
+    """Let the other ranks know, when they next ask, that this one has gone."""
+    global _pipes
+    if _pipes is not None:
+        _pipes.close()
+    _pipes = None
 
 
 def leave() -> None:
     """Take leave of the other ranks, which do so too."""
-    global _on_cpu, _pipes
-    if _pipes is not None:
-        _pipes.close()
-    _on_cpu = _pipes = None
-    dist.destroy_process_group()
+    global _on_cpu
+    hang_up()
+    _on_cpu = None
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _group(device: torch.device) -> dist.ProcessGroup | None:
@@ -91,12 +104,25 @@ def sum_over_ranks(amounts: Tensor) -> Tensor:
     """Add up amounts of all ranks, without gradients: counts, weights, statistics."""
     if world_size() == 1:
         return amounts
-    small = amounts.device.type == "cpu" and amounts.nbytes <= MOST
-    if _pipes is not None and small and amounts.dtype != torch.bfloat16:
-        return torch.from_numpy(_pipes.sum(amounts.detach().numpy()))
+    if _pipes is not None and _is_small(amounts):
+        return _sum_through_pipes(_pipes, amounts.detach())
     total = amounts.detach().clone()
     dist.all_reduce(total, group=_group(total.device))
     return total
+
+
+def _is_small(amounts: Tensor) -> bool:
+    """Return whether amounts can go through pipes."""
+    return (
+        amounts.device.type == "cpu"
+        and amounts.dtype != torch.bfloat16  # which numpy does not know
+        and amounts.numel() * amounts.element_size() <= MOST
+    )
+
+
+@torch.compiler.disable
+def _sum_through_pipes(pipes: Pipes, amounts: Tensor) -> Tensor:
+    return torch.from_numpy(pipes.sum(amounts.numpy()))
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,19 @@ needs_proc = pytest.mark.skipif(
 def children(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
+        with suppress(OSError):  # a thread that has ended
+            found += map(int, (task / "children").read_text().split())
     return found
 
 
 def other_ranks(pid: int) -> list[int]:
     """The processes that a command has started to train with it."""
-    return [
-        child
-        for child in children(pid)
-        if b"crysdistill" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
+    found = []
+    for child in children(pid):
+        with suppress(OSError):  # one that has ended
+            if b"crysdistill" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
+    return found
 
 
 def running(pid: int) -> bool:

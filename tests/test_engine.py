@@ -140,6 +140,22 @@ def test_workers_end_with_their_parent(tmp_path, arguments, ending):
     assert errors.read_text().count("Traceback") == (ending == signal.SIGINT)
 
 
+def test_a_script_that_its_workers_would_run_again(tmp_path):
+    source = write_lines(tmp_path / "s.jsonl", labelled(600))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from crysdistill.corpus.build import build\n"
+        f"build([{str(source)!r}], {str(tmp_path / 's.h5')!r}, workers=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=100
+    )
+    first, *_, last = filter(None, done.stderr.splitlines())
+    assert first.startswith('put what this script does under `if __name__ == "__main__')
+    assert "a worker process died" in last
+    assert done.stderr.count("Traceback") == 1
+
+
 SLOW_TO_START = """
 import time
 from crysdistill.corpus.engine import engine

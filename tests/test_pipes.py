@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from crysdistill import pipes, ranks
+from crysdistill.encoders.normalization import BatchNorm
 from crysdistill.pipes import MOST, Pipes, ProcessLostError, connect
 from tests.together import joined_call, together
 
@@ -40,15 +42,19 @@ def asking(number: int, seen: Callable[[int, Any], Any]) -> list[Callable]:
 
 @contextmanager
 def connected(
-    number: int, seen: Callable[[int, Any], Any] = lambda _, value: value
+    number: int,
+    seen: Callable[[int, Any], Any] = lambda _, value: value,
+    patience: float = 20,
 ) -> Iterator[tuple[ThreadPoolExecutor, list[Pipes | None]]]:
     with ThreadPoolExecutor(number) as pool:
         asks = asking(number, seen)
-        found = list(pool.map(connect, range(number), asks))
-        yield pool, found
-        for end in found:
-            if end is not None:
-                end.close()
+        found = list(pool.map(connect, range(number), asks, [patience] * number))
+        try:
+            yield pool, found
+        finally:
+            for end in found:
+                if end is not None:
+                    end.close()
 
 
 def sums(pool: ThreadPoolExecutor, ends: list, arrays: list) -> list[np.ndarray]:
@@ -102,6 +108,23 @@ def test_a_process_that_ended():
                 done.result(20)
 
 
+def test_a_process_that_does_not_answer():
+    with connected(2, patience=0.2) as (pool, ends):
+        done = pool.submit(ends[0].sum, np.ones(3))
+        with pytest.raises(ProcessLostError) as error:
+            done.result(20)
+    assert isinstance(error.value.__cause__, TimeoutError)
+
+
+def test_what_is_no_number_comes_without_a_warning():
+    parts = [np.array([3e38, np.inf, np.nan], dtype=np.float32)] * 2
+    parts[1] = parts[1] * np.float32([1, -1, 1])
+    with warnings.catch_warnings(), connected(2) as (pool, ends):
+        warnings.simplefilter("error")
+        for found in sums(pool, ends, parts):
+            np.testing.assert_array_equal(found, [np.inf, np.nan, np.nan])
+
+
 @pytest.mark.parametrize("lonely", [1, 2])
 def test_on_several_machines_there_are_none(lonely):
     """The files of the others are not there for one of them."""
@@ -123,9 +146,19 @@ def test_a_folder_with_too_long_a_name(monkeypatch, tmp_path):
     """The name of a socket may have about a hundred characters."""
     folder = tmp_path / ("x" * 120)
     folder.mkdir()
-    monkeypatch.setattr(util, "get_temp_dir", lambda: str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     with connected(2) as (_, ends):
         assert ends == [None, None]
+    assert list(folder.iterdir()) == []
+
+
+def test_no_file_is_left(monkeypatch, tmp_path):
+    """Whatever ends a process later."""
+    with tempfile.TemporaryDirectory() as short:
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        with connected(2) as (_, ends):
+            assert None not in ends
+            assert list(Path(short).iterdir()) == []
 
 
 def _by_both_ways() -> list[tuple[bytes, bytes]]:
@@ -183,12 +216,25 @@ def test_ranks_do_without_them():
     assert together(2, _on_two_machines) == [(True, 6.0)] * 2
 
 
-def _files_left() -> set[Path]:
-    folder = Path(util.get_temp_dir())
-    before = set(folder.iterdir())
-    joined_call(ranks.rank)
-    return set(folder.iterdir()) - before
+def _compiled() -> tuple[torch.Tensor, ...]:
+    """A batch norm that sums over ranks, as it is and by torch.compile."""
+    assert ranks._pipes is not None
+    torch.manual_seed(ranks.rank())
+    rows = torch.randn(5 + ranks.rank(), 3)
+    found = []
+    for compiled in (False, True):
+        norm = BatchNorm(3)
+        if compiled:
+            norm.compile(dynamic=True, backend="aot_eager")
+        x = rows.clone().requires_grad_()
+        y = norm(x)
+        y.square().mul(torch.arange(3)).sum().backward()
+        found += [y.detach(), x.grad, norm.running_var]
+    return tuple(found)
 
 
-def test_no_file_is_left():
-    assert together(2, _files_left) == [set(), set()]
+def test_compiled_code_goes_through_them():
+    for found in together(2, joined_call, _compiled):
+        assert isinstance(found, tuple), found
+        for eager, compiled in zip(found[:3], found[3:], strict=True):
+            torch.testing.assert_close(eager, compiled)

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from crysdistill.ranks import (
     tell_all,
     world_size,
 )
+from crysdistill.training import launch
 from crysdistill.training.launch import check_same, resolve
 from crysdistill.training.plans import DistillConfig, TrainConfig
 from crysdistill.training.pretraining import PretrainConfig, pretrain
@@ -438,3 +440,44 @@ def test_an_interrupt_while_a_run_starts(store, tmp_path, delay):
     assert said.count("\n") == 1, said
     assert said.startswith("interrupted; ")
     assert wait_until(lambda: not any(map(running, below)))
+
+
+@pytest.mark.slow
+@needs_proc
+def test_an_error_that_only_a_started_process_meets(store, tmp_path):
+    """It is told, and the one that waits for it ends."""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"dataset: {store}\n")
+    with config.open() as file:
+        name = f"/dev/fd/{file.fileno()}"  # which a process started by it has not
+        line = f"""train {name} target.name=density trainer.devices=2
+            trainer.accelerator=cpu trainer.progress=false out={tmp_path / "run"}"""
+        done = subprocess.run(
+            [sys.executable, "-m", "crysdistill", *line.split()],
+            pass_fds=[file.fileno()],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            timeout=100,
+        )
+    assert done.returncode == -signal.SIGKILL
+    assert done.stderr.startswith(f"error: {name}: ")
+    assert "terminated with code 2" in done.stderr
+
+
+def _wait_for_the_first() -> str:
+    launch.WAIT = timedelta(seconds=2)
+    try:
+        with launch.joined(TrainerSettings(accelerator="cpu", threads=1)):
+            if rank() == 0:
+                time.sleep(6)
+            tell_all("late")
+    except InputError as error:
+        return str(error)
+    return "all is well"
+
+
+def test_one_that_never_answers():
+    for said in together(2, _wait_for_the_first):
+        assert said.startswith("another process of this run died")

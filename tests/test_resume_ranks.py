@@ -75,6 +75,26 @@ def undisturbed(dataset, tmp_path_factory):
     return find
 
 
+def _leave_another_behind(config: TrainConfig) -> Path:
+    """One has been asked to stop; the other has understood that as twice."""
+
+    class Leaving(engine.SeededSteps):
+        def on_train_batch_start(self, trainer, *rest):
+            if trainer.global_step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+                if rank() == 1:
+                    raise KeyboardInterrupt
+            super().on_train_batch_start(trainer, *rest)
+
+    engine.SeededSteps = Leaving
+    return train(config)
+
+
+def test_who_was_interrupted_does_not_speak_of_a_death(config):
+    said = together(2, _leave_another_behind, config)
+    assert [type(error) for error in said] == [KeyboardInterrupt] * 2, said
+
+
 @pytest.mark.parametrize("who", [0, 1])
 def test_a_signal_to_one_stops_all_after_the_same_step(config, undisturbed, who):
     said = together(2, _with_signal, config, who, signal.SIGTERM, 5)

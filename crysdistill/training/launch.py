@@ -21,7 +21,7 @@ from lightning.fabric.strategies import DDPStrategy
 from crysdistill.errors import InputError
 from crysdistill.interrupts import interrupts_held, let_interrupt
 from crysdistill.pipes import ProcessLostError
-from crysdistill.ranks import ask_all, leave, rank, speak_on_cpu
+from crysdistill.ranks import ask_all, hang_up, leave, rank, speak_on_cpu
 from crysdistill.training.settings import TrainerSettings
 
 _LAUNCHER = "lightning.fabric.strategies.launchers.subprocess_script"
@@ -66,31 +66,31 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
         strategy=DDPStrategy(timeout=WAIT),
         plugins=environment(),
     )
-    with interrupts_held():
-        fabric.launch()
-        speak_on_cpu()
-        ask_all("there")
-    if dist.get_world_size() != devices * nodes:
-        raise InputError(
-            f"{dist.get_world_size()} processes take part, but `trainer.devices` and "
-            f"`trainer.num_nodes` ask for {devices * nodes}; leave both out where "
-            "`torchrun` or `srun` starts them"
-        )
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    elif not told and _started()[1] is None:
-        torch.set_num_threads(max(1, _cores() // devices))
-    if rank() > 0:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as it runs
     try:
-        let_interrupt()  # only now, since one that left would be waited for
+        with interrupts_held():
+            fabric.launch()
+            speak_on_cpu(WAIT)
+            ask_all("there")  # before any may leave, since it would be waited for
+        let_interrupt()
+        _check_number(devices * nodes)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        elif not told and _started()[1] is None:
+            torch.set_num_threads(max(1, _cores() // devices))
+        if rank() > 0:
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as it runs
         yield settings
         dist.barrier()
     except (InputError, KeyboardInterrupt):
         # Of these all ranks know. After another error a farewell could wait for ever.
         leave()
-        raise
-    except RuntimeError as error:
+        if _started()[1] is not None or os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+        # The first tells. Lightning, which started this one there, would kill it for
+        # any other exit code, even if it was about to.
+        raise SystemExit(0) from None
+    except BaseException as error:
+        hang_up()
         if not _is_of_another(error):
             raise
         raise InputError(
@@ -100,12 +100,28 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
     leave()
 
 
-def _is_of_another(error: RuntimeError) -> bool:
+def _check_number(processes: int) -> None:
+    """Refuse to begin with another number of processes than is asked for."""
+    if dist.get_world_size() != processes:
+        raise InputError(
+            f"{dist.get_world_size()} processes take part, but `trainer.devices` and "
+            f"`trainer.num_nodes` ask for {processes}; leave both out where `torchrun` "
+            "or `srun` starts them"
+        )
+
+
+def _is_of_another(error: BaseException) -> bool:
     """Return whether an error says that another rank does not answer any more."""
-    broken = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return isinstance(error, ProcessLostError | dist.DistBackendError) or (
-        "gloo" in str(error) and any(words in str(error) for words in broken)
+    broken = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "Timed out",
     )
+    if isinstance(error, ProcessLostError | dist.DistBackendError):
+        return True
+    gloo = isinstance(error, RuntimeError) and "gloo" in str(error)
+    return gloo and any(words in str(error) for words in broken)
 
 
 def resolve(settings: TrainerSettings) -> TrainerSettings:

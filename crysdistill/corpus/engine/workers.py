@@ -89,7 +89,14 @@ def check_engine(workers: int | None, cluster: str | None) -> None:
     Raises:
         InputError: a number below 1, both arguments, no such cluster, or a package is
             missing.
+        SystemExit: this is a worker that has come here by reading the script which
+            started it.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(
+            'put what this script does under `if __name__ == "__main__":`, since each '
+            "worker process reads the script anew"
+        )
     if workers is not None and workers < 1:
         raise InputError(f"`workers` is {workers} but must be at least 1")
     if cluster is not None:

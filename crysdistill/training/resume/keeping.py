@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 
 from crysdistill.errors import InputError
 from crysdistill.files import FULL
+from crysdistill.pipes import ProcessLostError
 from crysdistill.ranks import sum_over_ranks, tell_all, world_size
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.resume.checkpoints import Checkpoints
@@ -104,6 +105,8 @@ class KeepWork(Checkpoint):
                 raise KeyboardInterrupt(self._kept()) from None
             if error is not None:
                 raise KeyboardInterrupt from None
+        if self.asked is not None and isinstance(error, ProcessLostError):
+            raise KeyboardInterrupt from None  # it was asked to stop, too
         if isinstance(error, OSError) and error.errno in FULL:
             raise self.files.refusal(error) from None
 
