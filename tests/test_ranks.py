@@ -353,6 +353,19 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def start(line: list[str]) -> subprocess.Popen[str]:
+    """Start a verb that is killed or interrupted, as a terminal would."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "crysdistill", *line],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+
+
 @pytest.mark.slow
 def test_devices_and_torchrun_on_the_command_line(store, tmp_path):
     """One tells, the others are silent; a mistake is one line."""
@@ -389,14 +402,7 @@ def test_a_process_that_dies_in_training(store, tmp_path):
     line = f"""train dataset={store} target.name=density encoder.width=8
         split.train=28 split.val=9 split.test=9 trainer.epochs=2000 trainer.devices=2
         trainer.accelerator=cpu trainer.progress=false out={tmp_path / "run"}""".split()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "crysdistill", *line],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
+    process = start(line)
     saved = tmp_path / "run" / "checkpoints"
     assert wait_until(lambda: len(list(saved.glob("step-*.ckpt"))) > 1, 100)
     (other,) = other_ranks(process.pid)
@@ -418,15 +424,7 @@ def test_an_interrupt_while_a_run_starts(store, tmp_path, delay):
     line = f"""train dataset={store} target.name=density encoder.width=8
         split.train=28 split.val=9 split.test=9 trainer.epochs=9000 trainer.devices=2
         trainer.accelerator=cpu trainer.progress=false out={tmp_path / "run"}""".split()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "crysdistill", *line],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        start_new_session=True,
-    )
+    process = start(line)
     try:
         assert wait_until(lambda: other_ranks(process.pid), 60)
         time.sleep(delay)
