@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from crysdistill import __version__
 from crysdistill.errors import InputError, did_you_mean
+from crysdistill.processes import is_first, is_started_by_first
 
 DONE, OUR_FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
@@ -94,7 +95,7 @@ def run(verbs: Mapping[str, Verb], argv: Sequence[str]) -> int:
         argv: the command line, without the command itself.
     """
     verb = verbs.get(argv[0]) if argv else None
-    if not _is_first():  # of processes that train together, one speaks
+    if not is_first():  # of processes that train together, one speaks
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
     try:
         _dispatch(verbs, argv)
@@ -179,26 +180,10 @@ def _overview(verbs: Mapping[str, Verb]) -> str:
     )
 
 
-def _is_first() -> bool:
-    """Return whether this is the first of several processes, or the only one."""
-    env = os.environ
-    if "RANK" in env:
-        return env["RANK"] == "0"
-    if "LOCAL_RANK" in env:
-        return env["LOCAL_RANK"] == env.get("NODE_RANK", "0") == "0"
-    return env.get("SLURM_PROCID", "0") == "0"
-
-
-def _is_started_by_first() -> bool:
-    """Return whether the first process of a run, here or on this node, started this."""
-    env = os.environ
-    return "RANK" not in env and env.get("LOCAL_RANK", "0") != "0"
-
-
 def _say(text: str, code: int) -> int:
     # What is wrong with the input, all of them know; a fault may be one's own, and so
     # is what the first did not meet before it started the others.
-    if _is_first() or code == OUR_FAULT or _is_started_by_first():
+    if is_first() or code == OUR_FAULT or is_started_by_first():
         print(text, file=sys.stderr)
     return code
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from multiprocessing.connection import Client, Connection, Listener
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -89,13 +89,10 @@ def connect(
     ends: dict[int, Connection] = {}
     with (
         TemporaryDirectory(prefix="crysdistill-", ignore_cleanup_errors=True) as folder,
-        ExitStack() as stack,
+        _listen(folder) or nullcontext() as listener,
     ):
-        listener = _listen(folder)
         addresses = ask_all(listener and listener.address)
         near = None not in addresses and len(addresses) <= MANY
-        if listener:
-            stack.enter_context(listener)
         if near:
             try:
                 for number in range(own):

@@ -10,6 +10,8 @@ from pathlib import Path
 from crysdistill.corpus.engine.workers import THREADS
 from crysdistill.errors import InputError
 
+WITH_DASK = "the extra `cluster` is not installed"
+
 
 def square(number: int) -> int:
     return number * number

@@ -18,7 +18,7 @@ LAYERS = (
     "errors",
     "files",
     "machine_code",
-    "interrupts",
+    "processes",
     "elements",
     "structures",
     "symmetry",

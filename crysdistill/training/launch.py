@@ -19,8 +19,12 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 
 from crysdistill.errors import InputError
-from crysdistill.interrupts import interrupts_held, let_interrupt
 from crysdistill.pipes import ProcessLostError
+from crysdistill.processes import (
+    interrupts_held,
+    is_started_by_first,
+    let_interrupt,
+)
 from crysdistill.ranks import ask_all, hang_up, leave, rank, speak_on_cpu
 from crysdistill.training.settings import TrainerSettings
 
@@ -84,11 +88,11 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
     except (InputError, KeyboardInterrupt):
         # Of these all ranks know. After another error a farewell could wait for ever.
         leave()
-        if _started()[1] is not None or os.environ.get("LOCAL_RANK", "0") == "0":
-            raise
-        # The first tells. Lightning, which started this one there, would kill it for
-        # any other exit code, even if it was about to.
-        raise SystemExit(0) from None
+        if is_started_by_first():
+            # It tells. Lightning would kill it there for any other exit code of this
+            # one, even if it was about to.
+            raise SystemExit(0) from None
+        raise
     except BaseException as error:
         hang_up()
         if not _is_of_another(error):

@@ -25,7 +25,7 @@ from crysdistill.corpus.engine.slurm import (
     try_job,
 )
 from crysdistill.errors import InputError
-from crysdistill.interrupts import interrupts_held
+from crysdistill.processes import interrupts_held
 
 ANSWER_WITHIN = 10.0
 """Seconds that a scheduler has to answer."""

@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 from crysdistill.corpus.engine.cluster import check_cluster, connect
 from crysdistill.errors import InputError
-from crysdistill.interrupts import interrupts_held
+from crysdistill.processes import interrupts_held
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """What numerical libraries read once, when they are loaded."""

@@ -1,11 +1,28 @@
-"""Ctrl-C, where there are several processes."""
+"""Where a command has several processes: which this is, and who answers Ctrl-C."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+
+
+def is_first() -> bool:
+    """Return whether this is the first of several processes, or the only one."""
+    env = os.environ
+    if "RANK" in env:
+        return env["RANK"] == "0"
+    if "LOCAL_RANK" in env:
+        return env["LOCAL_RANK"] == env.get("NODE_RANK", "0") == "0"
+    return env.get("SLURM_PROCID", "0") == "0"
+
+
+def is_started_by_first() -> bool:
+    """Return whether the first process of a run, here or on this node, started this."""
+    env = os.environ
+    return "RANK" not in env and env.get("LOCAL_RANK", "0") != "0"
 
 
 @contextmanager
