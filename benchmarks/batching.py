@@ -12,7 +12,7 @@ from torch_geometric.data import Batch, Data
 
 from benchmarks.timing import Row, data, take_turns
 from crysdistill.corpus.build import build
-from crysdistill.corpus.store import Store
+from crysdistill.store.store import Store
 
 BATCH = 256
 

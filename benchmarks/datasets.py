@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks.timing import data
 from crysdistill.corpus.build import build
-from crysdistill.corpus.store import Store
-from crysdistill.neighbors import GraphSettings
+from crysdistill.store.store import Store
+from crysdistill.graphs.neighbors import GraphSettings
 
 CRYSTALS = "CRYSDISTILL_BENCH_CRYSTALS"
 """The environment variable that makes benchmarks of whole runs smaller."""
@@ -62,7 +62,7 @@ def write_padded(store: Store, split: dict[str, np.ndarray], path: Path) -> None
 
     Neighbours and distances are padded to twelve by atom 0 at 9 Å, as it does.
     """
-    from crysdistill.graphs import distances
+    from crysdistill.graphs.batch import distances
 
     width = store.graph.max_neighbors
     atoms = int(store.atom_offsets[-1])

@@ -18,8 +18,8 @@ import numpy as np
 from benchmarks.datasets import TARGET, labelled_store, write_padded
 from benchmarks.processes import Run, ours, published
 from benchmarks.timing import Row
-from crysdistill.corpus.splits import SplitSettings, make_split
-from crysdistill.corpus.store import Store
+from crysdistill.splits import SplitSettings, make_split
+from crysdistill.store.store import Store
 
 TURNS = {1: 1, 2: 2}
 """By the number of threads: how often both are run."""

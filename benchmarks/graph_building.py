@@ -11,7 +11,7 @@ from pymatgen.core import Lattice, Structure
 
 from benchmarks.published import published_graph
 from benchmarks.timing import Row, data, take_turns
-from crysdistill.neighbors import GraphSettings, find_neighbors
+from crysdistill.graphs.neighbors import GraphSettings, find_neighbors
 
 
 def structures(count: int, max_atoms: int = 1000) -> list[Structure]:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
 from benchmarks.published import PublishedCGCNN, published_gaussians, published_graph
-from crysdistill.elements import cgcnn92
+from crysdistill.structures.elements import cgcnn92
 
 Item = tuple[tuple[Tensor, Tensor, Tensor], Tensor, str]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.timing import Row, data, take_turns
 from crysdistill.corpus.build import build
-from crysdistill.corpus.store import Store
+from crysdistill.store.store import Store
 
 BATCH = 256
 STORE = "CRYSDISTILL_STORE"

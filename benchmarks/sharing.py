@@ -72,7 +72,7 @@ def readers(path: Path, count: int) -> Held:
 
 def _read(path: Path, gate: Any, answer: multiprocessing.Queue) -> None:
     """Read everything at random; tell the memory after and before."""
-    from crysdistill.corpus.store import Store
+    from crysdistill.store.store import Store
 
     # What a first batch loads is code: Numba's compiler above all.
     Store.open(path, verify=False).batch([0])

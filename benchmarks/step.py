@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from benchmarks.graph_building import structures
 from benchmarks.published import PublishedCGCNN, published_gaussians
 from benchmarks.timing import Row, take_turns
-from crysdistill.elements import cgcnn92
+from crysdistill.structures.elements import cgcnn92
 from crysdistill.encoders import CGCNN
-from crysdistill.encoders.gate.compiled import CompiledEdges
-from crysdistill.encoders.gate.gated_sum import find_edges
-from crysdistill.graphs import CrystalBatch, GraphSettings, distances, make_batch
-from crysdistill.structures import Crystal
+from crysdistill.kernels.gate.compiled import CompiledEdges
+from crysdistill.kernels.gate.gated_sum import find_edges
+from crysdistill.graphs.batch import CrystalBatch, GraphSettings, distances, make_batch
+from crysdistill.structures.crystal import Crystal
 from crysdistill.transfer.heads import PropertyHead
 
 BATCHES = (256, 64)

@@ -19,8 +19,8 @@ import orjson
 
 from benchmarks.timing import data
 from crysdistill.errors import BadStructure
-from crysdistill.readers import read_flat
-from crysdistill.symmetry import (
+from crysdistill.structures.readers import read_flat
+from crysdistill.structures.symmetry import (
     SYMPREC,
     crystal_system,
     moyopy_groups,

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _source(text: str) -> str | Path:
     """Return a path, or a spec as it is: a path would lose one of two slashes."""
-    from crysdistill.corpus.sources.specs import is_spec
+    from crysdistill.sources.specs import is_spec
 
     return text if is_spec(text) else Path(text)
 
@@ -60,7 +60,7 @@ def _fetch_arguments(parser: Parser) -> None:
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    from crysdistill.corpus.sources.snapshot import fetch, read_origin
+    from crysdistill.sources.snapshot import fetch, read_origin
 
     path = fetch(**vars(args))
     found = read_origin(path)
@@ -113,7 +113,7 @@ def _build(args: argparse.Namespace) -> None:
     from crysdistill.corpus.build import build
     from crysdistill.corpus.filters import Filters
     from crysdistill.errors import InputError
-    from crysdistill.neighbors import GraphSettings
+    from crysdistill.graphs.neighbors import GraphSettings
 
     given = vars(args)
     graph, filters = (
@@ -152,7 +152,7 @@ def _inspect(args: argparse.Namespace) -> None:
     inspection = inspect(args.store)
     inspection.print()
     if "out" in args:
-        from crysdistill.studies.inspection import write_page
+        from crysdistill.studies.store_page import write_page
 
         print(f"\n{write_page(inspection, args.out)}")
 
@@ -174,14 +174,14 @@ def _overlap_arguments(parser: Parser) -> None:
 
 
 def _overlap(args: argparse.Namespace) -> None:
-    from crysdistill.corpus.overlap.files import compare_files
+    from crysdistill.overlap.files import compare_files
 
     compare_files(**vars(args))
 
 
 def _split(args: argparse.Namespace) -> None:
-    from crysdistill.corpus.splits import SplitSettings
-    from crysdistill.corpus.splits.written import write_splits
+    from crysdistill.splits import SplitSettings
+    from crysdistill.splits.written import write_splits
 
     given = vars(args)
     names = ("dataset", "out", "target", "overwrite")
@@ -309,7 +309,7 @@ def _demo_arguments(parser: Parser) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from crysdistill.studies.demo import demo
+    from crysdistill.demo.run import demo
 
     demo(**vars(args))
 

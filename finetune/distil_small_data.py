@@ -38,7 +38,7 @@ import torch
 from rich.table import Table
 
 from crysdistill.configs import load_config
-from crysdistill.corpus.alloys import demo_sets
+from crysdistill.demo import demo_sets
 from crysdistill.corpus.build import build
 from crysdistill.errors import InputError
 from crysdistill.studies.compare import CompareConfig, compare

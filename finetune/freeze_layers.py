@@ -43,11 +43,11 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
-from crysdistill.corpus.alloys import demo_sets
+from crysdistill.demo import demo_sets
 from crysdistill.corpus.build import build
 from crysdistill.encoders import make_encoder
 from crysdistill.errors import InputError
-from crysdistill.graphs import GraphSettings
+from crysdistill.graphs.batch import GraphSettings
 from crysdistill.studies.report import console_table
 from crysdistill.training.settings import (
     FreezeSettings,

@@ -32,10 +32,10 @@ import torch
 from rich.table import Table
 
 from crysdistill.configs import load_config
-from crysdistill.corpus.alloys import demo_sets
+from crysdistill.demo import demo_sets
 from crysdistill.corpus.build import build
 from crysdistill.errors import InputError
-from crysdistill.graphs import GraphSettings
+from crysdistill.graphs.batch import GraphSettings
 from crysdistill.objectives import make_objective
 from crysdistill.training.pretraining import PretrainConfig, pretrain
 from crysdistill.transfer import load_encoder

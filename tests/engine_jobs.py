@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from crysdistill.corpus.engine.workers import THREADS
+from crysdistill.workers.workers import THREADS
 from crysdistill.errors import InputError
 
 WITH_DASK = "the extra `cluster` is not installed"

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from crysdistill.corpus.store import Store
+from crysdistill.store.store import Store
 from crysdistill.errors import InputError
 from crysdistill.training.settings import OptimizerSettings
 from crysdistill.training.watch.guard import Guard

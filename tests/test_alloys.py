@@ -13,7 +13,7 @@ import pytest
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 
-from crysdistill.corpus.alloys import (
+from crysdistill.demo import (
     METALS,
     PROPERTIES,
     alloy_corpus,
@@ -23,10 +23,10 @@ from crysdistill.corpus.alloys import (
     prototype_of,
     prototypes,
 )
-from crysdistill.corpus.alloys.emt import atomic_volumes, radius, symbols_of
-from crysdistill.elements import atomic_numbers_by_symbol
+from crysdistill.demo.emt import atomic_volumes, radius, symbols_of
+from crysdistill.structures.elements import atomic_numbers_by_symbol
 from crysdistill.errors import InputError
-from crysdistill.structures import Crystal
+from crysdistill.structures.crystal import Crystal
 
 
 def to_atoms(crystal: Crystal) -> Atoms:

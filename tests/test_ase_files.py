@@ -23,7 +23,7 @@ from ase.build import bulk, graphene, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.core import Structure
 
-from crysdistill.corpus.sources import open_source
+from crysdistill.sources import open_source
 from crysdistill.errors import InputError
 
 from .test_sources import CIFS, FLAT, labels, outcome
@@ -369,7 +369,7 @@ def test_json_databases_are_to_be_converted(tmp_path):
 
 
 def test_long_databases_are_read_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("crysdistill.corpus.sources.ase_files._ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("crysdistill.sources.ase_files._ROWS_AT_ONCE", 3)
     path = database(tmp_path / "a.db", copies=3)
     with ase.db.connect(path) as rows:
         rows.delete([2, 9])

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from pymatgen.core import Structure
 from torch import nn
 
-from crysdistill.elements import cgcnn92, element_table, onehot
+from crysdistill.structures.elements import cgcnn92, element_table, onehot
 from crysdistill.encoders import CGCNN, make_encoder
 from crysdistill.encoders.cgcnn import GaussianExpansion
 from crysdistill.errors import InputError
-from crysdistill.graphs import GraphSettings, distances, make_batch
+from crysdistill.graphs.batch import GraphSettings, distances, make_batch
 from tests.conftest import from_structure, random_crystal, structures
 
 

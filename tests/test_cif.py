@@ -10,9 +10,9 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifParser, CifWriter
 
-from crysdistill.cif import read_cif
+from crysdistill.structures.cif import read_cif
 from crysdistill.errors import BadStructure
-from crysdistill.structures import Crystal
+from crysdistill.structures.crystal import Crystal
 
 from .conftest import structures
 

@@ -19,11 +19,11 @@ from crysdistill.cli import main
 from crysdistill.corpus import build as building
 from crysdistill.corpus import shards
 from crysdistill.corpus.build import build
-from crysdistill.corpus.engine import await_files, engine
-from crysdistill.corpus.engine import cluster as clusters
-from crysdistill.corpus.engine import ground as grounds
-from crysdistill.corpus.engine.slurm import slurm_cluster
-from crysdistill.corpus.overlap import CrystalList, find_overlap
+from crysdistill.workers import await_files, engine
+from crysdistill.workers import cluster as clusters
+from crysdistill.workers import ground as grounds
+from crysdistill.workers.slurm import slurm_cluster
+from crysdistill.overlap import CrystalList, find_overlap
 from crysdistill.errors import InputError
 from tests import engine_jobs as jobs
 from tests.engine_jobs import WITH_DASK

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crysdistill.corpus.splits import Split, read_split
-from crysdistill.corpus.store import Store
+from crysdistill.splits import Split, read_split
+from crysdistill.store.store import Store
 from crysdistill.encoders import make_encoder
 from crysdistill.errors import InputError
 from crysdistill.studies import arms

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crysdistill.graphs import GraphSettings, make_batch
+from crysdistill.graphs.batch import GraphSettings, make_batch
 from crysdistill.objectives import Connectivity, Embedded, connectivity
 from crysdistill.objectives.pairs import CLASSES, all_pairs, sampled_pairs
 from tests.conftest import crystal

@@ -12,7 +12,7 @@ from crysdistill.objectives.crystal_system import (
     LOSSES,
     NearestIsAlike,
 )
-from crysdistill.symmetry import crystal_system
+from crysdistill.structures.symmetry import crystal_system
 from tests.toy_batches import batch_of, embed, gradients, toy, with_space_groups
 
 GROUPS = [225, 221, 2, 14, 11, 0, 229, 1, 194]  # cubic x 3, two pairs, one unknown

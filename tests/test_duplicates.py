@@ -6,10 +6,10 @@ import numpy as np
 
 from crysdistill.cli import main
 from crysdistill.corpus.build import build
-from crysdistill.corpus.overlap import CrystalList
-from crysdistill.corpus.overlap.exclusion import find_duplicates
-from crysdistill.corpus.store import Store
-from crysdistill.structures import Crystal
+from crysdistill.overlap import CrystalList
+from crysdistill.overlap.exclusion import find_duplicates
+from crysdistill.store.store import Store
+from crysdistill.structures.crystal import Crystal
 from tests.conftest import from_structure, random_crystal, structures
 from tests.test_firewall import SMALL_GRAPH, quarantine, renamed, strained
 from tests.toy_stores import write_lines

@@ -11,11 +11,11 @@ from ase import units
 from ase.calculators.emt import EMT
 from ase.eos import EquationOfState
 
-from crysdistill.corpus.alloys import alloy_corpus, emt
-from crysdistill.corpus.alloys.emt import METALS, PROPERTIES, label_alloys
-from crysdistill.elements import atomic_numbers_by_symbol
+from crysdistill.demo import alloy_corpus, emt
+from crysdistill.demo.emt import METALS, PROPERTIES, label_alloys
+from crysdistill.structures.elements import atomic_numbers_by_symbol
 from crysdistill.errors import InputError
-from crysdistill.structures import Crystal
+from crysdistill.structures.crystal import Crystal
 from tests.test_alloys import content_hash, to_atoms, volume_per_atom
 
 

@@ -14,9 +14,9 @@ from crysdistill.cli import main
 from crysdistill.corpus import build as building
 from crysdistill.corpus import shards
 from crysdistill.corpus.build import build
-from crysdistill.corpus.engine import engine
-from crysdistill.corpus.engine.workers import THREADS
-from crysdistill.corpus.overlap import CrystalList, find_overlap
+from crysdistill.workers import engine
+from crysdistill.workers.workers import THREADS
+from crysdistill.overlap import CrystalList, find_overlap
 from crysdistill.errors import InputError
 from tests import engine_jobs as jobs
 from tests.engine_jobs import WITH_DASK
@@ -85,7 +85,7 @@ def test_an_error_of_the_function_comes_as_it_is():
 
 SLEEPERS = """
 import sys, time
-from crysdistill.corpus.engine import engine
+from crysdistill.workers import engine
 if __name__ == "__main__":
     with engine({arguments}) as pool:
         for _ in pool.map(time.sleep, [0.01] * 4 + [60] * 4):
@@ -145,7 +145,7 @@ def test_a_script_that_its_workers_would_run_again(tmp_path):
 
 SLOW_TO_START = """
 import os, time
-from crysdistill.corpus.engine import engine
+from crysdistill.workers import engine
 if __name__ == "__main__":
     with engine(2) as pool:
         list(pool.map(time.sleep, [60] * 8))

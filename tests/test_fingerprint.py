@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from crysdistill.elements import cgcnn92
+from crysdistill.structures.elements import cgcnn92
 from crysdistill.errors import InputError
-from crysdistill.graphs import distances, make_batch
+from crysdistill.graphs.batch import distances, make_batch
 from crysdistill.objectives import Clean, Embedded, Fingerprint, MaskedAtoms
 from crysdistill.objectives.fingerprint import WEIGHTS, fingerprints
 from tests.conftest import from_structure, random_crystal, structures

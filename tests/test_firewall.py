@@ -13,7 +13,7 @@ import pytest
 from crysdistill.cli import main
 from crysdistill.corpus import firewall
 from crysdistill.corpus.build import build
-from crysdistill.corpus.checks import (
+from crysdistill.store.checks import (
     DatasetCheck,
     find_check,
     join_checks,
@@ -23,12 +23,12 @@ from crysdistill.corpus.checks import (
 )
 from crysdistill.corpus.filters import Filters
 from crysdistill.corpus.inspection import inspect
-from crysdistill.corpus.overlap import find_overlap
-from crysdistill.corpus.overlap.exclusion import Exclusion, find_exclusion
-from crysdistill.corpus.overlap.sides import open_side
-from crysdistill.corpus.store import Store
+from crysdistill.overlap import find_overlap
+from crysdistill.overlap.exclusion import Exclusion, find_exclusion
+from crysdistill.overlap.sides import open_side
+from crysdistill.store.store import Store
 from crysdistill.errors import InputError
-from crysdistill.structures import Crystal
+from crysdistill.structures.crystal import Crystal
 from tests.toy_stores import SMALL_GRAPH, labelled, simple_cif, write_lines, write_store
 
 
@@ -182,7 +182,7 @@ def test_an_interrupted_build_ends_with_the_same_bytes(
     corpus, judge, tmp_path, monkeypatch, step, workers
 ):
     from crysdistill.corpus import build as building
-    from crysdistill.corpus.overlap import exclusion
+    from crysdistill.overlap import exclusion
 
     whole = make(corpus, tmp_path / "whole.h5", exclude=[judge])
     out = tmp_path / "stopped.h5"
@@ -210,7 +210,7 @@ def test_an_interrupted_build_ends_with_the_same_bytes(
 
 def test_what_was_found_is_not_looked_for_twice(corpus, judge, tmp_path, monkeypatch):
     from crysdistill.corpus import build as building
-    from crysdistill.corpus.overlap import exclusion
+    from crysdistill.overlap import exclusion
 
     def stop(*_, **__):
         raise KeyboardInterrupt

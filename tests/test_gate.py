@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 
 from crysdistill.encoders import CGCNN
-from crysdistill.encoders.gate import compiled, update
-from crysdistill.encoders.gate import gated_sum as gated_sums
-from crysdistill.encoders.gate.compiled import CompiledEdges
-from crysdistill.encoders.gate.gated_sum import PlainEdges, find_edges, gated_sum
-from crysdistill.encoders.gate.table import GaussianTable
-from crysdistill.encoders.normalization import BatchNorm
-from crysdistill.graphs import GraphSettings, make_batch, replace
+from crysdistill.kernels.gate import compiled, update
+from crysdistill.kernels.gate import gated_sum as gated_sums
+from crysdistill.kernels.gate.compiled import CompiledEdges
+from crysdistill.kernels.gate.gated_sum import PlainEdges, find_edges, gated_sum
+from crysdistill.kernels.gate.table import GaussianTable
+from crysdistill.layers.normalization import BatchNorm
+from crysdistill.graphs.batch import GraphSettings, make_batch, replace
 from crysdistill.ranks import rank, sum_over_ranks
-from crysdistill.structures import Crystal
+from crysdistill.structures.crystal import Crystal
 from tests.conftest import random_crystal
 from tests.together import joined_call, together
 
@@ -374,7 +374,7 @@ def test_several_threads_may_train_at_once(monkeypatch):
 def test_a_fork_leaves_no_threads_behind():
     code = """
 import os, sys, torch
-from crysdistill.encoders.gate import compiled, threads
+from crysdistill.kernels.gate import compiled, threads
 from tests.test_gate import everything, some_batch
 
 torch.set_num_threads(1)  # its own pool does not live through a fork

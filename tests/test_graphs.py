@@ -8,9 +8,9 @@ import torch
 
 from crysdistill import graphs
 from crysdistill.errors import BadStructure
-from crysdistill.graphs import GraphSettings, make_batch
-from crysdistill.neighbors import find_neighbors
-from crysdistill.structures import Crystal
+from crysdistill.graphs.batch import GraphSettings, make_batch
+from crysdistill.graphs.neighbors import find_neighbors
+from crysdistill.structures.crystal import Crystal
 from tests.conftest import random_crystal
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from crysdistill.cli import main
-from crysdistill.corpus.store import Store
+from crysdistill.store.store import Store
 from crysdistill.errors import InputError
 from crysdistill.training.settings import OptimizerSettings
 from crysdistill.training.watch import guard

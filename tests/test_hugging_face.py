@@ -13,8 +13,8 @@ datasets = pytest.importorskip("datasets", reason="the extra `hf` is not install
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from crysdistill.corpus.sources import hugging_face  # noqa: E402
-from crysdistill.corpus.sources.hugging_face import open_service  # noqa: E402
+from crysdistill.sources import hugging_face  # noqa: E402
+from crysdistill.sources.hugging_face import open_service  # noqa: E402
 
 from .test_sources import outcome  # noqa: E402
 

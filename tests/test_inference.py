@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from crysdistill.cli import main
-from crysdistill.corpus.store import Store
+from crysdistill.store.store import Store
 from crysdistill.encoders import make_encoder
 from crysdistill.errors import InputError
-from crysdistill.graphs import GraphSettings, make_batch
-from crysdistill.structures import Crystal
+from crysdistill.graphs.batch import GraphSettings, make_batch
+from crysdistill.structures.crystal import Crystal
 from crysdistill.training import inference
 from crysdistill.training.inference import embed, predict
 from crysdistill.transfer.heads import PropertyHead

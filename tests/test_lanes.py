@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from crysdistill.encoders.gate import lanes
-from crysdistill.encoders.gate.lanes import LANES
+from crysdistill.kernels.gate import lanes
+from crysdistill.kernels.gate.lanes import LANES
 
 
 @njit

@@ -13,30 +13,34 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The highest first. A package stands for all modules in it.
+# The highest first. A folder stands for all modules in it.
 LAYERS = (
     "errors",
     "files",
+    "locks",
     "machine_code",
     "processes",
-    "elements",
     "structures",
-    "symmetry",
-    "operations",
-    "cif",
-    "readers",
-    "neighbors",
     "pipes",
     "ranks",
     "graphs",
+    "store",
+    "workers",
+    "sources",
+    "overlap",
+    "splits",
     "corpus",
+    "layers",
+    "kernels",
     "encoders",
     "objectives",
     "transfer",
+    "teachers",
     "schema",
     "configs",
     "training",
     "studies",
+    "demo",
     "command",
     "arguments",
     "cli",
@@ -112,15 +116,47 @@ def test_some_things_are_for_few(package):
             )
 
 
-def test_no_modules_import_each_other():
-    graph = {
-        name: {found for _, found in imports(path) if found in MODULES} - {name}
-        for name, path in MODULES.items()
-    }
+def children(folder: str) -> dict[str, set[str]]:
+    """Return what each file and folder in a folder imports of the others there."""
+    found: dict[str, set[str]] = {}
+    depth = folder.count(".") + 1
+    for name, path in MODULES.items():
+        if not name.startswith(f"{folder}."):
+            continue
+        child = name.split(".")[depth]
+        others = {
+            other.split(".")[depth]
+            for _, other in imports(path)
+            if other.startswith(f"{folder}.")
+        }
+        found[child] = found.get(child, set()) | others - {child}
+    return found
+
+
+FOLDERS = sorted(
+    {name.rpartition(".")[0] for name in MODULES if name.count(".")} - {""}
+)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_stands_in_a_folder_imports_in_one_direction(folder):
     try:
-        TopologicalSorter(graph).prepare()
+        TopologicalSorter(children(folder)).prepare()
     except CycleError as error:
-        pytest.fail(f"modules import each other: {' -> '.join(error.args[1])}")
+        pytest.fail(f"in {folder}: {' -> '.join(error.args[1])}")
+
+
+def test_a_loop_between_folders_would_be_found(tmp_path, monkeypatch):
+    for name, text in (
+        ("a.one", "import crysdistill.b.two"),
+        ("b.two", "import crysdistill.a.three"),
+        ("a.three", ""),
+    ):
+        path = tmp_path / f"{name}.py"
+        path.write_text(text)
+        monkeypatch.setitem(MODULES, f"crysdistill.{name}", path)
+    with pytest.raises(pytest.fail.Exception, match="in crysdistill: a -> b -> a|b -> a"):
+        test_what_stands_in_a_folder_imports_in_one_direction("crysdistill")
 
 
 @pytest.mark.parametrize(
@@ -128,6 +164,7 @@ def test_no_modules_import_each_other():
     [
         ("lightning", LAYERS[: LAYERS.index("training")]),
         ("torch", LAYERS[: LAYERS.index("ranks")]),
+        ("torch", ("workers",)),
         ("torch", ("command", "arguments", "cli")),
     ],
 )

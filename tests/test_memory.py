@@ -18,7 +18,7 @@ COPIES = 12_500
 READ = """
 import re, sys
 import numpy as np
-from crysdistill.corpus.store import Store
+from crysdistill.store.store import Store
 
 def private():  # in MB; what is mapped from a file is not counted
     text = open("/proc/self/smaps_rollup").read()

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from crysdistill.corpus import names as names_module
-from crysdistill.corpus.names import Names
+from crysdistill.store import names as names_module
+from crysdistill.store.names import Names
 
 LIST = ["mp-1", "", "日本", "é 💎", "mp-149"]
 

@@ -9,7 +9,7 @@ import pytest
 from pymatgen.core import Structure
 
 from crysdistill.errors import BadStructure, InputError
-from crysdistill.neighbors import GraphSettings, find_neighbors
+from crysdistill.graphs.neighbors import GraphSettings, find_neighbors
 from tests.conftest import from_structure, random_crystal, structures
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from crysdistill.elements import cgcnn92
+from crysdistill.structures.elements import cgcnn92
 from crysdistill.encoders import CGCNN
 from crysdistill.errors import InputError
-from crysdistill.graphs import GraphSettings, make_batch
+from crysdistill.graphs.batch import GraphSettings, make_batch
 from crysdistill.objectives import (
     CRYSGNN,
     OBJECTIVES,
@@ -22,7 +22,7 @@ from crysdistill.objectives import (
     SpaceGroup,
     make_objective,
 )
-from crysdistill.objectives.draws import (
+from crysdistill.graphs.randomness import (
     per_atom_integers,
     per_atom_uniform,
     per_crystal_uniform,
@@ -78,10 +78,10 @@ def test_draws_are_uniform_and_take_any_seed():
 
 def test_the_hash_is_splitmix64():
     """The first outputs of SplitMix64 seeded with 0 are known numbers."""
-    from crysdistill.objectives import draws
+    from crysdistill.graphs import randomness
 
-    state = torch.tensor([1, 2, 3]) * draws._GAMMA
-    words = [int(w) % 2**64 for w in draws._mix(state)]
+    state = torch.tensor([1, 2, 3]) * randomness._GAMMA
+    words = [int(w) % 2**64 for w in randomness._mix(state)]
     assert words == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 

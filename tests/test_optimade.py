@@ -17,10 +17,10 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crysdistill.corpus.build import build
-from crysdistill.corpus.sources import open_source, parse
-from crysdistill.corpus.sources.origins import Origin, is_non_commercial
-from crysdistill.corpus.sources.snapshot import fetch, read_origin
-from crysdistill.corpus.store import Store
+from crysdistill.sources import open_source, parse
+from crysdistill.store.origins import Origin, is_non_commercial
+from crysdistill.sources.snapshot import fetch, read_origin
+from crysdistill.store.store import Store
 from crysdistill.errors import BadStructure, InputError
 
 from .optimade_server import Proxy, reference_server, resource
@@ -29,13 +29,13 @@ for _package in ("optimade", "tenacity", "fastapi", "mongomock"):
     _reason = f"{_package} is not installed: pip install 'crysdistill[dev]'"
     pytest.importorskip(_package, reason=_reason)
 
-from crysdistill.corpus.sources import optimade, web  # noqa: E402
-from crysdistill.corpus.sources.optimade import (  # noqa: E402
+from crysdistill.sources import optimade, web  # noqa: E402
+from crysdistill.sources.optimade import (  # noqa: E402
     DATABASES,
     OptimadeService,
     Query,
 )
-from crysdistill.corpus.sources.optimade_entries import entry_of  # noqa: E402
+from crysdistill.sources.optimade_entries import entry_of  # noqa: E402
 
 PAGE = 9
 ELEMENTS = ("Si", "O", "Fe", "Na", "Cl", "Ti", "La", "S")
@@ -526,7 +526,7 @@ def test_a_circle_of_pages_ends():
 
 def test_the_service_sets_the_pace(monkeypatch):
     waits = []
-    monkeypatch.setattr("crysdistill.corpus.sources.optimade.time.sleep", waits.append)
+    monkeypatch.setattr("crysdistill.sources.optimade.time.sleep", waits.append)
     pages = [
         {"data": [], "links": {"next": f"?page={n}"}, "meta": {"request_delay": delay}}
         for n, delay in enumerate([1.5, 500])

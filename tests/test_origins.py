@@ -9,13 +9,13 @@ import pytest
 from crysdistill.cli import main
 from crysdistill.corpus.build import build
 from crysdistill.corpus.inspection import inspect
-from crysdistill.corpus.sources.origins import (
+from crysdistill.store.origins import (
     Origin,
     is_non_commercial,
     joint_licence,
     licence_remark,
 )
-from crysdistill.corpus.store import Store
+from crysdistill.store.store import Store
 from crysdistill.errors import InputError
 from crysdistill.training.pretraining import PretrainConfig, pretrain
 from crysdistill.training.settings import TrainerSettings

@@ -15,17 +15,17 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from crysdistill.corpus.fingerprints import (
+from crysdistill.store.fingerprints import (
     NEIGHBORS,
     composition,
     distances,
     fingerprint,
 )
-from crysdistill.corpus.overlap import CrystalList, Overlap, find_overlap, matching
-from crysdistill.corpus.overlap.search import KINDS
+from crysdistill.overlap import CrystalList, Overlap, find_overlap, matching
+from crysdistill.overlap.search import KINDS
 from crysdistill.errors import InputError
-from crysdistill.structures import Crystal
-from crysdistill.symmetry import space_group
+from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.symmetry import space_group
 from tests.conftest import random_crystal
 
 make = Structure.from_spacegroup

@@ -17,8 +17,8 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from crysdistill.corpus.overlap import CrystalList, find_overlap
-from crysdistill.structures import Crystal
+from crysdistill.overlap import CrystalList, find_overlap
+from crysdistill.structures.crystal import Crystal
 
 pytestmark = pytest.mark.slow
 

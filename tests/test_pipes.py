@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from crysdistill import pipes, ranks
-from crysdistill.encoders.normalization import BatchNorm
+from crysdistill.layers.normalization import BatchNorm
 from crysdistill.pipes import MOST, Pipes, ProcessLostError, connect
 from tests.together import joined_call, together
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from crysdistill.corpus.alloys.prototypes import decorations, prototypes
+from crysdistill.demo.structure_types import decorations, prototypes
 
 
 def test_smaller_cells_come_first_whatever_the_limit():

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pymatgen.core import Structure
 
 from crysdistill.errors import InputError
-from crysdistill.graphs import distances, make_batch
+from crysdistill.graphs.batch import distances, make_batch
 from crysdistill.transfer import (
     Target,
     import_cgcnn,

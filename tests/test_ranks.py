@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from crysdistill.encoders.normalization import BatchNorm
+from crysdistill.layers.normalization import BatchNorm
 from crysdistill.errors import InputError
 from crysdistill.objectives import CRYSGNN, OBJECTIVES
 from crysdistill.ranks import (

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from crysdistill.cli import VERBS
-from crysdistill.corpus.alloys import demo_sets
+from crysdistill.demo import demo_sets
 from tests.optimade_server import reference_server, resource
 from tests.test_layers import LAYERS, ROOT
 from tests.test_published_cgcnn import published_checkpoint
@@ -42,7 +42,7 @@ LABELLED, UNLABELLED, NEW = 40, 50, 10
 RUN = """
 import json, sys
 from crysdistill.cli import main
-from crysdistill.corpus.sources.optimade import DATABASES
+from crysdistill.sources.optimade import DATABASES
 DATABASES["oqmd"] = DATABASES["oqmd"]._replace(url=sys.argv[1])
 for argv in json.load(sys.stdin):
     print("$ crysdistill", *argv, flush=True)

@@ -23,7 +23,7 @@ from crysdistill.training import engine, supervised
 from crysdistill.training.plans import DistillConfig, TrainConfig
 from crysdistill.training.pretraining import pretrain
 from crysdistill.training.resume import keeping
-from crysdistill.training.resume.checkpoints import Checkpoints
+from crysdistill.training.checkpoints import Checkpoints
 from crysdistill.training.settings import OptimizerSettings
 from crysdistill.training.supervised import distill, train
 from crysdistill.transfer.targets import Target

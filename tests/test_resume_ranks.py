@@ -16,7 +16,7 @@ from crysdistill.ranks import rank
 from crysdistill.training import engine
 from crysdistill.training.plans import TrainConfig
 from crysdistill.training.resume import checkpoints
-from crysdistill.training.resume.checkpoints import Checkpoints
+from crysdistill.training.checkpoints import Checkpoints
 from crysdistill.training.settings import OptimizerSettings, SplitSettings
 from crysdistill.training.supervised import train
 from tests.together import together

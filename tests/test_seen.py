@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from crysdistill.corpus.build import build
-from crysdistill.corpus.checks import DatasetCheck
-from crysdistill.corpus.store import Store
+from crysdistill.store.checks import DatasetCheck
+from crysdistill.store.store import Store
 from crysdistill.encoders import make_encoder
 from crysdistill.errors import InputError
 from crysdistill.studies.collect import report_study

@@ -22,8 +22,8 @@ from urllib.parse import parse_qs, urlsplit
 import pandas as pd
 import pytest
 
-from crysdistill.corpus.sources import jarvis, matbench, materials_project, whole_sets
-from crysdistill.corpus.sources.tables import matbench_id
+from crysdistill.sources import jarvis, matbench, materials_project, whole_sets
+from crysdistill.sources.tables import matbench_id
 from crysdistill.errors import InputError
 
 from .test_sources import STRUCTURES, labels, outcome

@@ -19,13 +19,13 @@ import pytest
 from crysdistill.cli import VERBS, main
 from crysdistill.corpus import build as building
 from crysdistill.corpus.build import build
-from crysdistill.corpus.locks import only_one
-from crysdistill.corpus.sources import open_source, open_sources, parse, snapshot
-from crysdistill.corpus.sources.origins import Origin
-from crysdistill.corpus.sources.services import Page
-from crysdistill.corpus.sources.snapshot import fetch, origin_path, read_origin
-from crysdistill.corpus.sources.specs import SERVICES, is_spec, open_service
-from crysdistill.corpus.store import Store
+from crysdistill.locks import only_one
+from crysdistill.sources import open_source, open_sources, parse, snapshot
+from crysdistill.store.origins import Origin
+from crysdistill.sources.services import Page
+from crysdistill.sources.snapshot import fetch, origin_path, read_origin
+from crysdistill.sources.specs import SERVICES, is_spec, open_service
+from crysdistill.store.store import Store
 from crysdistill.errors import BadStructure, InputError
 
 FLAT = {"lattice": [[4, 0, 0], [0, 4, 0], [0, 0, 4]], "species": ["Cs", "Cl"]}
@@ -277,7 +277,7 @@ def test_two_downloads_into_one_file(fake, out):
 
 def test_a_lock_whose_folder_has_gone_is_none(tmp_path, monkeypatch):
     parts = tmp_path / "a.parts"
-    lock = importlib.import_module("crysdistill.corpus.locks").fcntl
+    lock = importlib.import_module("crysdistill.locks").fcntl
 
     def removed(*args):
         shutil.rmtree(parts)
@@ -326,7 +326,7 @@ def test_a_damaged_page_is_told(fake, out):
 
 def test_every_known_scheme_names_its_module():
     assert set(SERVICES) == {"optimade", "mp", "jarvis", "matbench", "hf"}
-    assert all(m.startswith("crysdistill.corpus.sources.") for m in SERVICES.values())
+    assert all(m.startswith("crysdistill.sources.") for m in SERVICES.values())
 
 
 def test_an_unknown_scheme_is_told():

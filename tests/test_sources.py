@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from pymatgen.io.cif import CifWriter
 
-from crysdistill.corpus.sources import Record, open_source, open_sources, parse
+from crysdistill.sources import Record, open_source, open_sources, parse
 from crysdistill.errors import BadStructure, InputError
-from crysdistill.structures import Crystal
+from crysdistill.structures.crystal import Crystal
 
 from .conftest import structures
 

@@ -11,18 +11,18 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crysdistill.corpus.build import build
-from crysdistill.corpus.overlap import CrystalList, find_overlap
-from crysdistill.corpus.splits import (
+from crysdistill.overlap import CrystalList, find_overlap
+from crysdistill.splits import (
     GROUPINGS,
     SplitSettings,
     find_groups,
     make_folds,
     make_split,
 )
-from crysdistill.corpus.splits.groups import with_elements
-from crysdistill.corpus.store import Store
+from crysdistill.splits.groups import with_elements
+from crysdistill.store.store import Store
 from crysdistill.errors import InputError
-from crysdistill.structures import Crystal
+from crysdistill.structures.crystal import Crystal
 from tests.conftest import from_structure
 
 FCC = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2

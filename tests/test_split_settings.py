@@ -15,7 +15,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from crysdistill.cli import main
 from crysdistill.configs import load_config
-from crysdistill.corpus.splits import (
+from crysdistill.splits import (
     Split,
     SplitSettings,
     fold_file,
@@ -24,9 +24,9 @@ from crysdistill.corpus.splits import (
     random_split,
     read_split,
 )
-from crysdistill.corpus.splits.folds import MATBENCH_TASKS
-from crysdistill.corpus.splits.written import write_splits
-from crysdistill.corpus.store import Store
+from crysdistill.splits.folds import MATBENCH_TASKS
+from crysdistill.splits.written import write_splits
+from crysdistill.store.store import Store
 from crysdistill.encoders import make_encoder
 from crysdistill.errors import InputError
 from crysdistill.schema import dump_config

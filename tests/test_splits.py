@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from crysdistill.corpus.splits import (
+from crysdistill.splits import (
     Groups,
     Split,
     folds_of_groups,
@@ -19,7 +19,7 @@ from crysdistill.corpus.splits import (
     split_beside,
     stratified_split,
 )
-from crysdistill.corpus.splits.dealing import nearest_sum
+from crysdistill.splits.dealing import nearest_sum
 from crysdistill.errors import InputError
 
 ROWS = np.arange(100, 200)

@@ -9,7 +9,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crysdistill.errors import BadStructure
-from crysdistill.structures import (
+from crysdistill.structures.crystal import (
     MIN_DISTANCE,
     Crystal,
     label_number,

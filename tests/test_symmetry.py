@@ -12,9 +12,9 @@ import pytest
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from crysdistill import symmetry
-from crysdistill.readers import read_flat
-from crysdistill.structures import Crystal
-from crysdistill.symmetry import (
+from crysdistill.structures.readers import read_flat
+from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.symmetry import (
     ANGLE_TOLERANCE,
     CRYSTAL_SYSTEMS,
     ENGINES,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crysdistill.encoders.gate.table import GaussianTable, read
+from crysdistill.kernels.gate.table import GaussianTable, read
 
 
 def look_up(table: GaussianTable, weight: torch.Tensor, d: torch.Tensor):

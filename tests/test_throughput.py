@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from crysdistill.corpus.store import Store
+from crysdistill.store.store import Store
 from crysdistill.encoders.encoder import Work
 from crysdistill.training import loader
 from crysdistill.training.watch import ceilings, throughput

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crysdistill.corpus.locks import locked
-from crysdistill.corpus.splits import make_split
-from crysdistill.corpus.store import Store
+from crysdistill.locks import locked
+from crysdistill.splits import make_split
+from crysdistill.store.store import Store
 from crysdistill.errors import InputError
-from crysdistill.graphs import GraphSettings
+from crysdistill.graphs.batch import GraphSettings
 from crysdistill.training import pretraining
 from crysdistill.training.plans import (
     DistillConfig,

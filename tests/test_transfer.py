@@ -12,7 +12,7 @@ from torch import nn
 
 from crysdistill.encoders import CGCNN
 from crysdistill.errors import InputError
-from crysdistill.graphs import GraphSettings, make_batch
+from crysdistill.graphs.batch import GraphSettings, make_batch
 from crysdistill.transfer import (
     Distillation,
     Normalizer,

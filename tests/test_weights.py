@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from crysdistill import __version__
 from crysdistill.encoders import CGCNN
 from crysdistill.errors import InputError
-from crysdistill.graphs import GraphSettings, make_batch
+from crysdistill.graphs.batch import GraphSettings, make_batch
 from crysdistill.transfer import (
     Normalizer,
     Predictor,

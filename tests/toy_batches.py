@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from crysdistill.graphs import CrystalBatch, GraphSettings, assemble
+from crysdistill.graphs.batch import CrystalBatch, GraphSettings, assemble
 from crysdistill.objectives import Embedded
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from crysdistill.corpus.store import Store
+from crysdistill.store.store import Store
 from crysdistill.encoders import make_encoder
 from crysdistill.ranks import on_first_rank, rank, world_size
 from crysdistill.training.loader import BatchLoader

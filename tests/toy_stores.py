@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from crysdistill.corpus.build import build
-from crysdistill.corpus.store import Store
-from crysdistill.elements import symbols
-from crysdistill.graphs import GraphSettings
-from crysdistill.structures import Crystal
-from crysdistill.symmetry import Engine
+from crysdistill.store.store import Store
+from crysdistill.structures.elements import symbols
+from crysdistill.graphs.batch import GraphSettings
+from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.symmetry import Engine
 from tests.conftest import random_crystal
 
 SMALL_GRAPH = GraphSettings(cutoff=7.0, max_neighbors=6)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.alloys import LABEL, alloy_store
-from crysdistill.corpus.store import Store
+from crysdistill.store.store import Store
 from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.objectives import CRYSGNN, OBJECTIVES, Clean, make_objective
 from crysdistill.training.pretraining import PretrainModule

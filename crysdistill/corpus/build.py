@@ -24,11 +24,11 @@ from rich.progress import (
 )
 
 from crysdistill import __version__
-from crysdistill.corpus.checks import read_checks, statement
-from crysdistill.corpus.engine import await_files, check_engine, engine, spread
+from crysdistill.store.checks import read_checks, statement
+from crysdistill.workers import await_files, check_engine, engine, spread
 from crysdistill.corpus.filters import Filters, count_filtered
 from crysdistill.corpus.firewall import Firewall
-from crysdistill.corpus.locks import only_one, room_for
+from crysdistill.locks import only_one, room_for
 from crysdistill.corpus.merge import merge_shards
 from crysdistill.corpus.shards import (
     BuildSettings,
@@ -37,13 +37,13 @@ from crysdistill.corpus.shards import (
     read_list,
     read_shard,
 )
-from crysdistill.corpus.sources import open_sources
-from crysdistill.corpus.sources.folders import structure_format
-from crysdistill.corpus.sources.origins import Origin, check_licence
-from crysdistill.corpus.sources.records import Record, Source
+from crysdistill.sources import open_sources
+from crysdistill.sources.folders import structure_format
+from crysdistill.store.origins import Origin, check_licence
+from crysdistill.sources.records import Record, Source
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.neighbors import GraphSettings
-from crysdistill.symmetry import (
+from crysdistill.graphs.neighbors import GraphSettings
+from crysdistill.structures.symmetry import (
     ANGLE_TOLERANCE,
     ENGINES,
     SYMPREC,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from crysdistill.corpus.merge import merge_shards
 
 if TYPE_CHECKING:
-    from crysdistill.corpus.overlap.exclusion import Exclusion
-    from crysdistill.corpus.overlap.sides import Side
+    from crysdistill.overlap.exclusion import Exclusion
+    from crysdistill.overlap.sides import Side
 
 EVERYTHING = "everything.h5"
 """Among the shards: the store of all crystals."""
@@ -84,8 +84,8 @@ class Firewall:
         if not paths:
             return cls((), (), duplicates, workers, cluster, progress)
         # Not needed by a build without a firewall, and some of it slow to import.
-        from crysdistill.corpus.overlap.exclusion import check_exclude_kinds
-        from crysdistill.corpus.overlap.sides import open_sides
+        from crysdistill.overlap.exclusion import check_exclude_kinds
+        from crysdistill.overlap.sides import open_sides
 
         wanted = check_exclude_kinds(kinds)
         sides = open_sides(paths, workers=workers, progress=progress)
@@ -103,7 +103,7 @@ class Firewall:
         """
         if not self.datasets and self.duplicates:
             return {}
-        from crysdistill.corpus.overlap.exclusion import Exclusion
+        from crysdistill.overlap.exclusion import Exclusion
 
         path = folder / FOUND
         if path.exists():
@@ -122,12 +122,12 @@ class Firewall:
     def _search(
         self, shards: Sequence[Path], everything: Path, facts: dict[str, Any]
     ) -> Exclusion:
-        from crysdistill.corpus.overlap.exclusion import (
+        from crysdistill.overlap.exclusion import (
             Exclusion,
             find_duplicates,
             find_exclusion,
         )
-        from crysdistill.corpus.store import Store
+        from crysdistill.store.store import Store
 
         if not everything.exists():
             merge_shards(shards, everything, facts, progress=self.progress)

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crysdistill.corpus.checks import read_checks, statement
-from crysdistill.corpus.sources.origins import Origin, licence_remark
-from crysdistill.corpus.store import Store
-from crysdistill.elements import MAX_ATOMIC_NUMBER, symbols
-from crysdistill.graphs import distances
-from crysdistill.symmetry import CRYSTAL_SYSTEMS, crystal_system
+from crysdistill.store.checks import read_checks, statement
+from crysdistill.store.origins import Origin, licence_remark
+from crysdistill.store.store import Store
+from crysdistill.structures.elements import MAX_ATOMIC_NUMBER, symbols
+from crysdistill.graphs.batch import distances
+from crysdistill.structures.symmetry import CRYSTAL_SYSTEMS, crystal_system
 
 _ABSENT = "–"
 _CHUNK = 1024  # crystals whose edges are measured at once

@@ -18,12 +18,12 @@ import numpy as np
 import xxhash
 
 from crysdistill.corpus.filters import Filters
-from crysdistill.corpus.fingerprints import NEIGHBORS, fingerprint, pack
-from crysdistill.corpus.sources.records import Record, parse
+from crysdistill.store.fingerprints import NEIGHBORS, fingerprint, pack
+from crysdistill.sources.records import Record, parse
 from crysdistill.errors import BadStructure
-from crysdistill.neighbors import GraphSettings, Neighbors, find_neighbors
-from crysdistill.structures import Crystal
-from crysdistill.symmetry import SYMPREC, Engine, space_groups
+from crysdistill.graphs.neighbors import GraphSettings, Neighbors, find_neighbors
+from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.symmetry import SYMPREC, Engine, space_groups
 
 MAX_SHIFT_BITS = 7  # lattice translations stay within int8
 

@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crysdistill.elements import element_table
+from crysdistill.structures.elements import element_table
 from crysdistill.encoders.encoder import Encoder, Work
-from crysdistill.encoders.gate.gated_sum import (
+from crysdistill.kernels.gate.gated_sum import (
     CompiledEdges,
     PlainEdges,
     find_edges,
     gated_sum,
 )
-from crysdistill.encoders.gate.table import GaussianTable
-from crysdistill.encoders.gate.update import updated
-from crysdistill.encoders.normalization import BatchNorm
+from crysdistill.kernels.gate.table import GaussianTable
+from crysdistill.kernels.gate.update import updated
+from crysdistill.layers.normalization import BatchNorm
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.graphs import (
+from crysdistill.graphs.batch import (
     CrystalBatch,
     distances,
     gather_neighbours,
@@ -213,7 +213,7 @@ class CGCNN(Encoder):
         width: F, of the atom and crystal embeddings.
         convolutions: how many.
         convolution: `published` (the code's Eq. 5), `eq5` or `eq4` (as printed).
-        elements: the element table, one of `crysdistill.elements.ELEMENT_TABLES`.
+        elements: the element table, one of `crysdistill.structures.elements.ELEMENT_TABLES`.
         cutoff: Å, where the Gaussians end; the graph's cutoff.
         spacing: Å, between Gaussians.
         bias: whether the embedding of elements has a bias (CrysGNN has none).

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crysdistill.graphs import CrystalBatch, mean_over_atoms
+from crysdistill.graphs.batch import CrystalBatch, mean_over_atoms
 
 
 @dataclass(frozen=True)

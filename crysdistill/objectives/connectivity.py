@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.graphs import CrystalBatch
+from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.objectives.objective import (
     Embedded,
     Objective,

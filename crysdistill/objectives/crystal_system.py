@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.graphs import CrystalBatch
+from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.objectives.objective import (
     Embedded,
     Objective,
@@ -21,7 +21,7 @@ from crysdistill.objectives.objective import (
     mean_over_ranks,
 )
 from crysdistill.ranks import gather_rows
-from crysdistill.symmetry import crystal_system
+from crysdistill.structures.symmetry import crystal_system
 
 __all__ = [
     "LOSSES",

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from crysdistill.elements import CGCNN_BLOCKS, cgcnn92
+from crysdistill.structures.elements import CGCNN_BLOCKS, cgcnn92
 from crysdistill.errors import InputError
-from crysdistill.graphs import (
+from crysdistill.graphs.batch import (
     CrystalBatch,
     distances,
     gather_neighbours,

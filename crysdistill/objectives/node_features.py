@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crysdistill.elements import ELEMENT_TABLES, element_table
+from crysdistill.structures.elements import ELEMENT_TABLES, element_table
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.graphs import CrystalBatch
+from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.objectives.objective import (
     Embedded,
     Objective,

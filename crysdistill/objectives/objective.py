@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from crysdistill.errors import InputError
-from crysdistill.graphs import CrystalBatch
+from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.objectives.views import Clean, View
 from crysdistill.ranks import sum_over_ranks
 

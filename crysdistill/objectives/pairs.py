@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crysdistill.graphs import CrystalBatch
-from crysdistill.objectives.draws import per_atom_integers
+from crysdistill.graphs.batch import CrystalBatch
+from crysdistill.graphs.randomness import per_atom_integers
 
 __all__ = ["CLASSES", "PairBlock", "Pairs", "all_pairs", "sampled_pairs"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from crysdistill.errors import InputError
-from crysdistill.graphs import CrystalBatch, replace
-from crysdistill.objectives.draws import per_atom_uniform
+from crysdistill.graphs.batch import CrystalBatch, replace
+from crysdistill.graphs.randomness import per_atom_uniform
 
 __all__ = ["Clean", "MaskedAtoms", "View"]
 

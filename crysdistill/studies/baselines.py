@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-from crysdistill.corpus.splits import Split
-from crysdistill.corpus.store import Store
-from crysdistill.elements import element_table
+from crysdistill.splits import Split
+from crysdistill.store.store import Store
+from crysdistill.structures.elements import element_table
 from crysdistill.transfer.targets import Target
 
 

@@ -19,8 +19,8 @@ from joblib import Parallel, delayed
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from sklearn.metrics import roc_auc_score
 
-from crysdistill.corpus.splits import read_split
-from crysdistill.corpus.store import Store
+from crysdistill.splits import read_split
+from crysdistill.store.store import Store
 from crysdistill.errors import InputError
 from crysdistill.schema import dump_config
 from crysdistill.studies.arms import Arm, make_arm

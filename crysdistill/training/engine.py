@@ -23,7 +23,7 @@ from crysdistill.errors import InputError
 from crysdistill.ranks import rank, world_size
 from crysdistill.training.launch import environment
 from crysdistill.training.loader import BatchLoader, place
-from crysdistill.training.resume.checkpoints import step_of
+from crysdistill.training.checkpoints import step_of
 from crysdistill.training.resume.keeping import BestWeights, KeepWork, Patience
 from crysdistill.training.resume.metrics_log import MetricsLog
 from crysdistill.training.runs import RunDirectory

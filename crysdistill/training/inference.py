@@ -14,9 +14,9 @@ import torch
 from rich.progress import track
 
 from crysdistill.corpus.build import build
-from crysdistill.corpus.store import Store
+from crysdistill.store.store import Store
 from crysdistill.errors import InputError
-from crysdistill.graphs import GraphSettings
+from crysdistill.graphs.batch import GraphSettings
 from crysdistill.training.loader import BatchLoader
 from crysdistill.transfer.weights import load_encoder, load_predictor, read_header
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from crysdistill.graphs import CrystalBatch
+from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.ranks import rank, sum_over_ranks
 
 State = tuple[dict[str, float], float]

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from crysdistill.corpus.checks import (
+from crysdistill.store.checks import (
     DatasetCheck,
     find_check,
     join_checks,
@@ -26,17 +26,17 @@ from crysdistill.corpus.checks import (
     statement,
     status,
 )
-from crysdistill.corpus.overlap.exclusion import (
+from crysdistill.overlap.exclusion import (
     SAME,
     check_exclude_kinds,
     find_exclusion,
 )
-from crysdistill.corpus.overlap.sides import open_sides
-from crysdistill.corpus.sources.origins import licence_remark
-from crysdistill.corpus.store import Store
+from crysdistill.overlap.sides import open_sides
+from crysdistill.store.origins import licence_remark
+from crysdistill.store.store import Store
 from crysdistill.encoders import ENCODERS, Encoder, make_encoder
 from crysdistill.errors import InputError
-from crysdistill.graphs import CrystalBatch
+from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.objectives import (
     CRYSGNN,
     OBJECTIVES,

@@ -16,12 +16,12 @@ import yaml
 from rich.tree import Tree
 
 from crysdistill import __version__
-from crysdistill.corpus.locks import locked
+from crysdistill.locks import locked
 from crysdistill.errors import InputError
 from crysdistill.files import PARTIAL, remove_partials, write_whole
 from crysdistill.ranks import on_first_rank
 from crysdistill.schema import write_value
-from crysdistill.training.resume.checkpoints import Checkpoints
+from crysdistill.training.checkpoints import Checkpoints
 
 CONTENTS = {
     "config.yaml": "what ran, with every default filled in",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from crysdistill.corpus.splits import SplitSettings
+from crysdistill.splits import SplitSettings
 from crysdistill.errors import InputError
 
 __all__ = [

@@ -18,12 +18,12 @@ from torch import Tensor
 from torchmetrics import MeanAbsoluteError
 from torchmetrics.classification import BinaryAUROC
 
-from crysdistill.corpus.sources.origins import joint_licence
-from crysdistill.corpus.splits import Split, make_split
-from crysdistill.corpus.store import Store
+from crysdistill.store.origins import joint_licence
+from crysdistill.splits import Split, make_split
+from crysdistill.store.store import Store
 from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.errors import InputError
-from crysdistill.graphs import CrystalBatch
+from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.ranks import alone, on_first_rank, rank
 from crysdistill.schema import dump_config
 from crysdistill.training.engine import fit, shared_loss

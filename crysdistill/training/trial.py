@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from crysdistill.errors import InputError
-from crysdistill.graphs import CrystalBatch
+from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.ranks import alone, sum_over_ranks
 from crysdistill.training.loader import BatchLoader
 

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.graphs import CrystalBatch, GraphSettings, mean_over_atoms
+from crysdistill.graphs.batch import CrystalBatch, GraphSettings, mean_over_atoms
 from crysdistill.ranks import sum_over_ranks
 
 

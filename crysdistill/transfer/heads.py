@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.objectives.draws import per_crystal_uniform
+from crysdistill.graphs.randomness import per_crystal_uniform
 from crysdistill.transfer.targets import TASKS
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError
-from crysdistill.graphs import CrystalBatch, GraphSettings
+from crysdistill.graphs.batch import CrystalBatch, GraphSettings
 from crysdistill.ranks import sum_over_ranks
 from crysdistill.transfer.freezing import BatchNormPolicy, FrozenStages, freeze
 from crysdistill.transfer.heads import PropertyHead

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crysdistill.encoders import CGCNN
 from crysdistill.errors import InputError
-from crysdistill.graphs import GraphSettings
+from crysdistill.graphs.batch import GraphSettings
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.targets import Normalizer, Target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from crysdistill.corpus.checks import find_check
+from crysdistill.store.checks import find_check
 from crysdistill.transfer.weights import WeightsHeader
 
 Word = Literal["clean", "transductive", "unknown"]

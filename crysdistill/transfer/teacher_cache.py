@@ -13,7 +13,7 @@ from torch import Tensor
 
 from crysdistill.errors import InputError
 from crysdistill.files import write_whole
-from crysdistill.graphs import CrystalBatch
+from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.transfer.distillation import Teacher
 
 

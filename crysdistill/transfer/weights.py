@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from crysdistill import __version__
-from crysdistill.corpus.checks import DatasetCheck
-from crysdistill.elements import ELEMENT_TABLES
+from crysdistill.store.checks import DatasetCheck
+from crysdistill.structures.elements import ELEMENT_TABLES
 from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.files import write_whole
-from crysdistill.graphs import GraphSettings
+from crysdistill.graphs.batch import GraphSettings
 from crysdistill.transfer.distillation import Teacher
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.predictor import Predictor

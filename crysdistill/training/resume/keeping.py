@@ -20,7 +20,7 @@ from crysdistill.files import FULL
 from crysdistill.pipes import ProcessLostError
 from crysdistill.ranks import sum_over_ranks, tell_all, world_size
 from crysdistill.training.loader import BatchLoader
-from crysdistill.training.resume.checkpoints import Checkpoints
+from crysdistill.training.checkpoints import Checkpoints
 from crysdistill.training.resume.metrics_log import MetricsLog
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import TrainerSettings

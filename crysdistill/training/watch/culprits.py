@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from crysdistill.graphs import CrystalBatch
+from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.ranks import alone
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.watch.divergence import mend_statistics

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from crysdistill.encoders import Encoder
-from crysdistill.graphs import CrystalBatch
+from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.ranks import ask_all, rank, sum_over_ranks, world_size
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.runs import RunDirectory

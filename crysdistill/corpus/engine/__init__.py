@@ -1,6 +1,0 @@
-"""Where work is done: this process, many processes, or a cluster."""
-
-from crysdistill.corpus.engine.ground import await_files
-from crysdistill.corpus.engine.workers import Workers, check_engine, engine, spread
-
-__all__ = ["Workers", "await_files", "check_engine", "engine", "spread"]

@@ -1,6 +1,0 @@
-"""Sources: whatever structures come from, opened as a stream of records."""
-
-from crysdistill.corpus.sources.opening import ACCEPTED, open_source, open_sources
-from crysdistill.corpus.sources.records import Record, Source, parse
-
-__all__ = ["ACCEPTED", "Record", "Source", "open_source", "open_sources", "parse"]

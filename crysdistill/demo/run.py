@@ -1,0 +1,261 @@
+"""The whole path on a corpus that the package makes by itself, in a few minutes."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+import rich
+
+from crysdistill import __version__
+from crysdistill.demo import PROPERTIES, demo_sets, prototype_of
+from crysdistill.corpus.build import build
+from crysdistill.overlap import find_overlap
+from crysdistill.store.store import Store
+from crysdistill.structures.elements import symbols
+from crysdistill.errors import InputError
+from crysdistill.structures.crystal import Crystal
+from crysdistill.studies.collect import epochs, report_study
+from crysdistill.studies.compare import CompareConfig, compare
+from crysdistill.studies.tables import console_table
+from crysdistill.training.plans import TrainConfig
+from crysdistill.training.pretraining import PretrainConfig, pretrain
+from crysdistill.training.settings import SplitSettings, TrainerSettings
+from crysdistill.transfer.targets import Target
+
+TARGET = Target("formation_energy", PROPERTIES["formation_energy"])
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How large a demo is.
+
+    Args:
+        corpus: unlabelled crystals.
+        dataset: labelled crystals.
+        labels: of those, how many a predictor learns from.
+        seeds: repeats of every arm.
+        pretrain_epochs: passes over the corpus.
+        epochs: passes over the labels.
+    """
+
+    corpus: int = 5000
+    dataset: int = 2000
+    labels: int = 50
+    seeds: int = 5
+    pretrain_epochs: int = 8
+    epochs: int = 60
+
+
+def demo(
+    out: str | Path = "runs/demo",
+    *,
+    size: DemoSize | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Make a corpus, pretrain, distil, fine-tune, compare, and report.
+
+    Alloys of seven metals on the structure types of the AFLOW library; the labels are
+    EMT formation energies. Test crystals have structure types that no training label
+    has. Run again after an interruption, it goes on where it was.
+
+    Args:
+        out: the folder for everything.
+        size: how large.
+        workers: processes; all cores where None.
+        overwrite: whether to start anew over an earlier demo.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    started = time.monotonic()
+    size, out = size or DemoSize(), Path(out)
+    workers = workers or os.cpu_count() or 1
+    _prepare(out, size, overwrite)
+    _step(1, f"making {size.corpus:,} alloys, and EMT labels for {size.dataset:,} more")
+    sources = _sources(out, size, workers)
+    _step(2, "building the stores")
+    stores = {}
+    for name, source in sources.items():
+        path = out / f"{name}.h5"
+        if not path.exists():
+            report = build([source], path, workers=workers)
+            rich.print(
+                f"{report.built:,} crystals, {len(report.rejections)} quarantined"
+            )
+        stores[name] = Store.open(path)
+    _step(3, "which corpus crystals also stand in the dataset?")
+    overlap = find_overlap(stores["corpus"], stores["dataset"])
+    rich.print(overlap.table())
+    _step(4, "pretraining on the corpus, without labels")
+    weights = out / "pretrain" / "weights.safetensors"
+    if not weights.exists():
+        pretrain(_pretraining(out, size))
+    _step(5, f"comparing predictors that learn from {size.labels} labels")
+    config = _comparison(out, size, weights, stores["dataset"], workers)
+    results = compare(config)
+    _step(6, "reporting")
+    path = _report(out, config, stores, time.monotonic() - started)
+    rich.print(console_table(results))
+    rich.print(f"\nreport:  {path}")
+    rich.print(f"weights: {weights}")
+    rich.print("\nNext, on your own crystals:")
+    for line in _next_steps():
+        print(f"  {line}")  # as it is: rich would take [..] for markup
+    return path
+
+
+def _prepare(out: Path, size: DemoSize, overwrite: bool) -> None:
+    """Make the folder, or recognise one that an interrupted demo left."""
+    mark = out / "demo.json"
+    wanted = orjson.dumps({"version": __version__, **size.__dict__})
+    if out.exists() and any(out.iterdir()) and not mark.exists():
+        raise InputError(
+            f"{out} holds something else than a demo; give another `--out`"
+        )
+    if mark.exists() and (overwrite or mark.read_bytes() != wanted):
+        if not overwrite:
+            raise InputError(
+                f"{out} holds a demo of another size or version; give another `--out` "
+                "or `--overwrite`"
+            )
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    mark.write_bytes(wanted)
+
+
+def _step(number: int, text: str) -> None:
+    rich.print(f"\n[bold]{number}/6[/bold] {text}")
+
+
+def _sources(out: Path, size: DemoSize, workers: int) -> dict[str, Path]:
+    """Write corpus and dataset as files of the kind that users have."""
+    paths = {n: out / "data" / n / "structures.jsonl.gz" for n in ("corpus", "dataset")}
+    if all(path.exists() for path in paths.values()):
+        return paths
+    corpus, dataset = demo_sets(0, size.corpus, size.dataset, workers)
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    _write_properties(paths["dataset"].with_name("properties.csv"), dataset)
+    _write_structures(paths["dataset"], dataset)
+    _write_structures(paths["corpus"], corpus)
+    return paths
+
+
+def _write_structures(path: Path, crystals: Iterable[Crystal]) -> None:
+    """Write `structures.jsonl.gz`, one crystal a line."""
+    partial = path.with_suffix(".partial")
+    with gzip.open(partial, "wb") as file:
+        for crystal in crystals:
+            line = {
+                "id": crystal.material_id,
+                "lattice": crystal.cell.tolist(),
+                "species": [symbols()[z] for z in crystal.atomic_numbers],
+                "frac": crystal.frac_coords.tolist(),
+            }
+            file.write(orjson.dumps(line) + b"\n")
+    partial.replace(path)
+
+
+def _write_properties(path: Path, crystals: Iterable[Crystal]) -> None:
+    """Write `properties.csv`, a row for each crystal."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["material_id", *PROPERTIES])
+        for crystal in crystals:
+            values = [crystal.properties[name] for name in PROPERTIES]
+            writer.writerow([crystal.material_id, *values])
+
+
+def _pretraining(out: Path, size: DemoSize) -> PretrainConfig:
+    return PretrainConfig(
+        corpus=out / "corpus.h5",
+        out=out / "pretrain",
+        exclude=[out / "dataset.h5"],
+        # The student's architecture, so that the same network learns with and without.
+        encoder={"name": "cgcnn", "convolutions": 3},
+        objectives={"fingerprint": {"weight": 1.0}},
+        trainer=TrainerSettings(epochs=size.pretrain_epochs, batch_size=128),
+        overwrite=True,
+    )
+
+
+def _comparison(
+    out: Path, size: DemoSize, weights: Path, dataset: Store, workers: int
+) -> CompareConfig:
+    split = out / "split.csv"
+    if not split.exists():
+        _write_split(split, dataset.material_ids)
+    return CompareConfig(
+        weights=weights,
+        base=TrainConfig(
+            dataset=out / "dataset.h5",
+            target=TARGET,
+            split=SplitSettings(file=str(split)),
+            trainer=TrainerSettings(epochs=size.epochs, batch_size=32),
+        ),
+        out=out / "study",
+        labels=[size.labels],
+        seeds=list(range(size.seeds)),
+        workers=workers,
+    )
+
+
+def _write_split(path: Path, material_ids: Sequence[str]) -> None:
+    """Keep a fifth of the structure types for testing, a twentieth for choosing."""
+    types = sorted({prototype_of(name) for name in material_ids})
+    order = np.random.default_rng(1).permutation(len(types))
+    subset = {}
+    for rank, number in enumerate(order):
+        share = rank / len(types)
+        subset[types[number]] = (
+            "test" if share < 0.2 else "val" if share < 0.25 else "train"
+        )
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["material_id", "subset"])
+        writer.writerows((n, subset[prototype_of(n)]) for n in material_ids)
+
+
+def _report(
+    out: Path, config: CompareConfig, stores: dict[str, Store], seconds: float
+) -> Path:
+    """Write the report of the study, with what is special about the demo."""
+    pretraining = orjson.loads((out / "pretrain" / "results.json").read_bytes())
+    return report_study(
+        config.out,
+        out / "report.html",
+        title="Does pretraining help with few labels?",
+        pretraining=epochs(out / "pretrain" / "metrics.csv"),
+        next_steps=_next_steps(),
+        facts={
+            "corpus": f"{len(stores['corpus']):,} alloys without labels",
+            "dataset": f"{len(stores['dataset']):,} alloys with EMT labels; test "
+            "crystals have structure types of which no label was seen",
+            "overlap": pretraining["overlap"],
+            "duration": seconds,
+        },
+    )
+
+
+def _next_steps() -> list[str]:
+    return [
+        "crysdistill build MY_UNLABELLED_CIFS/ -o corpus.h5",
+        "crysdistill build MY_LABELLED_FOLDER/ -o dataset.h5",
+        "crysdistill pretrain corpus=corpus.h5 'exclude=[dataset.h5]'",
+        "crysdistill finetune dataset=dataset.h5 target.name=target "
+        "weights=runs/pretrain/weights.safetensors",
+        "crysdistill predict runs/finetune/weights.safetensors NEW/ -o predictions.csv",
+    ]

@@ -1,0 +1,104 @@
+"""Random numbers that belong to a crystal or to its atoms.
+
+A number is a function of (seed, stream, store row of the crystal, number of the atom
+in its crystal) and of nothing else. So a crystal is masked and sampled alike in
+whatever batch, at whatever place in it, on whatever rank and device it is seen.
+
+Source: the mixing function is the finaliser of SplitMix64, G. L. Steele, D. Lea and
+C. H. Flood, ACM SIGPLAN Not. 49(10), 453 (2014), doi:10.1145/2714064.2660195.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+from crysdistill.graphs.batch import CrystalBatch
+
+__all__ = ["per_atom_integers", "per_atom_uniform", "per_crystal_uniform"]
+
+_WORD = 1 << 64
+
+
+def _signed(word: int) -> int:
+    """Return the int64 that has the bits of an unsigned 64-bit word."""
+    word %= _WORD
+    return word - _WORD if word >= _WORD >> 1 else word
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_FIRST = _signed(0xBF58476D1CE4E5B9)
+_SECOND = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Shift int64 to the right as if it were unsigned."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Scramble int64; one flipped bit in flips half of the bits out."""
+    # Products of int64 wrap around, which is the arithmetic modulo 2^64 that we want.
+    x = (x ^ _shift_right(x, 30)) * _FIRST
+    x = (x ^ _shift_right(x, 27)) * _SECOND
+    return x ^ _shift_right(x, 31)
+
+
+def _crystal_words(rows: Tensor, seed: int, stream: str) -> Tensor:
+    """Return 64 random bits for each crystal, (B,) int64."""
+    # The stream keeps two uses of one seed apart (masks and sampled pairs, say).
+    rows = rows.long()
+    key = torch.full_like(rows, _signed(seed))
+    key = _mix(key * _GAMMA + zlib.crc32(stream.encode()))
+    return _mix(key ^ _mix((rows + 1) * _GAMMA))
+
+
+def _words(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
+    """Return 64 random bits for each atom, (N,) int64."""
+    crystal = _crystal_words(batch.rows, seed, stream)  # (B,)
+    atoms = torch.arange(len(batch.batch), device=crystal.device)
+    number = atoms - batch.ptr[batch.batch]  # (N,), from 0 in each crystal
+    return _mix(crystal[batch.batch] + (number + 1) * _GAMMA)
+
+
+def per_atom_integers(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
+    """Return a random integer for each atom, (N,) int64, uniform in [0, 2^63).
+
+    Args:
+        batch: says which atoms; only `rows`, `ptr` and `batch` are read.
+        seed: of the step or epoch; any integer.
+        stream: the name of the use. Other uses of the same seed are independent.
+    """
+    return _shift_right(_words(batch, seed, stream), 1)
+
+
+def per_atom_uniform(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
+    """Return a random number for each atom, (N,) float32, uniform in [0, 1).
+
+    Args:
+        batch: says which atoms; only `rows`, `ptr` and `batch` are read.
+        seed: of the step or epoch; any integer.
+        stream: the name of the use. Other uses of the same seed are independent.
+    """
+    return _uniform(_words(batch, seed, stream))
+
+
+def per_crystal_uniform(rows: Tensor, width: int, seed: int, stream: str) -> Tensor:
+    """Return random numbers for each crystal, (B, width) float32, uniform in [0, 1).
+
+    Args:
+        rows: (B,) the rows of the crystals in their store.
+        width: how many numbers for each.
+        seed: of the step or epoch; any integer.
+        stream: the name of the use. Other uses of the same seed are independent.
+    """
+    crystal = _crystal_words(rows, seed, stream)  # (B,)
+    number = torch.arange(1, width + 1, device=rows.device)
+    return _uniform(_mix(crystal.unsqueeze(1) + number * _GAMMA))
+
+
+def _uniform(words: Tensor) -> Tensor:
+    # 24 bits are all that float32 holds without rounding up to 1.
+    return _shift_right(words, 40).float() * 2.0**-24

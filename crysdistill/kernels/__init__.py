@@ -1,0 +1,1 @@
+"""Compiled twins of hot loops, each behind one function and never the only form."""

@@ -1,0 +1,1 @@
+"""Layers that several encoders share: basis functions, norms, pooling."""

@@ -1,0 +1,114 @@
+"""The overlap of two files: what the terminal shows, and what is written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import rich
+from rich.markup import escape
+
+from crysdistill.workers import check_engine
+from crysdistill.overlap.report import METHOD, Overlap, check_kinds, find_overlap
+from crysdistill.overlap.search import KINDS
+from crysdistill.overlap.sides import Side, open_side
+from crysdistill.errors import InputError
+
+
+def compare_files(
+    corpus: str | Path,
+    dataset: str | Path,
+    out: str | Path,
+    *,
+    kinds: Iterable[str] = KINDS,
+    pairs_per_entry: int = 1000,
+    workers: int | None = None,
+    cluster: str | None = None,
+    progress: bool = True,
+) -> Overlap:
+    """Compare two stores or sources, show the result, and write it.
+
+    Args:
+        corpus: what to learn from; anything that `build` reads.
+        dataset: what judges; the same.
+        out: the table of pairs as CSV, `corpus_id,dataset_id,kind`; beside it, with
+            the suffix `.json`, the statement, counts, histogram and hashes.
+        kinds: which pairs to look for; see `find_overlap`.
+        pairs_per_entry: see `find_overlap`.
+        workers: processes; where None, all cores if the task is large.
+        cluster: Dask workers instead, for the search; see `find_overlap`.
+        progress: whether to show progress bars.
+
+    Raises:
+        InputError: a side cannot be read or is empty, a setting is out of range, or
+            the result cannot be written there.
+    """
+    out = Path(out)
+    kinds = check_kinds(kinds)
+    check_engine(workers, cluster)
+    if not out.parent.is_dir():  # before the work, not after it
+        raise InputError(f"{out.parent}: no such folder; create it first")
+    summary = out.with_suffix(".json")
+    if summary == out:
+        raise InputError(
+            f"{out} is where the numbers go; name the table of pairs, such as "
+            f"{out.with_suffix('.csv').name}"
+        )
+    sides = [
+        open_side(path, workers=workers, progress=progress)
+        for path in (corpus, dataset)
+    ]
+    for side in sides:
+        if side.remark:
+            rich.print(escape(side.remark))
+    overlap = find_overlap(
+        *(side.crystals for side in sides),
+        kinds=kinds,
+        pairs_per_entry=pairs_per_entry,
+        workers=workers,
+        cluster=cluster,
+        progress=progress,
+    )
+    overlap.write(out)
+    text = json.dumps(summarize(overlap, *sides), indent=2)
+    summary.write_text(text + "\n", encoding="utf-8")
+    rich.print(overlap.table())
+    rich.print(overlap.histogram_table())
+    print(f"{overlap.statement}; pairs: {out}, numbers: {summary}")
+    return overlap
+
+
+def summarize(overlap: Overlap, corpus: Side, dataset: Side) -> dict[str, Any]:
+    """Return all of an overlap but its pairs, as plain values for JSON.
+
+    Args:
+        overlap: of the two.
+        corpus: one side.
+        dataset: the other.
+    """
+    histogram = overlap.histogram().to_dict("records")
+    for row in histogram:
+        row["to"] = row["to"] if math.isfinite(row["to"]) else None
+    return {
+        "statement": overlap.statement,
+        "hash": overlap.hash,
+        **{
+            name: {
+                "name": side.name,
+                "structures_hash": digest,
+                "crystals": len(side.crystals),
+                "quarantined": [list(entry) for entry in side.quarantined],
+            }
+            for name, side, digest in zip(
+                ("corpus", "dataset"), (corpus, dataset), overlap.hashes, strict=True
+            )
+        },
+        "kinds": list(overlap.kinds),
+        "pairs_per_entry": overlap.pairs_per_entry,
+        "counts": overlap.counts,
+        "nearest_distances": histogram,
+        "method": METHOD,
+    }

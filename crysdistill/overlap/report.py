@@ -1,0 +1,410 @@
+"""Which crystals of a corpus also stand in a dataset: the report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from crysdistill.store.checks import structures_hash
+from crysdistill.workers import check_engine
+from crysdistill.overlap.facts import Collection
+from crysdistill.overlap.search import (
+    FINGERPRINT_ONLY,
+    KINDS,
+    PROTOTYPE_DISTANCE,
+    STRAIN_DISTANCE,
+    STRUCTURE_DISTANCE,
+    TWIN_DISTANCE,
+    VOLUME_RATIO,
+    Found,
+    search,
+)
+from crysdistill.errors import InputError, did_you_mean
+from crysdistill.structures.crystal import Crystal
+
+METHOD = {
+    "version": 1,
+    "structure_distance": STRUCTURE_DISTANCE,
+    "strain_distance": STRAIN_DISTANCE,
+    "prototype_distance": PROTOTYPE_DISTANCE,
+    "twin_distance": TWIN_DISTANCE,
+    "fingerprint_only": FINGERPRINT_ONLY,
+    "volume_ratio": VOLUME_RATIO,
+}
+"""What decides besides the input; part of the hash of a report."""
+
+DISTANCE_EDGES = (0.0, 0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, np.inf)
+"""Of the histogram of nearest distances. For scale: 1 % of shear or elongation makes a
+distance of 0.004, atoms displaced by 0.1 Å make 0.03, polymorphs have 0.02 to 0.15."""
+
+
+class CrystalList:
+    """A collection in memory.
+
+    Args:
+        crystals: what it holds, in order.
+        space_groups: (B, 2) where they are known already.
+    """
+
+    def __init__(
+        self, crystals: Iterable[Crystal], space_groups: np.ndarray | None = None
+    ) -> None:
+        self.crystals = list(crystals)
+        counts = [len(c.atomic_numbers) for c in self.crystals]
+        self.material_ids = [c.material_id for c in self.crystals]
+        self.atom_offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        none = np.empty(0, np.uint8)
+        self.atomic_numbers = np.concatenate(
+            [none, *(c.atomic_numbers for c in self.crystals)]
+        )
+        cells = [c.cell for c in self.crystals]
+        self.cells = np.array(cells, np.float32).reshape(-1, 3, 3)
+        if space_groups is None:
+            space_groups = np.zeros((len(self.crystals), 2), np.uint8)
+        self.space_groups = space_groups
+
+    def __len__(self) -> int:
+        return len(self.crystals)
+
+    def crystal(self, row: int) -> Crystal:
+        """Return one crystal."""
+        return self.crystals[row]
+
+    def fingerprints(self, rows: np.ndarray) -> None:
+        """Return None: they are not known yet."""
+
+    @cached_property
+    def structures_hash(self) -> str:
+        """The hash that a store of these crystals has too."""
+        names = [name.encode() for name in self.material_ids]
+        sizes = np.cumsum([0, *map(len, names)], dtype=np.int64)
+        frac = [np.asarray(c.frac_coords, np.float32) for c in self.crystals]
+        arrays = {
+            "atom_offsets": self.atom_offsets,
+            "atomic_numbers": self.atomic_numbers,
+            "cells": self.cells,
+            "frac_coords": np.concatenate([np.empty((0, 3), np.float32), *frac]),
+            "material_id_offsets": sizes,
+            "material_ids": np.frombuffer(b"".join(names), np.uint8),
+        }
+        return structures_hash(
+            {
+                f"structures/{name}": hashlib.sha256(array.tobytes()).hexdigest()
+                for name, array in arrays.items()
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What a corpus and a dataset have in common.
+
+    Args:
+        corpus_ids: names of all crystals of the corpus.
+        dataset_ids: names of all structures of the dataset.
+        hashes: those of the corpus and of the dataset.
+        found: the result of the search, by row.
+        kinds: which were looked for.
+        pairs_per_entry: how many pairs of a kind were kept for one dataset entry.
+    """
+
+    corpus_ids: Sequence[str]
+    dataset_ids: Sequence[str]
+    hashes: tuple[str, str]
+    found: Found = field(repr=False)
+    kinds: tuple[str, ...]
+    pairs_per_entry: int
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """One row per pair: `corpus_id`, `dataset_id` and the strongest `kind`."""
+        corpus, dataset, kind = self.found.pairs.T
+        table = pd.DataFrame(
+            {
+                "corpus_id": np.array(self.corpus_ids, dtype=object)[corpus],
+                "dataset_id": np.array(self.dataset_ids, dtype=object)[dataset],
+                "kind": kind,
+            }
+        )
+        columns = ["dataset_id", "kind", "corpus_id"]
+        table = table.sort_values(columns, ignore_index=True)
+        # Where a name stands twice in a collection, the strongest kind speaks for it.
+        table = table.drop_duplicates(["dataset_id", "corpus_id"], ignore_index=True)
+        table["kind"] = np.array(KINDS, dtype=object)[table["kind"].to_numpy(np.int64)]
+        return table
+
+    def write(self, path: str | Path) -> None:
+        """Write the pairs as CSV: `corpus_id,dataset_id,kind`."""
+        self.pairs.to_csv(path, index=False, lineterminator="\n")
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Per kind: how many pairs, and dataset and corpus entries that have one.
+
+        `strongest` counts dataset entries by the strongest of their pairs: together
+        with those that have none, they are the dataset. `left_out` pairs were counted
+        but are not in `pairs`.
+        """
+        strongest = self._strongest
+        return {
+            kind: {
+                "pairs": int(self.found.totals[number]),
+                "dataset": int(self.found.in_dataset[number].sum()),
+                "strongest": int((strongest == number).sum()),
+                "corpus": int(self.found.in_corpus[number].sum()),
+                "left_out": int(self.found.left_out[number]),
+            }
+            for number, kind in enumerate(KINDS)
+            if kind in self.kinds
+        }
+
+    @property
+    def _strongest(self) -> np.ndarray:
+        """Number of the strongest kind of each dataset entry, len(KINDS) for none."""
+        has = self.found.in_dataset  # (kinds, B)
+        return np.where(has.any(axis=0), has.argmax(axis=0), len(KINDS))
+
+    @property
+    def statement(self) -> str:
+        """`clean`, or `transductive` with the number of structures in both.
+
+        Nothing is clean of what was not looked for: then, `unknown`.
+        """
+        both = int(self.found.in_dataset[:2].any(axis=0).sum())
+        missing = [kind for kind in KINDS[:2] if kind not in self.kinds]
+        if not both and missing:
+            names = " and ".join(f"`{kind}`" for kind in missing)
+            return f"unknown ({names} pairs were not looked for)"
+        if not both:
+            return "clean"
+        return (
+            f"transductive ({both:,} of {len(self.dataset_ids):,} dataset structures "
+            "also stand in the corpus)"
+        )
+
+    @cached_property
+    def hash(self) -> str:
+        """A SHA-256 of the method, the contents of both sides and the sorted pairs."""
+        head = {**METHOD, "inputs": self.hashes, "kinds": self.kinds}
+        head["pairs_per_entry"] = self.pairs_per_entry
+        digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+        # A million pairs have few names: each is quoted once.
+        quoted: dict[str, str] = {}
+        for column in ("corpus_id", "dataset_id"):
+            quoted |= {name: json.dumps(name) for name in self.pairs[column].unique()}
+        for corpus, dataset, kind in self.pairs.itertuples(index=False, name=None):
+            line = f'\n[{quoted[corpus]}, {quoted[dataset]}, "{kind}"]'
+            digest.update(line.encode())
+        return digest.hexdigest()
+
+    def corpus_rows(
+        self,
+        kinds: Iterable[str] = ("id", "structure"),
+        dataset_rows: Sequence[int] | np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the rows of the corpus to leave out, sorted, int64.
+
+        Args:
+            kinds: leave out entries that have a pair of one of these.
+            dataset_rows: only pairs with these rows of the dataset count, for example
+                those of the test set; all where None.
+
+        Raises:
+            InputError: a kind is unknown or was not looked for, or pairs of it were
+                left out and single dataset rows are asked for.
+        """
+        wanted = check_kinds(kinds)
+        for kind in wanted:
+            if kind not in self.kinds:
+                raise InputError(
+                    f"`{kind}` pairs were not looked for; search with it in `kinds`"
+                )
+        numbers = [KINDS.index(kind) for kind in wanted]
+        if dataset_rows is None:
+            return np.flatnonzero(self.found.in_corpus[numbers].any(axis=0))
+        for number in numbers:
+            if left_out := int(self.found.left_out[number]):
+                raise InputError(
+                    f"{left_out:,} `{KINDS[number]}` pairs were left out, so those of "
+                    "single dataset rows are not known; search with a larger "
+                    "`pairs_per_entry`"
+                )
+        corpus, dataset, kind_number = self.found.pairs.T
+        chosen = np.isin(kind_number, numbers) & np.isin(dataset, dataset_rows)
+        return np.unique(corpus[chosen]).astype(np.int64)
+
+    @cached_property
+    def nearest(self) -> pd.DataFrame:
+        """The nearest corpus entry of each dataset entry, with its distance.
+
+        Columns: `dataset_id`, `corpus_id`, `distance` (of fingerprints; shape only,
+        density aside) and `formula`: `same`, or `other` where the corpus has only the
+        anonymised formula. Where it lacks that too, the entry is absent; other
+        chemistries are looked at only in a search for `prototype`.
+        """
+        rows = np.flatnonzero(self.found.nearest_row >= 0)
+        same = self.found.nearest_same[rows]
+        return pd.DataFrame(
+            {
+                "dataset_id": [self.dataset_ids[row] for row in rows.tolist()],
+                "corpus_id": [
+                    self.corpus_ids[r] for r in self.found.nearest_row[rows].tolist()
+                ],
+                "distance": self.found.nearest_distance[rows],
+                "formula": np.where(same, "same", "other"),
+            }
+        )
+
+    def histogram(self, edges: Sequence[float] = DISTANCE_EDGES) -> pd.DataFrame:
+        """Count dataset entries by the distance of their nearest corpus entry.
+
+        Args:
+            edges: of the bins.
+
+        Returns:
+            One row per bin: `from`, `to`, `same` and `other` (formula).
+        """
+        counts = {
+            name: np.histogram(
+                self.nearest["distance"][self.nearest["formula"] == name], edges
+            )[0]
+            for name in ("same", "other")
+        }
+        return pd.DataFrame({"from": edges[:-1], "to": edges[1:], **counts})
+
+    def table(self) -> Table:
+        """Return the counts as a table for the terminal."""
+        table = Table(title=f"Overlap: {self.statement}", title_justify="left")
+        table.add_column("kind")
+        for name in ("pairs", "dataset entries", "strongest here", "corpus entries"):
+            table.add_column(name, justify="right")
+        for kind, count in self.counts.items():
+            names = ("pairs", "dataset", "strongest", "corpus")
+            table.add_row(kind, *(f"{count[name]:,}" for name in names))
+        none = int((self._strongest == len(KINDS)).sum())
+        table.add_row("none", "", "", f"{none:,}", "")
+        table.caption = "; ".join(self._remarks()) or None
+        table.caption_justify = "left"
+        return table
+
+    def histogram_table(self) -> Table:
+        """Return the histogram of nearest distances as a table for the terminal."""
+        title = "Distance from dataset entries to the nearest corpus entry"
+        table = Table(title=title, title_justify="left")
+        for name in ("distance", "of the same formula", "of another chemistry"):
+            table.add_column(name, justify="right")
+        for low, high, same, other in self.histogram().itertuples(index=False):
+            table.add_row(f"{low:g} - {high:g}", f"{same:,}", f"{other:,}")
+        return table
+
+    def _remarks(self) -> list[str]:
+        """Say what the counts hide."""
+        remarks = []
+        for kind, count in self.counts.items():
+            if count["left_out"]:
+                remarks.append(
+                    f"{count['left_out']:,} `{kind}` pairs counted but not listed "
+                    f"(more than {self.pairs_per_entry:,} for a dataset entry)"
+                )
+        if self.found.id_clashes:
+            remarks.append(
+                f"{self.found.id_clashes:,} pairs share an id but not the formula: are "
+                "the ids of one database?"
+            )
+        if self.found.by_fingerprint:
+            remarks.append(
+                f"{self.found.by_fingerprint:,} `structure` pairs of large cells rest "
+                "on the fingerprint alone"
+            )
+        return remarks
+
+
+def find_overlap(
+    corpus: Collection,
+    dataset: Collection,
+    *,
+    kinds: Iterable[str] = KINDS,
+    pairs_per_entry: int = 1000,
+    workers: int | None = None,
+    cluster: str | None = None,
+    progress: bool = False,
+) -> Overlap:
+    """Find which crystals of a corpus also stand in a dataset.
+
+    Each pair has the strongest kind that holds:
+
+    - `id`: the same `material_id`.
+    - `structure`: the same crystal. Same reduced formula, volumes per atom within
+      20 %, and pymatgen's StructureMatcher pairs the atoms; supercells, primitive and
+      conventional cells, shuffled atoms, other origins, rotated, mirrored and strained
+      cells are the same. Where the space groups differ at both tolerances, and neither
+      crystal is P1 (where displaced atoms end), nothing but a homogeneous strain may
+      separate them: displacive polymorphs are not merged.
+    - `prototype`: the same structure type with other elements in it (or with elements
+      exchanged). Same anonymised formula, same space group at one of the tolerances and
+      fingerprints alike; or almost equal fingerprints whatever the symmetry. An
+      anonymous match by the StructureMatcher is needed besides where that says little:
+      without a common group, in triclinic groups, and within one reduced formula.
+    - `formula`: the same reduced formula.
+
+    The result does not depend on the number of workers, where they are, or the order
+    of the rows.
+
+    Args:
+        corpus: the unlabelled crystals.
+        dataset: the labelled ones.
+        kinds: which to look for; without `prototype` it takes half the time or less.
+        pairs_per_entry: every rock salt is a prototype of every other: of each kind,
+            list at most so many pairs per dataset entry, the nearest. All are counted.
+        workers: processes; where None, all cores if the task is large, else this one.
+        cluster: Dask workers instead: `local:N`, `tcp://HOST:PORT` or a scheduler file
+            of a running scheduler, or `slurm:FILE.yaml`; see `engine`.
+        progress: whether to show a progress bar.
+
+    Raises:
+        InputError: a setting is out of range, or one side is empty.
+    """
+    wanted = check_kinds(kinds)
+    if pairs_per_entry < 1:
+        raise InputError(
+            f"`pairs_per_entry` is {pairs_per_entry} but must be at least 1"
+        )
+    check_engine(workers, cluster)
+    for name, side in (("corpus", corpus), ("dataset", dataset)):
+        if not len(side):
+            raise InputError(f"the {name} holds no crystals; nothing can be compared")
+    found = search(corpus, dataset, wanted, pairs_per_entry, workers, cluster, progress)
+    return Overlap(
+        corpus.material_ids,
+        dataset.material_ids,
+        (corpus.structures_hash, dataset.structures_hash),
+        found,
+        wanted,
+        pairs_per_entry,
+    )
+
+
+def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
+    """Return known kinds from the strongest to the weakest.
+
+    Raises:
+        InputError: a kind is unknown, or there is none.
+    """
+    wanted = [kinds] if isinstance(kinds, str) else list(kinds)
+    for kind in wanted:
+        if kind not in KINDS:
+            raise InputError(
+                f"unknown kind `{kind}`{did_you_mean(kind, KINDS)}; there are: "
+                f"{', '.join(KINDS)}"
+            )
+    if not wanted:
+        raise InputError(f"`kinds` is empty; give some of {', '.join(KINDS)}")
+    return tuple(kind for kind in KINDS if kind in wanted)

@@ -1,0 +1,141 @@
+"""What is compared: a store as it is, or any source, read into memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import rich
+from rich.markup import escape
+from rich.progress import Progress
+
+from crysdistill.workers import engine
+from crysdistill.overlap.facts import Collection
+from crysdistill.overlap.report import CrystalList
+from crysdistill.sources import Record, open_source, parse
+from crysdistill.errors import BadStructure, InputError
+from crysdistill.structures.crystal import Crystal
+
+_WORTH_A_POOL = 4_000  # records; below, starting processes takes longer
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison.
+
+    Args:
+        path: as the user named it.
+        crystals: what can be compared.
+        quarantined: id and reason of every entry that cannot.
+    """
+
+    path: Path
+    crystals: Collection
+    quarantined: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, in characters that can be written anywhere.
+
+        `structures.jsonl` is what many are called: there, the folder tells them apart.
+        """
+        name = self.path.name or self.path.resolve().name
+        if name.startswith("structures.") and self.path.parent.name:
+            name = f"{self.path.parent.name}/{name}"
+        return name.encode("utf-8", "backslashreplace").decode()
+
+    @property
+    def remark(self) -> str:
+        """How many entries cannot be compared, and why the first cannot; "" if none."""
+        if not self.quarantined:
+            return ""
+        name, reason = self.quarantined[0]
+        refused = len(self.quarantined)
+        return (
+            f"{self.path}: {refused:,} of {len(self.crystals) + refused:,} entries "
+            f"quarantined, not compared (the first: {name}: {reason})"
+        )
+
+
+def open_side(
+    path: str | Path, *, workers: int | None = None, progress: bool = False
+) -> Side:
+    """Open a store, or read and check the structures of any other source.
+
+    As in a build, structures without a label are set aside where others have one, and
+    so are those that repeat an id: a store of the same source has the same crystals.
+
+    Args:
+        path: anything that `build` reads.
+        workers: processes; where None, all cores if the source is large.
+        progress: whether to show a progress bar.
+
+    Raises:
+        InputError: it cannot be opened, or the store is corrupted.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() in (".h5", ".hdf5"):
+        from crysdistill.store.store import Store  # needs torch; sources do not
+
+        store = Store.open(path)
+        store.verify()
+        return Side(path, store)
+    source = open_source(path)
+    if workers is None:
+        large = source.count is not None and source.count > _WORTH_A_POOL
+        workers = (os.cpu_count() or 1) if large else 1
+    crystals: list[Crystal] = []
+    quarantined: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    with engine(workers) as pool, Progress(disable=not progress) as bar:
+        task = bar.add_task(f"reading {path.name}", total=source.count)
+        for found in pool.map(_parse, source.records(), chunk=64):
+            bar.advance(task)
+            if isinstance(found, Crystal) and found.material_id in seen:
+                found = (found.material_id, "duplicate id; the first one is kept")
+            if isinstance(found, Crystal):
+                seen.add(found.material_id)
+                crystals.append(found)
+            else:
+                quarantined.append(found)
+    return Side(path, CrystalList(crystals), quarantined)
+
+
+def open_sides(
+    paths: Sequence[str | Path], *, workers: int | None = None, progress: bool = False
+) -> list[Side]:
+    """Open datasets that are to be left out, and say what cannot be compared.
+
+    Args:
+        paths: anything that `build` reads.
+        workers: processes; where None, all cores if a source is large.
+        progress: whether to show progress bars.
+
+    Raises:
+        InputError: one cannot be opened, or holds no crystal at all.
+    """
+    sides = [open_side(path, workers=workers, progress=progress) for path in paths]
+    for side in sides:
+        if not len(side.crystals):
+            why = f"; {side.remark}" if side.remark else ""
+            raise InputError(f"{side.path} holds no crystals to exclude{why}")
+        if side.remark:
+            rich.print(escape(side.remark))
+    return sides
+
+
+def _parse(record: Record) -> Crystal | tuple[str, str]:
+    """Return the crystal of a record, or its id and why there is none."""
+    try:
+        if not _printable(record.material_id):
+            raise BadStructure("its name is not valid UTF-8; rename it")
+        return parse(record)
+    except BadStructure as error:
+        name = record.material_id.encode("utf-8", "backslashreplace").decode()
+        return name, str(error)
+
+
+def _printable(text: str) -> bool:
+    return text.encode("utf-8", "ignore").decode() == text

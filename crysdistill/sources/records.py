@@ -1,0 +1,196 @@
+"""A record: one entry of a source, cheap to make, and parsed where there is time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from crysdistill.structures.cif import read_cif
+from crysdistill.store.origins import Origin
+from crysdistill.errors import BadStructure
+from crysdistill.structures.readers import (
+    read_bytes,
+    read_cssr,
+    read_extxyz,
+    read_flat,
+    read_gen,
+    read_jarvis,
+    read_poscar,
+    read_pymatgen,
+    read_res,
+)
+from crysdistill.structures.crystal import Crystal, validate
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One entry of a source: a structure to be, or the reason why it cannot be one.
+
+    Args:
+        source: the file or folder as the user named it.
+        material_id: the id in the file, else the file's stem.
+        format: `cif`, `poscar`, `res`, `cssr`, `gen`, `extxyz`, `flat`, `pymatgen`,
+            `jarvis`, `json` (one of the last three), `crystal`, or `none`.
+        payload: the path of a file, its bytes, a line or an entry of JSON, or a
+            crystal.
+        properties: known labels by name.
+        problem: why it goes straight to quarantine.
+        place: where in the source it stands, where `material_id` does not tell.
+    """
+
+    source: str
+    material_id: str
+    format: str = "none"
+    payload: bytes | str | dict[str, Any] | Crystal | None = None
+    properties: Mapping[str, float] = field(default_factory=dict)
+    problem: str | None = None
+    place: str = ""
+
+    def refuse(self, reason: str) -> Record:
+        """Return this record on its way to quarantine."""
+        return replace(
+            self, format="none", payload=None, problem=_placed(self.place, reason)
+        )
+
+
+@dataclass
+class Source:
+    """Something that structures come from.
+
+    Args:
+        path: as the user named it.
+        records: starts reading from the beginning.
+        count: how many records there will be, for progress bars; an estimate.
+        properties: the names of its labels.
+        fingerprint: changes with its files, to recognise a changed source.
+        origins: the databases and publications behind it, as far as it says.
+    """
+
+    path: Path
+    records: Callable[[], Iterator[Record]]
+    count: int | None
+    properties: tuple[str, ...]
+    fingerprint: str
+    origins: tuple[Origin, ...] = ()
+
+
+def parse(record: Record) -> Crystal:
+    """Read and check the structure of a record.
+
+    Raises:
+        BadStructure: it cannot be read, whatever the cause; the text names it.
+    """
+    if record.problem is not None:
+        raise BadStructure(record.problem)
+    try:
+        crystal = _READERS[record.format](record)
+    except BadStructure as error:
+        raise BadStructure(_placed(record.place, str(error))) from None
+    except Exception as error:  # one entry must not stop the others
+        text = " ".join(str(error).split())[:160]
+        reason = (
+            f"cannot be read as {record.format} ({type(error).__name__}: {text}); mend "
+            "it or remove it"
+        )
+        raise BadStructure(_placed(record.place, reason)) from error
+    return replace(crystal, properties=record.properties)
+
+
+def _placed(place: str, reason: str) -> str:
+    return f"{place}: {reason}" if place else reason
+
+
+def _content(record: Record) -> bytes:
+    if isinstance(record.payload, bytes):
+        return record.payload
+    return read_bytes(str(record.payload))
+
+
+def _entry(record: Record) -> Mapping[str, Any]:
+    """Return the dictionary that describes a structure, out of its envelope."""
+    if isinstance(record.payload, Mapping):
+        entry = record.payload
+    else:
+        entry = load_json(_content(record))
+    return entry.get("structure", entry.get("atoms", entry))
+
+
+def layout_of(structure: Mapping[str, Any]) -> str | None:
+    """Return the format of a dictionary that describes a structure, if it does."""
+    if "sites" in structure or "@class" in structure:
+        return "pymatgen"
+    if "lattice_mat" in structure:
+        return "jarvis"
+    if structure.keys() & {"lattice", "species", "frac"}:
+        return "flat"
+    return None
+
+
+def _json(record: Record) -> Crystal:
+    """Read a file that should hold one structure."""
+    try:
+        entry = load_json(_content(record))
+    except ValueError as error:
+        raise BadStructure(
+            f"not valid JSON ({error}): damaged or cut short; get the file again"
+        ) from None
+    if isinstance(entry, dict):
+        record = replace(record, payload=entry)
+        structure = _entry(record)
+        layout = layout_of(structure) if isinstance(structure, dict) else None
+        if layout is not None:
+            return _READERS[layout](record)
+    raise BadStructure("not one structure; give it as a source of its own")
+
+
+def _crystal(record: Record) -> Crystal:
+    if not isinstance(record.payload, Crystal):
+        raise TypeError("a record of format `crystal` must hold a Crystal")
+    return validate(replace(record.payload, material_id=record.material_id))
+
+
+_READERS: dict[str, Callable[[Record], Crystal]] = {
+    "cif": lambda record: read_cif(_content(record), record.material_id),
+    "poscar": lambda record: read_poscar(_content(record), record.material_id),
+    "res": lambda record: read_res(_content(record), record.material_id),
+    "cssr": lambda record: read_cssr(_content(record), record.material_id),
+    "gen": lambda record: read_gen(_content(record), record.material_id),
+    "extxyz": lambda record: read_extxyz(_content(record), record.material_id),
+    "json": _json,
+    "flat": lambda record: read_flat(_entry(record), record.material_id),
+    "pymatgen": lambda record: read_pymatgen(_entry(record), record.material_id),
+    "jarvis": lambda record: read_jarvis(_entry(record), record.material_id),
+    "crystal": _crystal,
+}
+
+
+def load_json(data: bytes) -> Any:
+    """Parse JSON; the NaN that Python writes is read as well.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return json.loads(data)
+
+
+def fingerprint(files: Iterable[tuple[str, int, int]], *settings: Any) -> str:
+    """Return a hash of file names, sizes and times of change, and of settings."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for file in files:
+        digest.update(repr(file).encode())
+    return digest.hexdigest()
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """Return what `fingerprint` wants to know of a file."""
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns

@@ -1,0 +1,322 @@
+"""Snapshots: a database, or a part of it, downloaded into one file.
+
+Compute nodes have no network, and a build has to give the same store twice: so a
+download is a step of its own. It goes page by page; each page that arrived stays.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from crysdistill.locks import only_one, room_for
+from crysdistill.store.origins import Origin
+from crysdistill.sources.services import Page
+from crysdistill.sources.specs import open_service
+from crysdistill.errors import InputError
+
+SUFFIX = ".jsonl.gz"
+
+_MANIFEST = "fetch.json"
+_COMPRESSION = 6  # fixed, like the time in the header: the same pages, the same bytes
+
+
+def fetch(
+    spec: str,
+    out: str | Path,
+    *,
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Download what a spec names into `OUT.jsonl.gz`, and its origin beside it.
+
+    Pages that arrived stay in `OUT.jsonl.gz.parts/` until the file is whole: run the
+    same command again after an interruption and it goes on after the last of them. The
+    file is then the same, byte for byte, as that of an uninterrupted download.
+
+    Args:
+        spec: `SCHEME:REST`, such as `optimade:mp?filter=nelements=2`.
+        out: the file to write; `OUT.origin.json` says where it comes from.
+        limit: entries to stop after.
+        overwrite: whether an existing file may be replaced.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: the file exists, another process writes it, the interrupted download
+            was of another spec, or the service cannot be used.
+    """
+    out = Path(out)
+    if not out.name.endswith(SUFFIX) or out.name == SUFFIX:
+        raise InputError(f"{out}: must end in `{SUFFIX}`, such as `corpus{SUFFIX}`")
+    if limit is not None and limit < 1:
+        raise InputError(f"`limit` is {limit} but must be at least 1")
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent}: no such folder; create it first")
+    parts = out.with_name(out.name + ".parts")
+    # With its pages still there, it is one whose download did not come to its end.
+    if out.exists() and not overwrite and not (parts / _MANIFEST).exists():
+        raise InputError(f"{out} exists; give another name or `--overwrite`")
+    busy = f"{out} is being fetched by another process; wait for it, or name another"
+    with only_one(parts, busy), room_for(parts, "pages that arrived"):
+        pages = _Pages(parts, spec)
+        if not pages.assembled(out, limit):
+            if not pages.whole(limit):
+                _download(pages, limit, progress)
+            _assemble(pages, out, limit)
+            # From here on pages go: they must not be taken for a part of a download.
+            pages.note(assembled=[limit])
+        # The manifest goes last: as long as it is there, the command goes on.
+        for path in parts.iterdir():
+            if path.name != _MANIFEST:
+                path.unlink()
+        shutil.rmtree(parts)
+    return out
+
+
+def origin_path(snapshot: Path) -> Path:
+    """Return where the origin of `NAME.jsonl.gz` lies: in `NAME.origin.json`."""
+    name = snapshot.name.removesuffix(".gz").rpartition(".")[0]
+    return snapshot.with_name(f"{name}.origin.json")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What stands beside a snapshot.
+
+    Args:
+        origin: where it comes from.
+        count: its entries, if that is known.
+        sha256: of the file, if that is known.
+    """
+
+    origin: Origin
+    count: int | None
+    sha256: str | None
+
+
+def read_origin(snapshot: Path) -> Provenance:
+    """Return what the file beside a snapshot says.
+
+    Raises:
+        InputError: the file beside it cannot be read, or belongs to another.
+    """
+    path = origin_path(snapshot)
+    try:
+        content = orjson.loads(path.read_bytes())
+        origin = Origin(**content["origin"])
+        size = content.get("bytes")
+        found = Provenance(origin, content.get("count"), content.get("sha256"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: does not say an origin ({type(error).__name__}: {error}); fetch "
+            "again, or remove it"
+        ) from None
+    if size is not None and size != snapshot.stat().st_size:
+        raise InputError(
+            f"{snapshot}: has {snapshot.stat().st_size:,} bytes but {path.name} speaks "
+            f"of {size:,}; fetch again, or remove {path.name}"
+        )
+    return found
+
+
+# ------------------------------------------------------------------------------- pages
+
+
+@dataclass
+class _Pages:
+    """The pages of a download that are there; one file for each, whole or not there.
+
+    The first line of a file says how many entries follow and where to go on.
+    """
+
+    folder: Path
+    spec: str
+
+    def __post_init__(self) -> None:
+        self.files = sorted(self.folder.glob("*.page"))
+        heads = [self._head(path) for path in self.files]
+        self.count = sum(head["count"] for head in heads)
+        self.cursor: Any = heads[-1]["cursor"] if heads else None
+        self.total: int | None = heads[-1]["total"] if heads else None
+        self.origin: Origin | None = None
+        self._noted: dict[str, Any] = {}
+        manifest = self.folder / _MANIFEST
+        if manifest.exists():
+            self._noted = json.loads(manifest.read_text("utf-8"))
+            if self._noted["spec"] != self.spec:
+                raise InputError(
+                    f"{self.folder} holds an interrupted download of "
+                    f"{self._noted['spec']}; delete it to start anew"
+                )
+            self.origin = Origin(**self._noted["origin"])
+
+    def _head(self, path: Path) -> dict[str, Any]:
+        try:
+            with path.open("rb") as file:
+                return orjson.loads(file.readline())
+        except ValueError:
+            raise InputError(
+                f"{path}: damaged; delete {self.folder} to start anew"
+            ) from None
+
+    def assembled(self, out: Path, limit: int | None) -> bool:
+        """Whether the file has been written from these pages, of which some are gone.
+
+        Raises:
+            InputError: it has, but with another limit, or is not there any more.
+        """
+        if "assembled" not in self._noted:
+            return False
+        if self._noted["assembled"] != [limit] or not out.exists():
+            raise InputError(
+                f"{self.folder} is left of a finished download, with another limit or "
+                "to a file that has gone; delete it"
+            )
+        return True
+
+    def whole(self, limit: int | None) -> bool:
+        """Whether nothing is missing."""
+        at_end = bool(self.files) and self.cursor is None
+        return at_end or (limit is not None and self.count >= limit)
+
+    def begin(self, origin: Origin) -> None:
+        """Note what is downloaded; the day is that on which it began."""
+        if self.origin is None:
+            day = datetime.now(UTC).date().isoformat()
+            self.origin = replace(origin, retrieved=origin.retrieved or day)
+            self.note(spec=self.spec, origin=self.origin.to_dict())
+
+    def note(self, **facts: Any) -> None:
+        """Add to what is known of this download."""
+        self._noted.update(facts)
+        _write(self.folder / _MANIFEST, json.dumps(self._noted).encode())
+
+    def add(self, page: Page, total: int | None) -> None:
+        """Keep one more page."""
+        head = {"count": len(page.entries), "cursor": page.cursor, "total": total}
+        lines = b"".join(
+            orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+            for line in (head, *page.entries)
+        )
+        path = self.folder / f"{len(self.files):08d}.page"
+        _write(path, lines)
+        self.files.append(path)
+        self.count += len(page.entries)
+        self.cursor, self.total = page.cursor, total
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the entries, as lines."""
+        for path in self.files:
+            with path.open("rb") as file:
+                yield from islice(file, 1, None)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that is there as a whole or not at all, even if power fails."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+class _Rate(ProgressColumn):
+    """Entries in a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s")
+
+
+def _download(pages: _Pages, limit: int | None, progress: bool) -> None:
+    """Get the pages that are missing."""
+    columns: list[Any] = [
+        SpinnerColumn(),
+        TextColumn("fetching"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
+
+    def expected() -> int | None:
+        known = [n for n in (pages.total, limit) if n is not None]
+        return min(known, default=None)
+
+    try:
+        service = open_service(pages.spec)
+        pages.begin(service.origin)
+        with Progress(*columns, disable=not progress) as bar:
+            task = bar.add_task("fetch", total=expected(), completed=pages.count)
+            for page in service.pages(pages.cursor):
+                pages.add(page, service.total if pages.total is None else pages.total)
+                bar.update(task, total=expected(), completed=pages.count)
+                if pages.whole(limit):
+                    return
+    except InputError as error:
+        if not pages.files:  # nothing to go on with
+            shutil.rmtree(pages.folder)
+            raise
+        raise InputError(
+            f"{error}; {pages.count:,} entries are kept in {pages.folder}, the same "
+            "command goes on from there"
+        ) from None
+    if not pages.whole(limit):
+        raise RuntimeError(f"{pages.spec}: pages end, but the last one has a cursor")
+
+
+def _assemble(pages: _Pages, out: Path, limit: int | None) -> None:
+    """Write all pages as one file, and its origin beside it."""
+    if pages.origin is None:
+        raise RuntimeError(f"{pages.folder}: pages without {_MANIFEST}")
+    partial = out.with_name(out.name + ".partial")
+    count = 0
+    with (
+        partial.open("wb") as raw,
+        gzip.GzipFile("", "wb", _COMPRESSION, raw, mtime=0) as file,
+    ):
+        for line in islice(pages.lines(), limit):
+            file.write(line)
+            count += 1
+    with partial.open("rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
+    content = {
+        "origin": pages.origin.to_dict(),
+        "spec": pages.spec,
+        "count": count,
+        "total": pages.total,
+        "bytes": partial.stat().st_size,
+        "sha256": digest,
+    }
+    # A snapshot is never there without its origin.
+    _write(origin_path(out), json.dumps(content, indent=2).encode() + b"\n")
+    partial.replace(out)

@@ -1,0 +1,55 @@
+"""Services whose client hands out a whole data set at once, or is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crysdistill.store.origins import Origin
+from crysdistill.sources.services import Page
+from crysdistill.errors import InputError
+
+PAGE_SIZE = 1000
+"""Entries on a page."""
+
+
+def not_installed(package: str, extra: str) -> InputError:
+    """Return the error for a client that is missing."""
+    return InputError(
+        f"`{package}` is not installed; `pip install crysdistill[{extra}]`"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return what a client's error says, short enough for one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+
+
+@dataclass
+class WholeSet:
+    """A data set that is here as a whole, page by page.
+
+    Args:
+        origin: where it comes from.
+        entries: as `Page` wants them.
+    """
+
+    origin: Origin
+    entries: Sequence[Mapping[str, Any]]
+
+    @property
+    def total(self) -> int | None:
+        """The number of entries."""
+        return len(self.entries)
+
+    def pages(self, cursor: Any = None) -> Iterator[Page]:
+        """Yield pages; the cursor is the number of entries before the next one."""
+        start = cursor or 0
+        while True:
+            stop = start + PAGE_SIZE
+            following = stop if stop < len(self.entries) else None
+            yield Page(self.entries[start:stop], following)
+            if following is None:
+                return
+            start = stop

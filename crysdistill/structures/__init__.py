@@ -1,0 +1,1 @@
+"""One crystal: checked arrays, readers, symmetry, element tables. Needs no torch."""

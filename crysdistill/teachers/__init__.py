@@ -1,0 +1,1 @@
+"""Teachers: whoever answers for the atoms or crystals of a batch."""

@@ -1,0 +1,232 @@
+"""What applies a function to a stream of things: one process, many, or a cluster.
+
+The build and the overlap search know `Workers.map` and nothing else of where their
+work is done, so that the result cannot depend on it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from crysdistill.workers.cluster import check_cluster, connect
+from crysdistill.errors import InputError
+from crysdistill.processes import interrupts_held
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""What numerical libraries read once, when they are loaded."""
+
+_AHEAD = 4  # jobs per worker that are handed out at a time: memory stays flat
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class Workers(Protocol):
+    """Something that applies a function to many things."""
+
+    def map(
+        self, function: Callable[[_T], _R], items: Iterable[_T], chunk: int = 1
+    ) -> Iterator[_R]:
+        """Yield the results in the order of `items`.
+
+        Args:
+            function: one that can be pickled.
+            items: may be a stream; little of it is held at a time.
+            chunk: how many items make one job; a job should take 0.1 s or more.
+        """
+
+
+@contextmanager
+def engine(
+    workers: int | None = None,
+    cluster: str | None = None,
+    *,
+    folder: Path | None = None,
+    opened: Sequence[Path] = (),
+    kept: str = "",
+) -> Iterator[Workers]:
+    """Start what does the work, and end it.
+
+    Args:
+        workers: processes on this machine; all cores where None. With 1, this process
+            does the work.
+        cluster: `local:N` (Dask with N workers on this machine), the address of a
+            running scheduler such as `tcp://host:8786`, its scheduler file
+            (`scheduler.json`), or `slurm:FILE.yaml` (see `slurm.read_jobs`).
+        folder: where the function writes; workers of a cluster must see it.
+        opened: files and folders that the function reads by name; so must these.
+        kept: ends the error about workers that died: what remains of the work.
+
+    Raises:
+        InputError: the cluster cannot be reached, lacks what it needs or does not see
+            the same files, or workers died.
+    """
+    check_engine(workers, cluster)
+    if cluster is not None:
+        with connect(cluster, folder, opened, kept) as backend:
+            yield _Queue(backend)
+    elif (count := workers or os.cpu_count() or 1) == 1:
+        yield _Here()
+    else:
+        with _processes(count, kept) as backend:
+            yield _Queue(backend)
+
+
+def check_engine(workers: int | None, cluster: str | None) -> None:
+    """Refuse, before any work, what `engine` could not start.
+
+    Raises:
+        InputError: a number below 1, both arguments, no such cluster, or a package is
+            missing.
+        SystemExit: this is a worker that has come here by reading the script which
+            started it.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(
+            'put what this script does under `if __name__ == "__main__":`, since each '
+            "worker process reads the script anew"
+        )
+    if workers is not None and workers < 1:
+        raise InputError(f"`workers` is {workers} but must be at least 1")
+    if cluster is not None:
+        if workers is not None:
+            raise InputError(
+                "give `workers` or `cluster`, not both: a cluster has its own number"
+            )
+        check_cluster(cluster)
+
+
+def spread(function: Callable[..., _R], arguments: Sequence[Any]) -> _R:
+    """Call a function with arguments that come as one item of a stream."""
+    return function(*arguments)
+
+
+class _Here:
+    """This process, one item after the other."""
+
+    def map(
+        self, function: Callable[[_T], _R], items: Iterable[_T], chunk: int = 1
+    ) -> Iterator[_R]:
+        return map(function, items)
+
+
+class _Backend(Protocol):
+    """Something that does single jobs."""
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Hand out a job."""
+
+    def result(self, job: Any) -> Any:
+        """Wait for its result."""
+
+    def width(self) -> int:
+        """How many jobs run at once, now: a cluster grows and shrinks."""
+
+
+class _Queue:
+    """Jobs in order, with a bounded number of them handed out."""
+
+    def __init__(self, backend: _Backend) -> None:
+        self._backend = backend
+
+    def map(
+        self, function: Callable[[_T], _R], items: Iterable[_T], chunk: int = 1
+    ) -> Iterator[_R]:
+        items = iter(items)
+        running: deque[Any] = deque()
+        while part := list(islice(items, chunk)):
+            running.append(self._backend.submit(_each, function, part))
+            while len(running) >= _AHEAD * max(self._backend.width(), 1):
+                yield from self._backend.result(running.popleft())
+        while running:
+            yield from self._backend.result(running.popleft())
+
+
+def _each(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+    return [function(item) for item in items]
+
+
+class _Pool:
+    """Processes on this machine."""
+
+    def __init__(self, executor: ProcessPoolExecutor, count: int) -> None:
+        self._executor = executor
+        self._count = count
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        with interrupts_held():  # this starts processes, while there are too few
+            return self._executor.submit(function, *arguments)
+
+    def result(self, job: Any) -> Any:
+        return job.result()
+
+    def width(self) -> int:
+        return self._count
+
+
+@contextmanager
+def _processes(count: int, kept: str) -> Iterator[_Backend]:
+    """Start fresh processes; forks would share locks and threads of libraries."""
+    context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    with (
+        _one_thread(),
+        ProcessPoolExecutor(count, context, initializer=_start_worker) as executor,
+    ):
+        try:
+            yield _Pool(executor, count)
+        except BrokenProcessPool:
+            raise InputError(
+                f"a worker process died (out of memory?); {kept}run the same command "
+                "again, with fewer `--workers` if it repeats"
+            ) from None
+        except BaseException:
+            # Whoever interrupts does not want to wait for jobs to end.
+            executor.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+            raise
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let processes that start now compute with one thread each.
+
+    They take it from here: once their first line of ours runs, a script that they
+    belong to may have loaded the numerical libraries.
+    """
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """End this process when its parent was killed, which no queue would tell it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
