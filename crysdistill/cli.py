@@ -269,12 +269,29 @@ def _study(results: Any) -> None:
     rich.print("`crysdistill report DIR` makes a page of it")
 
 
-def _predict_arguments(parser: Parser, result: str, text: str) -> None:
+def _inference_arguments(parser: Parser, result: str, text: str) -> None:
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="a weights file")
     _sources(parser)
     _out(parser, result, text)
     parser.add_argument("--batch-size", type=_integer, help="crystals in a batch")
+    text = "`cpu`, `gpu`, or `auto`, which takes a GPU where there is one"
+    parser.add_argument("--accelerator", metavar="WHERE", help=text)
     _work(parser)
+
+
+def _predict_arguments(parser: Parser) -> None:
+    _inference_arguments(parser, "CSV", "the predictions to write")
+    text = "write the unit behind the name of the column, as in `gap (eV)`"
+    parser.add_argument("--units", action="store_true", help=text)
+
+
+def _embed_arguments(parser: Parser) -> None:
+    text = "the table to write: `.parquet`, `.safetensors`, `.h5`, or `.csv`"
+    _inference_arguments(parser, "TABLE", text)
+    text = (
+        "one vector for each of the `crystals` or `atoms`, or for atoms in all `layers`"
+    )
+    parser.add_argument("--level", metavar="LEVEL", help=text)
 
 
 def _inferred(function: str, args: argparse.Namespace) -> None:
@@ -328,8 +345,6 @@ def _report(args: argparse.Namespace) -> None:
 
 
 _GO_ON = "the same command with `resume=true` goes on"
-_PRETRAINING = "crysdistill.training.pretraining"
-_SUPERVISED = "crysdistill.training.supervised"
 
 VERBS: dict[str, Verb] = {
     "fetch": Verb(
@@ -373,7 +388,9 @@ VERBS: dict[str, Verb] = {
         "Let an encoder learn from crystals without labels.",
         "crysdistill pretrain configs/pretrain.yaml corpus=corpus.h5 trainer.epochs=5",
         _config_arguments,
-        partial(_configured, _PRETRAINING, "PretrainConfig", "pretrain"),
+        partial(
+            _configured, "crysdistill.training.pretrain", "PretrainConfig", "pretrain"
+        ),
         resume=_GO_ON,
         check=_check_config,
     ),
@@ -381,7 +398,7 @@ VERBS: dict[str, Verb] = {
         "Train a predictor on labels alone.",
         "crysdistill train configs/train.yaml dataset=dataset.h5 trainer.epochs=5",
         _config_arguments,
-        partial(_configured, _SUPERVISED, "TrainConfig", "train"),
+        partial(_configured, "crysdistill.training.train", "TrainConfig", "train"),
         resume=_GO_ON,
         check=_check_config,
     ),
@@ -389,7 +406,9 @@ VERBS: dict[str, Verb] = {
         "Train a predictor that also learns a teacher's atom embeddings.",
         "crysdistill distill configs/distill.yaml teacher=pretrained.safetensors",
         _config_arguments,
-        partial(_configured, _SUPERVISED, "DistillConfig", "distill"),
+        partial(
+            _configured, "crysdistill.training.distill", "DistillConfig", "distill"
+        ),
         resume=_GO_ON,
         check=_check_config,
     ),
@@ -397,20 +416,22 @@ VERBS: dict[str, Verb] = {
         "Train a predictor that starts from pretrained weights.",
         "crysdistill finetune configs/finetune.yaml weights=pretrained.safetensors",
         _config_arguments,
-        partial(_configured, _SUPERVISED, "FinetuneConfig", "finetune"),
+        partial(
+            _configured, "crysdistill.training.finetune", "FinetuneConfig", "finetune"
+        ),
         resume=_GO_ON,
         check=_check_config,
     ),
     "predict": Verb(
         "Predict a property of crystals.",
         "crysdistill predict predictor.safetensors cifs/ -o predictions.csv",
-        partial(_predict_arguments, result="CSV", text="the predictions to write"),
+        _predict_arguments,
         partial(_inferred, "predict"),
     ),
     "embed": Verb(
-        "Write what an encoder makes of crystals, one vector each.",
+        "Write what an encoder makes of crystals, as a table that can teach others.",
         "crysdistill embed pretrained.safetensors cifs/ -o embeddings.parquet",
-        partial(_predict_arguments, result="PARQUET", text="the table to write"),
+        _embed_arguments,
         partial(_inferred, "embed"),
     ),
     "import-cgcnn": Verb(

@@ -3,6 +3,13 @@
 What may be given stands in dataclasses (see `crysdistill.schema`). Text is read by the
 type that the schema asks for: `1e-3` is a number where a number is wanted, and `no` is
 the text "no" where text is wanted.
+
+Why this is not jsonargparse or pydantic alone: jsonargparse converts the plain values
+here, but it names a thing by `class_path` and `init_args` where users of this field
+write `encoder: {name: alignn, width: 64}`, and it does not say which key was meant.
+pydantic would need a model made from the signature and docstring of every encoder and
+objective, which is what `schema.py` does; and its errors, of several lines each, would
+have to be written anew to name the key in one line as it was typed.
 """
 
 from __future__ import annotations
@@ -28,6 +35,7 @@ from crysdistill.schema import (
     is_section,
     list_keys,
     parameters,
+    section_in_list,
     unwrap,
     with_defaults,
     write_value,
@@ -223,11 +231,32 @@ class _Reader:
             return self._all_chosen(mark, default if given is ABSENT else given, path)
         if mark is not None:
             return self._chosen(mark, given, default, path)
+        inner = section_in_list(kind)
+        if inner is not None:
+            return self._listed(inner, given, path)
         if is_section(kind):
             known = with_defaults(parameters(kind), default)
             given = {} if given is ABSENT else given
             return _make(kind, self.section(known, given, f"{path}."), path)
         return _convert(annotation, given, path)
+
+    def _listed(self, kind: type, given: Any, path: str) -> list[Any]:
+        """Read a list of sections; one alone may stand without the list."""
+        if isinstance(given, str) and given[:1] in ("[", "{"):
+            given = _parse(given, f"`{path}`")
+        found = [given] if isinstance(given, Mapping) else given
+        if not isinstance(found, list):
+            raise InputError(
+                f"`{path}` is {_show(given)} but must be a list of sections with the "
+                f"keys {', '.join(parameters(kind))}"
+            )
+        known = parameters(kind)
+        return [
+            one
+            if isinstance(one, kind)
+            else _make(kind, self.section(known, one, f"{path}[{k}]."), f"{path}[{k}]")
+            for k, one in enumerate(found)
+        ]
 
     def _chosen(
         self, mark: Choice, given: Any, default: Any, path: str
@@ -264,16 +293,20 @@ class _Reader:
         self, mark: Choice, name: str, given: Any, path: str
     ) -> dict[str, Any]:
         """Read the settings of something named; its own defaults stay its own."""
-        shared = mark.shared if isinstance(mark, Choices) else None
+        shared = mark.shared
         always = parameters(shared) if shared else {}
         known = {**always, **parameters(mark.options[name], mark.supplied)}
         given = _mapping(given, path, known)
         settings = self.section(known, given, f"{path}.")
-        settings = {k: v for k, v in settings.items() if k in given or k in always}
-        if shared and isinstance(mark, Choices):
-            instance = _make(shared, {key: settings[key] for key in always}, path)
-            if mark.defaults:
-                settings = {**mark.defaults(name, instance), **settings}
+        instance = (
+            _make(shared, {key: settings[key] for key in always}, path)
+            if shared
+            else None
+        )
+        filled = always if isinstance(mark, Choices) else ()
+        settings = {k: v for k, v in settings.items() if k in given or k in filled}
+        if mark.defaults and instance is not None:
+            settings = {**mark.defaults(name, instance), **settings}
         return settings
 
     def _unknown_key(

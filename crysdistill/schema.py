@@ -44,10 +44,15 @@ class Choice:
     Args:
         options: what can be named, and whose parameters are then the keys.
         supplied: parameters that do not come from a configuration.
+        shared: a dataclass of further keys that each of them takes.
+        defaults: from a name and its instance of `shared` to settings that stand
+            unless others are given.
     """
 
     options: Mapping[str, Callable[..., Any]]
     supplied: tuple[str, ...] = ()
+    shared: type | None = None
+    defaults: Callable[[str, Any], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,19 +61,9 @@ class Choices(Choice):
 
     `objectives: Annotated[dict[str, Any], Choices(OBJECTIVES)]` takes
     `{space_group: {balance: 0.5}, connectivity: true}`. `true` stands for no settings;
-    `false` leaves one out that would otherwise be there.
-
-    Args:
-        options: what can be named, and whose parameters are then the keys.
-        supplied: parameters that do not come from a configuration.
-        shared: a dataclass of further keys that each of them takes; these are
-            always filled in.
-        defaults: from a name and its instance of `shared` to settings that stand
-            unless others are given.
+    `false` leaves one out that would otherwise be there. The keys of `shared` are
+    always filled in.
     """
-
-    shared: type | None = None
-    defaults: Callable[[str, Any], Mapping[str, Any]] | None = None
 
 
 class Unwrapped(NamedTuple):
@@ -105,6 +100,14 @@ def unwrap(annotation: Any) -> Unwrapped:
 def is_section(kind: Any) -> bool:
     """Return whether a type is a dataclass, that is, a section of a configuration."""
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def section_in_list(kind: Any) -> type | None:
+    """Return the dataclass of which a type is a list, if it is one."""
+    inner = get_args(kind)
+    if get_origin(kind) in (list, tuple) and inner and is_section(inner[0]):
+        return inner[0]
+    return None
 
 
 def is_collection(kind: Any) -> bool:
@@ -259,6 +262,9 @@ def _keys(
             chosen = default if isinstance(default, Mapping) else {}
             meaning = f"one of {', '.join(mark.options)}"
             yield Key(f"{path}.name", meaning, chosen.get("name"), texts.get(name, ""))
+            if mark.shared is not None:
+                words = documentation(mark.shared)
+                yield from _keys(parameters(mark.shared), words, path + ".")
             for option, target in mark.options.items():
                 inner = parameters(target, mark.supplied)
                 if option == chosen.get("name"):

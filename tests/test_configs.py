@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 
@@ -564,3 +564,97 @@ def test_the_real_tables_fit():
     wrong = ["encoder.name=cgcnn", "encoder.convoluions=5", *names]
     with pytest.raises(InputError, match=r"did you mean `encoder\.convolutions`\?"):
         load_config(None, wrong, Real)
+
+
+# ---------------------------------------------------------------- lists of sections
+
+
+@dataclass
+class Wish:
+    name: str
+    weight: float | None = None
+    kind: Literal["number", "class"] = "number"
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and not self.weight > 0:
+            raise InputError(f"`weight` is {self.weight} but must be positive")
+
+
+@dataclass
+class Wishes:
+    wishes: list[Wish] = field(default_factory=list)
+
+
+def test_a_list_of_sections_in_a_file_and_in_a_line(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("wishes:\n- {name: a, weight: 1e-1}\n- name: b\n  kind: class\n")
+    expected = [Wish("a", 0.1), Wish("b", kind="class")]
+    assert load_config(path, [], Wishes).wishes == expected
+    line = "wishes=[{name: a, weight: 1e-1}, {name: b, kind: class}]"
+    assert load_config(None, [line], Wishes).wishes == expected
+    assert load_config(None, ["wishes={name: a}"], Wishes).wishes == [Wish("a")]
+    assert load_config(None, [], Wishes).wishes == []
+    written = tmp_path / "again.yaml"
+    written.write_text(dump_config(Wishes(expected)))
+    assert load_config(written, [], Wishes).wishes == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "wishes=[{name: a}, {nmae: b}]",
+            r"unknown key `wishes\[1\].nmae`; did you mean `wishes\[1\].name`\?",
+        ),
+        ("wishes=[{weight: 1}]", r"`wishes\[0\].name` is missing"),
+        (
+            "wishes=3",
+            "`wishes` is 3 but must be a list of sections with the keys name, we",
+        ),
+        (
+            "wishes=[{name: a, kind: klass}]",
+            r"`wishes\[0\].kind` is 'klass' but must be one of number, class",
+        ),
+        (
+            "wishes=[{name: a, weight: -1}]",
+            r"`wishes\[0\].weight` is -1.0 but must be positive",
+        ),
+    ],
+)
+def test_mistakes_in_a_list_of_sections_are_placed(given, message):
+    with pytest.raises(InputError, match=message):
+        load_config(None, [given], Wishes)
+
+
+class Odd(Small):
+    PUBLISHED: ClassVar = {"width": 7, "kind": "eq4"}
+
+
+@dataclass
+class Fashion:
+    published: bool = False
+
+
+def in_fashion(name: str, shared: Fashion) -> dict[str, Any]:
+    return Odd.PUBLISHED if shared.published else {}
+
+
+@dataclass
+class Fashionable:
+    encoder: Annotated[
+        dict[str, Any],
+        Choice(
+            {"odd": Odd},
+            shared=Fashion,
+            defaults=in_fashion,
+        ),
+    ] = field(default_factory=lambda: {"name": "odd"})
+
+
+def test_published_settings_of_what_is_named():
+    given = ["encoder.published=true", "encoder.width=9"]
+    found = load_config(None, given, Fashionable).encoder
+    assert found == {"name": "odd", "published": True, "width": 9, "kind": "eq4"}
+    assert load_config(None, [], Fashionable).encoder == {"name": "odd"}
+    keys = {key.name: key.default for key in list_keys(Fashionable)}
+    assert keys["encoder.published"] == "false"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from crysdistill.errors import InputError
-from crysdistill.transfer import TRANSFORMS, Normalizer, Target
+from crysdistill.transfer.targets import TRANSFORMS, Normalizer, Target
 
 MODULUS = Target("bulk_modulus", "GPa", transform="log10")
 IS_METAL = Target("is_metal", task="classification")
@@ -57,7 +57,8 @@ def test_infinite_labels_and_labels_between_classes_are_refused():
     with pytest.raises(InputError, match="b: bulk_modulus is inf but a label must be"):
         MODULUS.check(np.array([1.0, np.inf]), ["a", "b"])
     with pytest.raises(
-        InputError, match=r"b: is_metal is 0.5 but a class must be 0 or 1"
+        InputError,
+        match=r"b: is_metal is 0.5 but a class must be a whole number from 0 to 999",
     ):
         IS_METAL.check(np.array([1.0, 0.5]), ["a", "b"])
     IS_METAL.check(np.array([1.0, 0.0, np.nan]))
@@ -99,8 +100,12 @@ def test_normalised_training_labels_have_mean_zero_and_deviation_one():
     assert float(scaled.std()) == pytest.approx(1)
 
 
-def test_classes_are_not_normalised():
-    assert Normalizer.fit(IS_METAL, np.array([0.0, 1.0, 1.0])) == Normalizer(0.0, 1.0)
+def test_classes_are_counted_and_not_normalised():
+    two = Normalizer.fit(IS_METAL, np.array([0.0, 1.0, 1.0, np.nan]))
+    assert two == Normalizer(0.0, 1.0, classes=2)
+    assert Normalizer.fit(IS_METAL, np.array([3.0, 1.0, 0.0, 2.0])).classes == 4
+    with pytest.raises(InputError, match="has class 3 but no training crystal of cl"):
+        Normalizer.fit(IS_METAL, np.array([3.0, 1.0, 0.0]))
 
 
 @pytest.mark.parametrize(

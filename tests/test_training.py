@@ -9,26 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from crysdistill.errors import InputError
+from crysdistill.graphs.batch import GraphSettings
 from crysdistill.locks import locked
 from crysdistill.splits import make_split
 from crysdistill.store.store import Store
-from crysdistill.errors import InputError
-from crysdistill.graphs.batch import GraphSettings
-from crysdistill.training import pretraining
-from crysdistill.training.plans import (
-    DistillConfig,
-    TrainConfig,
-)
-from crysdistill.training.pretraining import pretrain
+from crysdistill.training import distill as distilling
+from crysdistill.training import pretrain as pretraining
+from crysdistill.training.distill import DistillConfig, distill
+from crysdistill.training.finetune import FinetunePlan, finetune
+from crysdistill.training.pretrain import pretrain
 from crysdistill.training.runs import CONTENTS
 from crysdistill.training.settings import (
     FreezeSettings,
     OptimizerSettings,
     SplitSettings,
 )
-from crysdistill.training.supervised import distill, finetune, train
+from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import load_encoder, load_predictor, read_header
 from tests.toy_runs import (
@@ -71,7 +69,7 @@ class TestRunDirectory:
     def test_every_promised_file(self, config):
         assert train(config) == config.out / "weights.safetensors"
         found = {path.name for path in config.out.iterdir()}
-        assert found == set(CONTENTS) - {"teacher.safetensors", "diverged.json"}
+        assert found == set(CONTENTS) - {"teacher", "diverged.json"}
         assert any((config.out / "tensorboard").iterdir())
         assert len(rows(config.out / "split.csv")) == 40
         environment = json.loads((config.out / "environment.json").read_text())
@@ -208,20 +206,24 @@ class TestDistillation:
         before = pretrained.read_bytes()
         distill(DistillConfig(**shared(config), teacher=str(pretrained)))
         assert pretrained.read_bytes() == before
-        cache = load_file(config.out / "teacher.safetensors")
-        store = Store.open(config.dataset)
-        encoder = load_encoder(pretrained)
-        known = encoder(store.batch(cache["rows"]))
-        assert torch.allclose(cache["embeddings"], known, atol=1e-6)
         names = weights_of(config.out / "weights.safetensors")
         assert not [name for name in names if "teacher" in name or "projector" in name]
 
-    def test_only_training_crystals_meet_the_teacher(self, config, pretrained):
+    def test_only_training_crystals_meet_the_teacher(
+        self, config, pretrained, monkeypatch
+    ):
+        asked = []
+        real = distilling.answers_for
+
+        def watching(teacher, store, rows, **options):
+            asked.extend(rows.tolist())
+            return real(teacher, store, rows, **options)
+
+        monkeypatch.setattr(distilling, "answers_for", watching)
         distill(DistillConfig(**shared(config), teacher=str(pretrained)))
-        met = load_file(config.out / "teacher.safetensors")["rows"].tolist()
         store = Store.open(config.dataset)
         subset = {r["material_id"]: r["subset"] for r in rows(config.out / "split.csv")}
-        assert {subset[store.material_ids[row]] for row in met} == {"train"}
+        assert {subset[store.material_ids[row]] for row in asked} == {"train"}
 
     def test_alpha_0_is_plain_training(self, config, pretrained):
         plain = train(replace(config, out=config.out.with_name("plain")))
@@ -278,22 +280,12 @@ class TestFinetuning:
         moved = self.changed(
             *self.run(config, pretrained, freeze=FreezeSettings(convolutions=1))
         )
-        stages = load_encoder(pretrained).stages()
-        still = {
-            id(t)
-            for stage in stages[:2]
-            for t in stage.state_dict(keep_vars=True).values()
-        }
         encoder = load_encoder(pretrained)
-        frozen = [
-            name
-            for stage in encoder.stages()[:2]
-            for name in self.names_of(encoder, stage)
-        ]
-        last = self.names_of(encoder, encoder.stages()[2])
-        assert still
+        blocks = list(encoder.blocks())
+        frozen = [name for b in blocks[:2] for name in self.names_of(encoder, b)]
+        assert frozen
         assert not moved & set(frozen)
-        assert moved & set(last)
+        assert moved & set(self.names_of(encoder, blocks[2]))
 
     def names_of(self, encoder, stage) -> list[str]:
         inside = {id(t) for t in stage.state_dict(keep_vars=True).values()}
@@ -322,6 +314,41 @@ class TestFinetuning:
         ):
             self.run(config, pretrained, freeze=FreezeSettings(convolutions=7))
 
+    def test_what_is_not_kept_starts_anew(self, dataset, config, pretrained):
+        plan = FinetunePlan(tuning(config, pretrained, keep=1))
+        torch.manual_seed(0)
+        begun, known = plan.encoder(Store.open(dataset)), load_encoder(pretrained)
+
+        def alike(one, other) -> bool:
+            pairs = zip(one.parameters(), other.parameters(), strict=True)
+            return all(torch.equal(a, b) for a, b in pairs)
+
+        blocks = zip(begun.blocks(), known.blocks(), strict=True)
+        assert [alike(*pair) for pair in blocks] == [True, True, False]
+        report = FreezeSettings(convolutions=1)
+        before, after = self.run(config, pretrained, keep=1, freeze=report)
+        assert self.changed(before, after)
+        assert results(config.out)["convolutions"] == 1
+
+    def test_what_starts_anew_is_not_frozen(self, config, pretrained):
+        with pytest.raises(
+            InputError, match=r"`freeze.convolutions` is 2 but `keep` is 1; what starts"
+        ):
+            tuning(config, pretrained, keep=1, freeze=FreezeSettings(convolutions=2))
+        with pytest.raises(InputError, match="`keep` is 9 but the encoder has 2 conv"):
+            self.run(config, pretrained, keep=9)
+
+    def test_another_pooling(self, dataset, config, pretrained):
+        """Pretraining averaged unit vectors; a predictor does not, unless told to."""
+        store = Store.open(dataset)
+        plain = FinetunePlan(tuning(config, pretrained)).encoder(store)
+        assert not plain.settings["normalize"]
+        told = tuning(config, pretrained, encoder={"normalize": True})
+        assert FinetunePlan(told).encoder(store).settings["normalize"]
+        wider = tuning(config, pretrained, encoder={"width": 9})
+        with pytest.raises(InputError, match="`encoder` changes the shapes of weights"):
+            FinetunePlan(wider).encoder(store)
+
     def test_a_slower_encoder(self, config, pretrained):
         fast = self.run(config, pretrained)
         slow = self.run(
@@ -338,17 +365,12 @@ class TestFinetuning:
             tuning(config, pretrained, encoder_lr=0)
 
 
-@pytest.mark.parametrize("verb", ["finetune", "distill"])
-def test_weights_of_another_graph(config, tmp_path, pretrained, verb):
-    other = write_store(tmp_path / "other.h5", labelled(40), graph=GraphSettings())
+def test_weights_of_another_graph(config, tmp_path, pretrained):
+    graph = GraphSettings(cutoff=6.0, max_neighbors=5)
+    other = write_store(tmp_path / "other.h5", labelled(40), graph=graph)
     config.dataset = other
-    run, extra = {
-        "finetune": (finetune, tuning(config, pretrained)),
-        "distill": (distill, DistillConfig(**shared(config), teacher=str(pretrained))),
-    }[verb]
-    with pytest.raises(InputError, match=r"learned on another graph.*--mode shells"):
-        run(extra)
-    assert not config.out.exists()  # so that the mended command runs
+    with pytest.raises(InputError, match=r"learned on another graph.*--graph shells"):
+        finetune(tuning(config, pretrained))
 
 
 # --------------------------------------------------------------------------- targets
@@ -375,6 +397,111 @@ def test_classification_end_to_end(config):
     pairs = [(a > b) + 0.5 * (a == b) for a in ones for b in zeros]
     assert found["test"] == pytest.approx(np.mean(pairs))
     assert read_header(weights).target.task == "classification"
+
+
+def several(config, tmp_path) -> None:
+    """Give a run three targets: a number, two classes, three classes, with gaps."""
+    crystals = labelled(60)
+    for row, crystal in enumerate(crystals):
+        known = {**crystal.properties, "atoms": float(row % 3)}
+        if row % 4 == 0:
+            del known["density"]
+        if row % 5 == 0:
+            del known["class"]
+        crystals[row] = replace(crystal, properties=known)
+    config.dataset = write_store(tmp_path / "several.h5", crystals)
+    config.target = None
+    config.targets = [
+        Target("density", "1/Å³"),
+        Target("class", task="classification"),
+        Target("atoms", task="classification"),
+    ]
+    config.split = SplitSettings(train=36, val=12, test=12)
+
+
+def test_several_targets(config, tmp_path, capsys):
+    several(config, tmp_path)
+    config.trainer = replace(SHORT, epochs=8)
+    weights = train(config)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "density, class, atoms from 36 crystals" in said
+    found = results(config.out)
+    assert found["metric"] == "score"
+    assert {n: t["metric"] for n, t in found["targets"].items()} == {
+        "density": "mae",
+        "class": "auc",
+        "atoms": "accuracy",
+    }
+    table = rows(config.out / "predictions.csv")
+    assert list(table[0])[:3] == ["material_id", "density_truth", "density_prediction"]
+    pairs = [(r["density_truth"], r["density_prediction"]) for r in table]
+    errors = [abs(float(a) - float(b)) for a, b in pairs if a]
+    assert 0 < len(errors) < len(table)
+    mae = found["targets"]["density"]["test"]
+    assert mae == pytest.approx(np.mean(errors), rel=1e-5)
+    right = [r["atoms_truth"] == r["atoms_prediction"] for r in table]
+    assert 0 <= sum(right) <= len(right)
+    best = min(history(config.out, "val_score"))
+    assert found["val"] == pytest.approx(best, rel=1e-4)
+    # Each part of the loss is logged and falls.
+    for name in ("train_density", "train_class", "train_atoms"):
+        assert len(history(config.out, name)) == 8
+    header = read_header(weights)
+    assert [t.name for t in header.targets] == ["density", "class", "atoms"]
+    assert [n.classes for n in header.normalizers] == [0, 2, 3]
+    predictor = load_predictor(weights)
+    assert predictor.predict(Store.open(config.dataset).batch([0, 1])).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([Target("density"), Target("density")], "`targets` names `density` twice"),
+        ([Target("density"), Target("gap")], "no property `gap`"),
+    ],
+)
+def test_targets_that_cannot_be(config, targets, message):
+    with pytest.raises(InputError, match=message):
+        train(replace(config, target=None, targets=targets))
+    assert not config.out.exists()
+
+
+def test_one_or_several_and_not_both(config):
+    with pytest.raises(InputError, match="`target` and `targets` are both given; put"):
+        replace(config, targets=[Target("density")])
+    with pytest.raises(InputError, match=r"`target.name` is missing; give it in the c"):
+        replace(config, target=None)
+
+
+def test_a_target_that_nobody_can_judge(config, tmp_path):
+    several(config, tmp_path)
+    store = Store.open(config.dataset)
+    labels = store.property("density")
+    split = make_split(store, config.split, np.zeros(len(store)))
+    crystals = list(store.crystals())
+    for row in split.val:
+        known = {k: v for k, v in crystals[row].properties.items() if k != "density"}
+        crystals[row] = replace(crystals[row], properties=known)
+    assert np.isfinite(labels[split.val]).any()
+    config.dataset = write_store(tmp_path / "gaps.h5", crystals)
+    with pytest.raises(InputError, match="no `val` crystal has a label `density`; enl"):
+        train(config)
+
+
+def test_a_class_that_no_training_crystal_has(config, tmp_path):
+    crystals = [
+        replace(c, properties={"kind": float(k % 2)})
+        for k, c in enumerate(labelled(40))
+    ]
+    config.dataset = write_store(tmp_path / "kinds.h5", crystals)
+    store = Store.open(config.dataset)
+    split = make_split(store, config.split, store.property("kind"))
+    row = int(split.test[0])
+    crystals[row] = replace(crystals[row], properties={"kind": 2.0})
+    config.dataset = write_store(tmp_path / "more.h5", crystals)
+    config.target = Target("kind", task="classification")
+    with pytest.raises(InputError, match="`test` has class 2 of `kind`, which no trai"):
+        train(config)
 
 
 def test_one_class_alone_has_no_auc(config, tmp_path):
@@ -425,7 +552,7 @@ def test_labels_that_are_not_known_are_left_out(config, tmp_path, capsys):
         ({"target": Target("densty")}, "no property `densty`.*did you mean `density`"),
         (
             {"target": Target("density", task="classification")},
-            "but a class must be 0 or 1",
+            "but a class must be a whole number",
         ),
         ({"split": SplitSettings(train=90, val=8, test=8)}, "only 40 crystals have a"),
         ({"split": SplitSettings(train=24, val=0, test=8)}, "no crystal for `val`"),

@@ -15,15 +15,14 @@ from crysdistill import __version__
 from crysdistill.encoders import CGCNN
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import GraphSettings, make_batch
-from crysdistill.transfer import (
-    Normalizer,
-    Predictor,
-    PropertyHead,
+from crysdistill.transfer.heads import PropertyHead
+from crysdistill.transfer.outputs import Outputs
+from crysdistill.transfer.predictor import Predictor
+from crysdistill.transfer.targets import Normalizer, Target
+from crysdistill.transfer.weights import (
     Provenance,
-    Target,
     load_encoder,
     load_predictor,
-    load_teacher,
     read_header,
     save_weights,
 )
@@ -39,8 +38,10 @@ def predictor() -> Predictor:
     return Predictor(
         CGCNN(width=6, convolutions=2, cutoff=6.0, bias=False, normalize=True),
         PropertyHead(6, hidden=7, layers=2),
-        Target("bulk_modulus", "GPa", transform="log10"),
-        Normalizer(1.9753183792829514, 0.3341568293238605),
+        Outputs(
+            [Target("bulk_modulus", "GPa", transform="log10")],
+            [Normalizer(1.9753183792829514, 0.3341568293238605)],
+        ),
         GRAPH,
     ).eval()
 
@@ -82,24 +83,11 @@ def test_the_header_tells_all_without_the_tensors(predictor, path):
     header = read_header(path)
     assert (header.kind, header.version) == ("predictor", __version__)
     assert header.encoder == {"name": "cgcnn", "settings": predictor.encoder.settings}
-    assert header.elements == "cgcnn92"
+    assert header.encoder["settings"]["elements"] == "cgcnn92"
     assert header.graph == GRAPH
     assert header.provenance == ORIGIN
     assert header.target == predictor.target
     assert header.normalizer == predictor.normalizer
-
-
-def test_an_encoder_comes_back_and_so_does_that_of_a_predictor(predictor, path, batch):
-    expected = predictor.encoder(batch)
-    save_weights(path, predictor)
-    assert torch.equal(load_encoder(path)(batch), expected)
-    save_weights(path, predictor.encoder, GRAPH)
-    assert read_header(path).kind == "encoder"
-    assert read_header(path).provenance == Provenance()
-    assert torch.equal(load_encoder(path)(batch), expected)
-    teacher = load_teacher(path)
-    assert torch.equal(teacher(batch), expected)
-    assert teacher.graph == GRAPH
 
 
 def test_loading_does_not_touch_the_random_state(predictor, path):
@@ -203,12 +191,12 @@ def test_a_file_that_was_cut_short_says_so(share, predictor, path):
     ("edit", "text"),
     [
         (
-            lambda h: h.update(format=2, version="9.0"),
-            r"has format 2 but .* reads format 1; use the version that wrote .*9\.0",
+            lambda h: h.update(format=3, version="9.0"),
+            r"format 3 but .* reads formats 1 to 2; use the version that wrote .*9\.0",
         ),
         (lambda h: h.pop("format"), "the `crysdistill` entry is not readable"),
         (lambda h: h.pop("graph"), "the `crysdistill` entry lacks `graph`"),
-        (lambda h: h.pop("target"), "a predictor needs `head`, `target` and `normali"),
+        (lambda h: h.pop("targets"), "a predictor needs `head`, `targets` and `norm"),
         (
             lambda h: h.update(kind="store"),
             "holds `store`, which is neither of encoder",
@@ -221,7 +209,10 @@ def test_a_file_that_was_cut_short_says_so(share, predictor, path):
             lambda h: h["encoder"]["settings"].update(heads=4),
             "settings of encoder `cgcnn` do not fit .*heads",
         ),
-        (lambda h: h.update(elements="mendeleev"), "unknown element table 'mendeleev'"),
+        (
+            lambda h: h["encoder"]["settings"].update(elements="mendeleev"),
+            "unknown element table 'mendeleev'",
+        ),
         (
             lambda h: h["graph"].update(triplets=True),
             "`graph` does not fit .*triplets.*; it takes cutoff, max_neighbors, mode",
@@ -284,3 +275,55 @@ def test_a_model_does_not_change_with_the_element_table(predictor, path):
     rewrite(path, edit_tensors=move_iron)
     with pytest.raises(InputError, match="the element table differs from the one in"):
         load_encoder(path)
+
+
+def test_an_encoder_comes_back_and_so_does_that_of_a_predictor(predictor, path, batch):
+    expected = predictor.encoder(batch).atoms
+    save_weights(path, predictor)
+    assert torch.equal(load_encoder(path)(batch).atoms, expected)
+    save_weights(path, predictor.encoder, GRAPH)
+    assert read_header(path).kind == "encoder"
+    assert read_header(path).provenance == Provenance()
+    assert torch.equal(load_encoder(path)(batch).atoms, expected)
+
+
+# ------------------------------------------------------------------ earlier versions
+
+
+def as_version_0_1(header):
+    """Describe a predictor as version 0.1 did, with one target."""
+    task = header["targets"][0]["task"]
+    header.update(format=1, version="0.1.0", elements="cgcnn92")
+    header["provenance"]["excluded"] = []
+    target, scale = header.pop("targets")[0], header.pop("normalizers")[0]
+    header["target"] = {k: target[k] for k in ("name", "unit", "task", "transform")}
+    header["normalizer"] = {k: scale[k] for k in ("mean", "std")}
+    head = header["head"]
+    old = {k: head[k] for k in ("width", "hidden", "layers", "outputs", "dropout")}
+    header["head"] = {**old, "task": task}
+
+
+def test_weights_of_version_0_1_still_predict(predictor, path, batch):
+    save_weights(path, predictor, provenance=ORIGIN)
+    rewrite(path, edit_header=as_version_0_1)
+    again = load_predictor(path)
+    assert torch.equal(again.predict(batch), predictor.predict(batch))
+    header = read_header(path)
+    assert header.targets == predictor.outputs.targets
+    assert header.provenance == ORIGIN
+    assert header.version == "0.1.0"
+
+
+def test_a_classifier_of_version_0_1_has_two_classes(path, batch):
+    torch.manual_seed(0)
+    classifier = Predictor(
+        CGCNN(width=6, convolutions=1),
+        PropertyHead(6, hidden=7, outputs=2, dropout=0.5),
+        Outputs([Target("metal", task="classification")], [Normalizer(classes=2)]),
+        GRAPH,
+    ).eval()
+    save_weights(path, classifier)
+    rewrite(path, edit_header=as_version_0_1)
+    again = load_predictor(path)
+    assert again.head.settings == classifier.head.settings
+    assert torch.equal(again.predict(batch), classifier.predict(batch))

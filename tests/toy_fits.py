@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from crysdistill.store.store import Store
 from crysdistill.encoders import make_encoder
 from crysdistill.ranks import on_first_rank, rank, world_size
+from crysdistill.store.store import Store
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import OptimizerSettings
 from crysdistill.training.supervised import SupervisedModule
 from crysdistill.transfer.heads import PropertyHead
+from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.targets import Normalizer, Target
 from tests.toy_stores import SMALL_ENCODER
@@ -57,7 +58,8 @@ class ToyRun:
         normalizer = Normalizer.fit(DENSITY, labels[train], names[train])
         encoder = make_encoder(**{**SMALL_ENCODER, "convolution": convolution})
         head = PropertyHead(encoder.width, 8, 1)
-        predictor = Predictor(encoder, head, DENSITY, normalizer, store.graph)
+        outputs = Outputs([DENSITY], [normalizer])
+        predictor = Predictor(encoder, head, outputs, store.graph)
         settings = optimizer or OptimizerSettings(schedule="constant")
         self.module = SupervisedModule(predictor, settings)
         self.train = BatchLoader(store, train, batch_size, ["density"], True)

@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from crysdistill.training.plans import FinetuneConfig, LabelledConfig, TrainConfig
-from crysdistill.training.pretraining import PretrainConfig
+from crysdistill.training.finetune import FinetuneConfig
+from crysdistill.training.labelled import LabelledConfig
+from crysdistill.training.pretrain import PretrainConfig
 from crysdistill.training.settings import HeadSettings, SplitSettings, TrainerSettings
+from crysdistill.training.train import TrainConfig
 from crysdistill.transfer.targets import Target
 from tests.toy_stores import SMALL_ENCODER
 

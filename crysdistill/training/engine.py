@@ -21,9 +21,9 @@ from torch import Tensor
 from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError
 from crysdistill.ranks import rank, world_size
+from crysdistill.training.checkpoints import step_of
 from crysdistill.training.launch import environment
 from crysdistill.training.loader import BatchLoader, place
-from crysdistill.training.checkpoints import step_of
 from crysdistill.training.resume.keeping import BestWeights, KeepWork, Patience
 from crysdistill.training.resume.metrics_log import MetricsLog
 from crysdistill.training.runs import RunDirectory
@@ -49,6 +49,12 @@ class SeededSteps(Callback):
     ) -> None:
         """Draw the step's randomness from the run's seed and the batch alone."""
         torch.manual_seed(step_seed(self.seed, batches_before(trainer, batch_idx)))
+
+
+def device_of(settings: TrainerSettings) -> torch.device:
+    """Return the device on which one process judges what all have trained."""
+    gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
 
 
 def batches_before(trainer: L.Trainer, batch_idx: int) -> int:

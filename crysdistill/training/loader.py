@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from crysdistill.store.store import Store
 from crysdistill.graphs.batch import CrystalBatch
+from crysdistill.store.store import Store
 from crysdistill.training.batches import Batches, share
 
 AHEAD = 2

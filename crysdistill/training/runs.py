@@ -16,9 +16,9 @@ import yaml
 from rich.tree import Tree
 
 from crysdistill import __version__
-from crysdistill.locks import locked
 from crysdistill.errors import InputError
 from crysdistill.files import PARTIAL, remove_partials, write_whole
+from crysdistill.locks import locked
 from crysdistill.ranks import on_first_rank
 from crysdistill.schema import write_value
 from crysdistill.training.checkpoints import Checkpoints
@@ -30,7 +30,7 @@ CONTENTS = {
     "metrics.csv": "every logged number, by epoch",
     "tensorboard": "the same for `tensorboard --logdir`",
     "checkpoints": "to resume: `resume=true`",
-    "teacher.safetensors": "the teacher's atom embeddings",
+    "teacher": "the teacher's answers, where the dataset's folder is read-only",
     "weights.safetensors": "the result: for predict, embed, distill and finetune",
     "predictions.csv": "test crystals: truth and prediction",
     "results.json": "the numbers",

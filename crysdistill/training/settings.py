@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
-from crysdistill.splits import SplitSettings
+from crysdistill.encoders import ENCODERS
 from crysdistill.errors import InputError
+from crysdistill.schema import Choice
+from crysdistill.splits import SplitSettings
 
 __all__ = [
+    "EncoderChoice",
     "FreezeSettings",
     "HeadSettings",
     "OptimizerSettings",
     "SplitSettings",
     "TrainerSettings",
 ]
+
+
+@dataclass
+class PublishedSettings:
+    """What every encoder can be told besides its own settings.
+
+    Args:
+        published: start from the settings of the published program and not from ours.
+    """
+
+    published: bool = False
+
+
+def _published(name: str, shared: PublishedSettings) -> Mapping[str, Any]:
+    """Return the published settings of an encoder where they are asked for."""
+    return ENCODERS[name].PUBLISHED if shared.published else {}
+
+
+EncoderChoice = Annotated[
+    dict[str, Any],
+    Choice(ENCODERS, shared=PublishedSettings, defaults=_published),
+]
+"""The type of a key that names an encoder and holds its settings."""
 
 
 def _positive(settings: object, *names: str) -> None:
@@ -116,18 +143,31 @@ class TrainerSettings:
 
 @dataclass
 class HeadSettings:
-    """The head that turns a crystal embedding into a property.
+    """The head that turns a crystal embedding into properties.
+
+    What is None is as the encoder was published with, and else as CGCNN's.
 
     Args:
         hidden: width of its hidden layers.
-        layers: how many.
+        layers: how many; 0 for a single Linear.
+        activation: after each of them.
+        first: whether the activation also comes before the first layer.
+        dropout: the share of values dropped after the first hidden layer; None for
+            0.5 where all targets are classes, and else 0.
     """
 
-    hidden: int = 128
-    layers: int = 1
+    hidden: int | None = None
+    layers: int | None = None
+    activation: Literal["softplus", "shifted_softplus", "relu", "silu"] | None = None
+    first: bool | None = None
+    dropout: float | None = None
 
     def __post_init__(self) -> None:
-        _positive(self, "hidden", "layers")
+        _positive(self, "hidden")
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings that are not None."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Keeping the first stages of a pretrained encoder as they are."""
+"""Keeping the first blocks of a pretrained encoder as they are."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError, did_you_mean
 
 BatchNormPolicy = Literal["frozen", "adaptive"]
-"""What the batch norms of frozen stages do; see `freeze`."""
+"""What the batch norms of frozen blocks do; see `freeze`."""
 
 
-class FrozenStages:
-    """The stages of an encoder that `freeze` has frozen.
+class FrozenBlocks:
+    """The blocks of an encoder that `freeze` has frozen.
 
     Args:
-        stages: the frozen modules.
+        blocks: the frozen modules.
         convolutions: how many of them are convolutions; None if nothing is frozen.
         batch_norm: the policy.
     """
 
     def __init__(
         self,
-        stages: list[nn.Module],
+        blocks: list[nn.Module],
         convolutions: int | None,
         batch_norm: BatchNormPolicy,
     ) -> None:
-        self.stages = stages
+        self.blocks = blocks
         self.convolutions = convolutions
         self.batch_norm = batch_norm
-        # What was frozen before stays so when these stages are released.
+        # What was frozen before stays so when these blocks are released.
         self._parameters = [
             parameter
-            for stage in stages
-            for parameter in stage.parameters()
+            for block in blocks
+            for parameter in block.parameters()
             if parameter.requires_grad
         ]
         for parameter in self._parameters:
@@ -44,13 +44,13 @@ class FrozenStages:
         self.enforce()
 
     def enforce(self) -> None:
-        """Put the stages back into eval mode, after something called `.train()`.
+        """Put the blocks back into eval mode, after something called `.train()`.
 
         Under the policy `adaptive` the batch norms, and they alone, follow the mode
-        of the model: neither dropout nor anything else in a frozen stage is random.
+        of the model: neither dropout nor anything else in a frozen block is random.
         """
-        for stage in self.stages:
-            for module in stage.modules():
+        for block in self.blocks:
+            for module in block.modules():
                 adapts = self.batch_norm == "adaptive" and isinstance(
                     module, _BatchNorm
                 )
@@ -62,7 +62,7 @@ class FrozenStages:
         for parameter in self._parameters:
             parameter.requires_grad_(True)
         self._parameters = []
-        self.stages = []
+        self.blocks = []
         self.convolutions = None
 
     def report(self, model: nn.Module) -> dict[str, Any]:
@@ -81,12 +81,12 @@ class FrozenStages:
             count[parameter.requires_grad] += parameter.numel()
         norms = sum(
             isinstance(module, _BatchNorm)
-            for stage in self.stages
-            for module in stage.modules()
+            for block in self.blocks
+            for module in block.modules()
         )
         return {
             "convolutions": self.convolutions,
-            "batch_norm": self.batch_norm if self.stages else None,
+            "batch_norm": self.batch_norm if self.blocks else None,
             "frozen_parameters": count[False],
             "trainable_parameters": count[True],
             "fixed_batch_norms": norms if self.batch_norm == "frozen" else 0,
@@ -97,14 +97,14 @@ def freeze(
     encoder: Encoder,
     convolutions: int | Literal["all"] | None,
     batch_norm: BatchNormPolicy = "frozen",
-    before: FrozenStages | None = None,
-) -> FrozenStages:
+    before: FrozenBlocks | None = None,
+) -> FrozenBlocks:
     """Freeze the embedding and the first convolutions of an encoder.
 
-    The parameters of batch norms are frozen with their stage under either policy.
+    The parameters of batch norms are frozen with their block under either policy.
     The policy is about their running statistics: `frozen` keeps those of pretraining
     and normalises with them; `adaptive` lets them follow the new data, so that a
-    frozen stage does not compute what it computed in pretraining.
+    frozen block does not compute what it computed in pretraining.
 
     Args:
         encoder: changed in place.
@@ -114,7 +114,7 @@ def freeze(
         before: what an earlier call froze; it is released first.
 
     Returns:
-        The frozen stages. Their `enforce` must be called after each `.train()`;
+        The frozen blocks. Their `enforce` must be called after each `.train()`;
         `Predictor.freeze` sees to that.
 
     Raises:
@@ -126,11 +126,12 @@ def freeze(
             f"`batch_norm` is {batch_norm!r} but must be one of {', '.join(policies)}"
             f"{did_you_mean(str(batch_norm), policies)}"
         )
-    stages = encoder.stages()
-    available = len(stages) - 1
+    blocks = encoder.blocks()
+    available = len(blocks.convolutions)
+    frozen: list[nn.Module] = []
     count = available if convolutions == "all" else convolutions
     if count is None:
-        stages = []
+        pass
     elif isinstance(count, bool) or not isinstance(count, int):
         raise InputError(
             f"`convolutions` is {convolutions!r} but must be a number, `all` or None"
@@ -140,8 +141,10 @@ def freeze(
             f"`convolutions` is {convolutions} but the encoder has {available}; "
             f"freeze 0 to {available} of them, or `all`"
         )
+    elif convolutions == "all":
+        frozen = list(blocks)  # with the pooling
     else:
-        stages = stages[: count + 1]
+        frozen = list(blocks)[: count + 1]
     if before is not None:
         before.release()
-    return FrozenStages(stages, count, batch_norm)
+    return FrozenBlocks(frozen, count, batch_norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -10,27 +11,39 @@ from torch import Tensor, nn
 
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs.randomness import per_crystal_uniform
-from crysdistill.transfer.targets import TASKS
+from crysdistill.layers.basis import shifted_softplus
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softplus": F.softplus,
+    "shifted_softplus": shifted_softplus,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+"""Activations by the name that configurations and weights files use."""
+
+CLASSIFIER_DROPOUT = 0.5
+"""What the published CGCNN drops of a classifier's first hidden layer."""
 
 
 class PropertyHead(nn.Module):
-    """The head of CGCNN.
+    """Hidden layers between the embedding of a crystal and its properties.
 
-    softplus, then Linear and softplus for each hidden layer, then a last Linear. A
-    classifier drops out after the first hidden layer and ends with the logarithms of
-    the class probabilities.
+    By default that of CGCNN: softplus, then Linear and softplus for each hidden layer,
+    then a last Linear.
 
     Source: T. Xie and J. C. Grossman, Phys. Rev. Lett. 120, 145301 (2018),
     doi:10.1103/PhysRevLett.120.145301, and the code published with it, where the
-    softplus before the first layer stands.
+    softplus before the first layer stands. Other encoders name theirs in
+    `Encoder.HEAD`.
 
     Args:
-        width: F, of the crystal embeddings.
+        width: F', of the crystal embeddings.
         hidden: width of the hidden layers.
-        layers: how many hidden layers.
-        outputs: numbers per crystal; None for 1, or 2 classes.
-        task: what the outputs mean.
-        dropout: the share of dropped values; None for 0, or 0.5 in a classifier.
+        layers: how many hidden layers; 0 leaves the last Linear alone.
+        outputs: O, numbers per crystal; see `Outputs`.
+        activation: after each hidden layer.
+        first: whether the activation also comes before the first layer.
+        dropout: the share of values dropped after the first hidden layer.
 
     Raises:
         InputError: a setting is out of range.
@@ -41,64 +54,67 @@ class PropertyHead(nn.Module):
         width: int,
         hidden: int = 128,
         layers: int = 1,
-        outputs: int | None = None,
-        task: Literal["regression", "classification"] = "regression",
-        dropout: float | None = None,
+        outputs: int = 1,
+        activation: Literal[
+            "softplus", "shifted_softplus", "relu", "silu"
+        ] = "softplus",
+        first: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if task not in TASKS:
-            raise InputError(
-                f"`task` is {task!r} but must be one of {', '.join(TASKS)}"
-                f"{did_you_mean(str(task), TASKS)}"
-            )
-        classifies = task == "classification"
-        if outputs is None:
-            outputs = 2 if classifies else 1
-        if dropout is None:
-            dropout = 0.5 if classifies else 0.0
-        for name, value in (("width", width), ("hidden", hidden), ("layers", layers)):
+        for name, value in (("width", width), ("hidden", hidden), ("outputs", outputs)):
             if value < 1:
                 raise InputError(f"`{name}` is {value} but must be at least 1")
-        least = 2 if classifies else 1
-        if outputs < least:
-            raise InputError(f"`outputs` is {outputs} but must be at least {least}")
+        if layers < 0:
+            raise InputError(f"`layers` is {layers} but must be at least 0")
         if not 0 <= dropout < 1:
             raise InputError(f"`dropout` is {dropout} but must be in [0, 1)")
-        self.task = task
+        if activation not in ACTIVATIONS:
+            raise InputError(
+                f"`activation` is {activation!r} but must be one of "
+                f"{', '.join(ACTIVATIONS)}{did_you_mean(activation, ACTIVATIONS)}"
+            )
         self.settings: dict[str, Any] = {
             "width": width,
             "hidden": hidden,
             "layers": layers,
             "outputs": outputs,
-            "task": task,
+            "activation": activation,
+            "first": first,
             "dropout": dropout,
         }
-        self.first = nn.Linear(width, hidden)
+        self.activation = ACTIVATIONS[activation]
+        self.activates_first = first
         self.dropout = dropout
+        if layers:
+            self.first = nn.Linear(width, hidden)
         self.middle = nn.ModuleList(
             nn.Linear(hidden, hidden) for _ in range(layers - 1)
         )
-        self.last = nn.Linear(hidden, outputs)
+        self.last = nn.Linear(hidden if layers else width, outputs)
 
     def forward(self, crystal_embeddings: Tensor, rows: Tensor | None = None) -> Tensor:
         """Map crystal embeddings to outputs.
 
         Args:
-            crystal_embeddings: (B, F).
+            crystal_embeddings: (B, F').
             rows: (B,) rows of the crystals in their store. With them, what is dropped
                 depends on torch's seed and the crystal alone: not on the batch around
                 it, nor on the rank that has it.
 
         Returns:
-            (B, outputs).
+            (B, O).
         """
-        x = F.softplus(self.first(F.softplus(crystal_embeddings)))  # (B, hidden)
-        if self.training and self.dropout:
-            x = self._drop(x, rows)
+        x = crystal_embeddings
+        if self.activates_first:
+            x = self.activation(x)
+        if self.settings["layers"]:
+            x = self.activation(self.first(x))  # (B, hidden)
+            if self.training and self.dropout:
+                x = self._drop(x, rows)
         for layer in self.middle:
-            x = F.softplus(layer(x))
-        x = self.last(x)  # (B, outputs)
-        return F.log_softmax(x, dim=1) if self.task == "classification" else x
+            x = self.activation(layer(x))
+        return self.last(x)  # (B, O)
 
     def _drop(self, x: Tensor, rows: Tensor | None) -> Tensor:
         if rows is None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from crysdistill.encoders import CGCNN
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import GraphSettings
-from crysdistill.transfer.heads import PropertyHead
+from crysdistill.transfer.heads import CLASSIFIER_DROPOUT, PropertyHead
+from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.targets import Normalizer, Target
 from crysdistill.transfer.weights import Provenance, fill
@@ -72,12 +73,18 @@ def import_cgcnn(path: str | Path) -> Predictor:
             width=int(args["atom_fea_len"]), convolutions=int(args["n_conv"])
         )
         task = _task(args)
+        classes = 2 if task == "classification" else 0
         head = PropertyHead(
-            encoder.width, int(args["h_fea_len"]), int(args["n_h"]), task=task
+            encoder.width,
+            int(args["h_fea_len"]),
+            int(args["n_h"]),
+            outputs=classes or 1,
+            dropout=CLASSIFIER_DROPOUT if classes else 0.0,
         )
         normalizer = Normalizer(
             mean=float(checkpoint["normalizer"]["mean"]),
             std=float(checkpoint["normalizer"]["std"]),
+            classes=classes,
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -86,9 +93,8 @@ def import_cgcnn(path: str | Path) -> Predictor:
             f"{path} is not a checkpoint of the published CGCNN code: its `args`, "
             f"`state_dict` or `normalizer` is missing or incomplete ({error})"
         ) from None
-    predictor = Predictor(
-        encoder, head, _target(path, args, task), normalizer, PUBLISHED_GRAPH
-    )
+    outputs = Outputs([_target(path, args, task)], [normalizer])
+    predictor = Predictor(encoder, head, outputs, PUBLISHED_GRAPH)
     tensors = _rename(path, state)
     own = predictor.state_dict()
     # The element table is not in the checkpoint; neither is, before PyTorch 0.4.1,

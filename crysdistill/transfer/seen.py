@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from crysdistill.store.checks import find_check
-from crysdistill.transfer.weights import WeightsHeader
+from crysdistill.transfer.weights import Provenance
 
 Word = Literal["clean", "transductive", "unknown"]
 
 
-def seen(before: WeightsHeader | None, dataset: str) -> tuple[Word, str]:
+class Learned(Protocol):
+    """What is known of something that has learned: weights, or a foreign model."""
+
+    @property
+    def kind(self) -> str:
+        """`encoder`, `predictor` for one that learned labels, or `foreign`."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """What it learned from, and under which licence."""
+
+
+def seen(before: Learned | None, dataset: str) -> tuple[Word, str]:
     """Say whether weights were made without the crystals of a dataset.
 
     Args:
@@ -28,6 +40,11 @@ def seen(before: WeightsHeader | None, dataset: str) -> tuple[Word, str]:
         return (
             check.status,
             f"{check.statement}; hash of the overlap {check.overlap[:12]}",
+        )
+    if before.kind == "foreign":
+        return "unknown", (
+            f"unknown ({before.provenance.origin or 'a foreign model'}; nobody has "
+            "compared its crystals with this dataset)"
         )
     if before.kind == "predictor":
         # Its labels may be those of any crystal, whatever its corpus was cleared of.

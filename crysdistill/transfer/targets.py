@@ -15,6 +15,9 @@ from crysdistill.errors import InputError, did_you_mean
 
 TASKS = ("regression", "classification")
 
+MOST_CLASSES = 1000
+"""A larger number in a column of classes is taken for a mistake."""
+
 
 @dataclass(frozen=True, slots=True)
 class Transform:
@@ -59,17 +62,22 @@ class Target:
     Args:
         name: the label's column; the column of predictions too.
         unit: of labels and of predictions, "" for a plain number.
-        task: `classification` has the classes 0 and 1.
+        task: `classification` has the classes 0, 1, ..., as many as the training
+            crystals show.
         transform: one of `TRANSFORMS`. Elastic moduli are learned as `log10`.
+        weight: of this target's loss beside those of others; None lets training
+            balance them.
 
     Raises:
-        InputError: `task` or `transform` is unknown, or a class is to be transformed.
+        InputError: `task` or `transform` is unknown, a class is to be transformed, or
+            `weight` is not positive.
     """
 
     name: str
     unit: str = ""
     task: Literal["regression", "classification"] = "regression"
     transform: Literal["none", "log10"] = "none"
+    weight: float | None = None
 
     def __post_init__(self) -> None:
         choices: tuple[tuple[str, str, Sequence[str]], ...] = (
@@ -82,6 +90,8 @@ class Target:
                     f"`{name}` is {value!r} but must be one of {', '.join(known)}"
                     f"{did_you_mean(str(value), known)}"
                 )
+        if self.weight is not None and not self.weight > 0:
+            raise InputError(f"`weight` is {self.weight} but must be positive")
         if self.task == "classification" and self.transform != "none":
             raise InputError(
                 f"`transform` is {self.transform!r} but `{self.name}` is a class; "
@@ -106,8 +116,8 @@ class Target:
         """
         labels = np.asarray(labels, dtype=np.float64)
         if self.task == "classification":
-            good = (labels == 0) | (labels == 1)
-            need = "but a class must be 0 or 1"
+            good = (labels >= 0) & (labels < MOST_CLASSES) & (labels % 1 == 0)
+            need = f"but a class must be a whole number from 0 to {MOST_CLASSES - 1}"
         else:
             transform = TRANSFORMS[self.transform]
             good = np.isfinite(labels) & transform.accepts(labels)
@@ -137,24 +147,38 @@ class Target:
 
 @dataclass(frozen=True)
 class Normalizer:
-    """Shift and scale to mean 0 and standard deviation 1, after the transform.
+    """What the training labels of a target say of its scale.
+
+    Values are shifted and scaled to mean 0 and standard deviation 1, after the
+    transform; classes are counted.
 
     Args:
         mean: subtracted.
         std: divided by.
+        classes: how many classes; 0 for numbers.
 
     Raises:
-        InputError: `std` is not positive, or a number is not finite.
+        InputError: `std` is not positive, a number is not finite, or a class is alone.
     """
 
     mean: float = 0.0
     std: float = 1.0
+    classes: int = 0
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.mean):
             raise InputError(f"`mean` is {self.mean} but must be finite")
         if not (math.isfinite(self.std) and self.std > 0):
             raise InputError(f"`std` is {self.std} but must be positive")
+        if self.classes < 0 or self.classes == 1:
+            raise InputError(
+                f"`classes` is {self.classes} but must be 0, or at least 2"
+            )
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs of a head this target takes."""
+        return self.classes or 1
 
     @classmethod
     def fit(
@@ -165,7 +189,7 @@ class Normalizer:
     ) -> Normalizer:
         """Fit the labels of the training crystals, and of no others.
 
-        Classes are not normalised.
+        Classes are not normalised but counted.
 
         Args:
             target: gives the transform.
@@ -173,8 +197,9 @@ class Normalizer:
             material_ids: their names, for messages.
 
         Raises:
-            InputError: `Target.check` refuses a label; or there are fewer than two
-                labels, or all are equal, so that there is no scale.
+            InputError: `Target.check` refuses a label; there are fewer than two
+                labels, or all are equal, so that there is no scale; or a class below
+                the highest one has no label.
         """
         target.check(labels, material_ids)
         known = np.asarray(labels, dtype=np.float64)
@@ -184,7 +209,14 @@ class Normalizer:
                 f"`{target.name}` has no label among the training crystals"
             )
         if target.task == "classification":
-            return cls()
+            counts = np.bincount(known.astype(np.int64))
+            if not counts.all():
+                raise InputError(
+                    f"`{target.name}` has class {len(counts) - 1} but no training "
+                    f"crystal of class {int(counts.argmin())}; number the classes "
+                    "without gaps, or give more labels"
+                )
+            return cls(classes=max(2, len(counts)))
         values = target.forward(torch.from_numpy(known)).numpy()
         if len(values) == 1:
             raise InputError(
@@ -207,5 +239,5 @@ class Normalizer:
         return values * self.std + self.mean
 
     def to_dict(self) -> dict[str, float]:
-        """Return the two numbers, for JSON."""
+        """Return the arguments as plain values, for JSON."""
         return asdict(self)

@@ -20,19 +20,20 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from crysdistill import __version__
-from crysdistill.store.checks import DatasetCheck
-from crysdistill.structures.elements import ELEMENT_TABLES
-from crysdistill.encoders import Encoder, make_encoder
+from crysdistill.encoders import Encoder, find_encoder
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.files import write_whole
 from crysdistill.graphs.batch import GraphSettings
-from crysdistill.transfer.distillation import Teacher
+from crysdistill.store.checks import DatasetCheck
+from crysdistill.structures.elements import ELEMENT_TABLES
 from crysdistill.transfer.heads import PropertyHead
+from crysdistill.transfer.older_weights import upgrade
+from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.targets import Normalizer, Target
 
-FORMAT = 1
-"""Of the metadata; a reader refuses any other."""
+FORMAT = 2
+"""Of the metadata. Older ones are converted when they are read."""
 
 _ENTRY = "crysdistill"
 _KINDS = ("encoder", "predictor")
@@ -86,24 +87,32 @@ class WeightsHeader:
     Args:
         kind: `encoder`, or `predictor` for one with a head.
         encoder: `name` and `settings`, which rebuild it.
-        elements: the name of the element table.
         graph: the graph that it reads.
         provenance: where it comes from.
         version: of crysdistill, which wrote the file.
         head: the head's settings; None for an encoder.
-        target: what is predicted; None for an encoder.
-        normalizer: the scale of the target; None for an encoder.
+        targets: what is predicted; none for an encoder.
+        normalizers: the scale of each target.
     """
 
     kind: Literal["encoder", "predictor"]
     encoder: Mapping[str, Any]
-    elements: str
     graph: GraphSettings
     provenance: Provenance
     version: str
     head: Mapping[str, Any] | None = None
-    target: Target | None = None
-    normalizer: Normalizer | None = None
+    targets: tuple[Target, ...] = ()
+    normalizers: tuple[Normalizer, ...] = ()
+
+    @property
+    def target(self) -> Target | None:
+        """What is predicted; of several targets the first, None for an encoder."""
+        return self.targets[0] if self.targets else None
+
+    @property
+    def normalizer(self) -> Normalizer | None:
+        """The scale of `target`."""
+        return self.normalizers[0] if self.normalizers else None
 
 
 # ---------------------------------------------------------------------- writing
@@ -137,8 +146,8 @@ def save_weights(
         encoder, graph, kind = model.encoder, model.graph, "predictor"
         head = {
             "head": model.head.settings,
-            "target": model.target.to_dict(),
-            "normalizer": model.normalizer.to_dict(),
+            "targets": [target.to_dict() for target in model.outputs.targets],
+            "normalizers": [one.to_dict() for one in model.outputs.normalizers],
         }
     else:
         if graph is None:
@@ -149,7 +158,6 @@ def save_weights(
         "kind": kind,
         "version": __version__,
         "encoder": {"name": encoder.name, "settings": encoder.settings},
-        "elements": encoder.elements,
         "graph": graph.to_dict(),
         "provenance": asdict(provenance or Provenance()),
         **head,
@@ -190,29 +198,29 @@ def read_header(path: str | Path) -> WeightsHeader:
         written = facts["format"]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: the `{_ENTRY}` entry is not readable") from None
-    if written != FORMAT:
+    if written not in range(1, FORMAT + 1):
         raise InputError(
-            f"{path} has format {written} but crysdistill {__version__} reads format "
-            f"{FORMAT}; use the version that wrote it ({facts.get('version')}) or a "
-            "later one"
+            f"{path} has format {written} but crysdistill {__version__} reads formats "
+            f"1 to {FORMAT}; use the version that wrote it ({facts.get('version')}) or "
+            "a later one"
         )
-    for key in ("kind", "version", "encoder", "elements", "graph", "provenance"):
+    for key in ("kind", "version", "encoder", "graph", "provenance"):
         if key not in facts:
             raise InputError(f"{path}: the `{_ENTRY}` entry lacks `{key}`")
     if facts["kind"] not in _KINDS:
         raise InputError(
             f"{path} holds `{facts['kind']}`, which is neither of {', '.join(_KINDS)}"
         )
+    facts = upgrade(facts)
     return WeightsHeader(
         kind=facts["kind"],
         encoder=facts["encoder"],
-        elements=facts["elements"],
         graph=_build(GraphSettings, facts["graph"], path, "graph"),
-        provenance=_build(Provenance, _provenance(facts), path, "provenance"),
+        provenance=_build(Provenance, facts["provenance"], path, "provenance"),
         version=facts["version"],
         head=facts.get("head"),
-        target=_optional(Target, facts, path, "target"),
-        normalizer=_optional(Normalizer, facts, path, "normalizer"),
+        targets=_all(Target, facts, path, "targets"),
+        normalizers=_all(Normalizer, facts, path, "normalizers"),
     )
 
 
@@ -244,31 +252,20 @@ def load_predictor(path: str | Path) -> Predictor:
             f"{path} holds an encoder without a head, which cannot predict; make a "
             "predictor from it with `crysdistill finetune`"
         )
-    if header.head is None or header.target is None or header.normalizer is None:
+    if not (header.head and header.targets and header.normalizers):
         raise InputError(
-            f"{path}: a predictor needs `head`, `target` and `normalizer` in its "
+            f"{path}: a predictor needs `head`, `targets` and `normalizers` in its "
             f"`{_ENTRY}` entry"
         )
     with torch.random.fork_rng(devices=[]):
         head = _build(PropertyHead, header.head, path, "head")
-    predictor = Predictor(
-        _make_encoder(path, header),
-        head,
-        header.target,
-        header.normalizer,
-        header.graph,
-    )
+    try:
+        outputs = Outputs(header.targets, header.normalizers)
+    except (InputError, ValueError) as error:
+        raise InputError(f"{path}: `targets`: {error}") from None
+    predictor = Predictor(_make_encoder(path, header), head, outputs, header.graph)
     fill(predictor, _tensors(path), str(path))
     return predictor.eval()
-
-
-def load_teacher(path: str | Path) -> Teacher:
-    """Load the encoder of any weights file as a teacher.
-
-    Raises:
-        InputError: the file cannot be used; the text says why.
-    """
-    return Teacher(load_encoder(path), read_header(path).graph)
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -340,31 +337,27 @@ def _build(kind: type[_Built], values: Any, path: Path, name: str) -> _Built:
         raise InputError(f"{path}: `{name}`: {error}") from None
 
 
-def _provenance(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the provenance without a list that early files have, and always empty."""
-    return {k: v for k, v in facts["provenance"].items() if k != "excluded"}
-
-
-def _optional(
+def _all(
     kind: type[_Built], facts: Mapping[str, Any], path: Path, name: str
-) -> _Built | None:
-    """Build what an encoder's file does not have."""
-    return _build(kind, facts[name], path, name) if name in facts else None
+) -> tuple[_Built, ...]:
+    """Build what a predictor's file has one of for each target."""
+    return tuple(_build(kind, values, path, name) for values in facts.get(name, ()))
 
 
 def _make_encoder(path: Path, header: WeightsHeader) -> Encoder:
     """Build the encoder that a header describes, with weights still to be filled."""
-    if header.elements not in ELEMENT_TABLES:
-        raise InputError(
-            f"{path}: unknown element table {header.elements!r}; crysdistill "
-            f"{__version__} knows {', '.join(ELEMENT_TABLES)}"
-        )
     name = header.encoder.get("name")
     settings = header.encoder.get("settings", {})
+    elements = settings.get("elements")
+    if elements is not None and elements not in ELEMENT_TABLES:
+        raise InputError(
+            f"{path}: unknown element table {elements!r}; crysdistill "
+            f"{__version__} knows {', '.join(ELEMENT_TABLES)}"
+        )
     try:
         # Weights are drawn and then replaced: no reason to disturb the caller's.
         with torch.random.fork_rng(devices=[]):
-            return make_encoder(str(name), **settings)
+            return find_encoder(str(name))(**settings)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except TypeError as error:

@@ -19,8 +19,8 @@ from crysdistill.errors import InputError
 from crysdistill.files import FULL
 from crysdistill.pipes import ProcessLostError
 from crysdistill.ranks import sum_over_ranks, tell_all, world_size
-from crysdistill.training.loader import BatchLoader
 from crysdistill.training.checkpoints import Checkpoints
+from crysdistill.training.loader import BatchLoader
 from crysdistill.training.resume.metrics_log import MetricsLog
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import TrainerSettings

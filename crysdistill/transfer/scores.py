@@ -1,0 +1,94 @@
+"""Numbers that judge predictions: one for each target, and one for all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, Metric
+from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
+
+from crysdistill.transfer.outputs import Outputs
+
+WORDS = {"mae": "MAE", "auc": "AUC", "accuracy": "accuracy", "score": "score"}
+"""Metrics as people write them."""
+
+
+def metric_of(classes: int) -> str:
+    """Return which metric judges a target: of numbers, of two classes, of more."""
+    if not classes:
+        return "mae"
+    return "auc" if classes == 2 else "accuracy"
+
+
+class Scores(nn.Module):
+    """Metrics of several targets over batches and ranks; unknown labels are left out.
+
+    Numbers are judged by their mean absolute error in the target's unit (`mae`), two
+    classes by the area under the ROC curve (`auc`), more by the share that is right,
+    averaged over classes (`accuracy`).
+
+    With several targets `score` chooses between epochs: the mean over targets of what
+    is wrong, each on a scale where guessing is of order one - the mean absolute error
+    of the normalised target, 1 - AUC, or 1 - accuracy.
+
+    Args:
+        outputs: what predictions mean.
+    """
+
+    def __init__(self, outputs: Outputs) -> None:
+        super().__init__()
+        self.outputs = outputs
+        classes = [one.classes for one in outputs.normalizers]
+        self.kinds = [metric_of(count) for count in classes]
+        self.metrics = nn.ModuleList(map(_metric, classes))
+        # Of numbers, the error on the scale of learning as well.
+        self.scaled = nn.ModuleList(MeanAbsoluteError() for _ in classes)
+
+    @property
+    def chooses(self) -> str:
+        """The number that chooses the epoch: the metric of one target, or `score`."""
+        return self.kinds[0] if len(self.kinds) == 1 else "score"
+
+    def update(self, output: Tensor, labels: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            output: (B, O), of the head.
+            labels: (B, T), NaN where not known.
+        """
+        found = self.outputs.predictions(output)  # (B, T)
+        for t, kind in enumerate(self.kinds):
+            known = ~torch.isnan(labels[:, t])
+            truth, value = labels[known, t], found[known, t]
+            if kind != "mae":
+                value = value if kind == "auc" else value.long()
+                self.metrics[t].update(value, truth.long())
+                continue
+            self.metrics[t].update(value, truth)
+            target, scale = self.outputs.targets[t], self.outputs.normalizers[t]
+            on_scale = [scale.normalize(target.forward(x)) for x in (value, truth)]
+            self.scaled[t].update(*on_scale)
+
+    def compute(self) -> dict[str, float]:
+        """Return the metric of each target by its name, and `score`."""
+        found = {}
+        wrong = []
+        for t, kind in enumerate(self.kinds):
+            value = float(self.metrics[t].compute())
+            found[self.outputs.names[t]] = value
+            wrong.append(
+                float(self.scaled[t].compute()) if kind == "mae" else 1 - value
+            )
+        return {**found, "score": sum(wrong) / len(wrong)}
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        for metric in (*self.metrics, *self.scaled):
+            metric.reset()
+
+
+def _metric(classes: int) -> Metric:
+    kind = metric_of(classes)
+    if kind == "mae":
+        return MeanAbsoluteError()
+    return BinaryAUROC() if kind == "auc" else MulticlassAccuracy(classes)
