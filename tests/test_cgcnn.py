@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from pymatgen.core import Structure
 from torch import nn
 
-from crysdistill.structures.elements import cgcnn92, element_table, onehot
 from crysdistill.encoders import CGCNN, make_encoder
 from crysdistill.encoders.cgcnn import GaussianExpansion
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import GraphSettings, distances, make_batch
+from crysdistill.structures.elements import cgcnn92, element_table, onehot
 from tests.conftest import from_structure, random_crystal, structures
 
 
@@ -78,7 +78,7 @@ def test_equals_a_plain_implementation(kind, training):
     torch.manual_seed(0)
     batch = make_batch([random_crystal(0, 4), random_crystal(1, 3)])
     encoder = CGCNN(convolutions=2, convolution=kind).train(training)
-    ours, expected = encoder(batch), plain(encoder, batch, kind)
+    ours, expected = encoder(batch).atoms, plain(encoder, batch, kind)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     weights = torch.randn_like(ours)
     gradients = [
@@ -108,7 +108,7 @@ def test_embedding_does_not_depend_on_the_description_of_the_crystal(name):
     ]
     batch = make_batch([from_structure("x", s) for s in variants])
     with torch.no_grad():
-        pooled = encoder.pool(encoder(batch), batch)
+        pooled = encoder(batch).crystals
     torch.testing.assert_close(
         pooled, pooled[:1].expand_as(pooled), atol=2e-5, rtol=1e-4
     )
@@ -121,7 +121,7 @@ def test_embedding_does_not_turn_with_the_crystal():
     turned = type(one)("t", one.atomic_numbers, one.frac_coords, one.cell @ rotation.T)
     batch = make_batch([one, turned])
     with torch.no_grad():
-        pooled = encoder.pool(encoder(batch), batch)
+        pooled = encoder(batch).crystals
     torch.testing.assert_close(pooled[0], pooled[1], atol=1e-5, rtol=1e-4)
 
 
@@ -132,9 +132,9 @@ def test_normalized_pool_averages_unit_vectors():
     torch.testing.assert_close(encoder.pool(x, batch), torch.tensor([[0.3, 0.9]]))
 
 
-def test_stages_are_what_freezing_counts():
+def test_blocks_are_what_freezing_counts():
     encoder = CGCNN(convolutions=4)
-    assert encoder.stages() == [encoder.embedding, *encoder.convolutions]
+    assert list(encoder.blocks()) == [encoder.embedding, *encoder.convolutions]
 
 
 @pytest.mark.parametrize("kind", ["published", "eq5", "eq4"])
@@ -160,7 +160,7 @@ def test_settings_rebuild_the_encoder():
     again = make_encoder("cgcnn", **encoder.settings)
     again.load_state_dict(encoder.state_dict())
     batch = make_batch([random_crystal(0)], GraphSettings(mode="nearest"))
-    assert torch.equal(encoder(batch), again(batch))
+    assert torch.equal(encoder(batch).atoms, again(batch).atoms)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 
 from crysdistill.encoders import CGCNN
+from crysdistill.graphs.batch import GraphSettings, make_batch, replace
 from crysdistill.kernels.gate import compiled, update
 from crysdistill.kernels.gate import gated_sum as gated_sums
 from crysdistill.kernels.gate.compiled import CompiledEdges
 from crysdistill.kernels.gate.gated_sum import PlainEdges, find_edges, gated_sum
 from crysdistill.kernels.gate.table import GaussianTable
 from crysdistill.layers.normalization import BatchNorm
-from crysdistill.graphs.batch import GraphSettings, make_batch, replace
 from crysdistill.ranks import rank, sum_over_ranks
 from crysdistill.structures.crystal import Crystal
 from tests.conftest import random_crystal
@@ -64,7 +64,7 @@ def plainly(encoder: CGCNN, batch, monkeypatch) -> torch.Tensor:
     with monkeypatch.context() as patch:
         patch.setattr("crysdistill.encoders.cgcnn.updated", plain_update)
         patch.setattr(gated_sums, "merge_edges", lambda *_: None)
-        return encoder(batch)
+        return encoder(batch).atoms
 
 
 def run(encoder: CGCNN, output: torch.Tensor) -> list[torch.Tensor]:
@@ -84,7 +84,7 @@ def check_equal(encoder: CGCNN, batch, monkeypatch) -> None:
     wide = replace(
         batch, frac_coords=batch.frac_coords.double(), cell=batch.cell.double()
     )
-    outputs = encoder(batch), plainly(twin, batch, monkeypatch), exact(wide)
+    outputs = encoder(batch).atoms, plainly(twin, batch, monkeypatch), exact(wide).atoms
     check_errors("output", *outputs)
     for buffers in zip(
         *(e.named_buffers() for e in (encoder, twin, exact)), strict=True
@@ -159,7 +159,7 @@ def test_frozen_weights_and_norms(monkeypatch):
 
 def test_a_bias_before_a_norm_has_no_gradient_not_even_rounding():
     encoder = CGCNN(width=16, convolutions=1)
-    encoder(some_batch()).square().sum().backward()
+    encoder(some_batch()).atoms.square().sum().backward()
     for part in (encoder.convolutions[0].gate, encoder.convolutions[0].core):
         assert part.linear.bias.grad is not None  # which several ranks need
         assert not part.linear.bias.grad.any()
@@ -213,7 +213,7 @@ def test_no_crystals_at_all(kind, training):
     empty = none_of(some_batch())
     encoder = CGCNN(width=16, convolutions=2, convolution=kind).train(training)
     before = copy.deepcopy(encoder.state_dict())
-    output = encoder(empty)
+    output = encoder(empty).atoms
     assert output.shape == (0, 16)
     output.sum().backward()
     assert all(not p.grad.any() for p in encoder.parameters() if p.grad is not None)
@@ -234,7 +234,7 @@ def test_graphs_that_are_not_made_for_it_go_the_plain_way(order):
     assert isinstance(find_edges(other, encoder.table), PlainEdges)
     if order == "unsorted":
         torch.testing.assert_close(
-            encoder.eval()(other), encoder(batch), atol=1e-5, rtol=1e-5
+            encoder.eval()(other).atoms, encoder(batch).atoms, atol=1e-5, rtol=1e-5
         )
 
 
@@ -243,23 +243,25 @@ def test_double_precision_and_gradients_to_atoms_go_the_plain_way():
     batch = some_batch()
     moving = replace(batch, frac_coords=batch.frac_coords.clone().requires_grad_())
     assert isinstance(find_edges(moving, encoder.table), PlainEdges)
-    encoder(moving).sum().backward()
+    encoder(moving).atoms.sum().backward()
     assert moving.frac_coords.grad.abs().max() > 0
     wide = replace(
         batch, frac_coords=batch.frac_coords.double(), cell=batch.cell.double()
     )
-    output = copy.deepcopy(encoder).double()(wide)
+    output = copy.deepcopy(encoder).double()(wide).atoms
     assert output.dtype == torch.float64
-    torch.testing.assert_close(output.float(), encoder(batch), atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(
+        output.float(), encoder(batch).atoms, atol=2e-5, rtol=2e-5
+    )
 
 
 def test_autocast_keeps_the_gate_in_single_precision():
     torch.manual_seed(0)
     encoder = CGCNN(width=16, convolutions=2)
     batch = some_batch()
-    expected = encoder(batch)
+    expected = encoder(batch).atoms
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = encoder(batch)
+        found = encoder(batch).atoms
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=0.2, rtol=0.05)
     found.sum().backward()
@@ -271,12 +273,12 @@ def test_nan_is_not_hidden():
     batch = some_batch()
     coords = batch.frac_coords.clone()
     coords[0] = torch.nan
-    output = encoder(replace(batch, frac_coords=coords))
+    output = encoder(replace(batch, frac_coords=coords)).atoms
     assert torch.isnan(output[0]).all()
     assert torch.isfinite(output[batch.ptr[1] :]).all()  # other crystals
     with torch.no_grad():
         encoder.convolutions[0].core.linear.bias[3] = torch.nan
-    output = encoder(batch)
+    output = encoder(batch).atoms
     assert torch.isnan(output[:, 3]).all()
     assert torch.isfinite(output[:, :3]).all()
 
@@ -407,7 +409,7 @@ def share_of_step(ranks: int) -> list[np.ndarray]:
         batch = none_of(make_batch([random_crystal(0)], GraphSettings(mode="nearest")))
     torch.manual_seed(0)
     encoder = CGCNN(width=16, convolutions=2)
-    output = encoder(batch)
+    output = encoder(batch).atoms
     (output * batch.atomic_numbers.unsqueeze(1) / 50).sum().backward()
     gradients = [sum_over_ranks(p.grad).numpy() for p in encoder.parameters()]
     return gradients + [b.numpy() for b in encoder.buffers()]

@@ -2,20 +2,71 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from crysdistill.encoders.cgcnn import CGCNN
-from crysdistill.encoders.encoder import Encoder
+from crysdistill.encoders.encoder import Blocks, Embeddings, Encoder, Needs, Work
 from crysdistill.errors import InputError, did_you_mean
+from crysdistill.graphs.neighbors import GraphSettings
 
-ENCODERS: dict[str, type[Encoder]] = {"cgcnn": CGCNN}
+ENCODERS: dict[str, type[Encoder]] = {
+    "cgcnn": CGCNN,
+}
 """Encoders by the name that configurations and weights files use."""
 
-__all__ = ["CGCNN", "ENCODERS", "Encoder", "make_encoder"]
+__all__ = [
+    "ENCODERS",
+    "Blocks",
+    "Embeddings",
+    "Encoder",
+    "Needs",
+    "Work",
+    "find_encoder",
+    "make_encoder",
+]
 
 
-def make_encoder(name: str, **settings: Any) -> Encoder:
+def make_encoder(
+    name: str,
+    graph: GraphSettings | None = None,
+    *,
+    source: str = "the store",
+    published: bool = False,
+    **settings: Any,
+) -> Encoder:
     """Return a new encoder with random weights.
+
+    Args:
+        name: one of `ENCODERS`.
+        graph: the graph that it will read, from which it may take what `settings`
+            leave open, such as a cutoff.
+        source: what holds that graph, for messages.
+        published: whether to start from the published settings and not from ours.
+        settings: the encoder's own.
+
+    Raises:
+        InputError: the name or a setting is not known, a value is out of range, or the
+            encoder cannot read the graph.
+    """
+    kind = find_encoder(name)
+    known = inspect.signature(kind).parameters
+    for key in settings:
+        if key not in known:
+            raise InputError(
+                f"encoder `{name}` has no setting `{key}`; choose one of "
+                f"{', '.join(known)}{did_you_mean(key, known)}"
+            )
+    if published:
+        settings = {**kind.PUBLISHED, **settings}
+    if graph is not None:
+        kind.check_graph(graph, source)
+        settings = kind.for_graph(graph, settings)
+    return kind(**settings)
+
+
+def find_encoder(name: str) -> type[Encoder]:
+    """Return the encoder of that name.
 
     Raises:
         InputError: `name` is not one of `ENCODERS`.
@@ -25,4 +76,4 @@ def make_encoder(name: str, **settings: Any) -> Encoder:
             f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}"
             f"{did_you_mean(name, ENCODERS)}"
         )
-    return ENCODERS[name](**settings)
+    return ENCODERS[name]

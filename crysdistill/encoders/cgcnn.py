@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crysdistill.structures.elements import element_table
-from crysdistill.encoders.encoder import Encoder, Work
+from crysdistill.encoders.encoder import Blocks, Embeddings, Encoder, Needs, Work
+from crysdistill.errors import InputError, did_you_mean
+from crysdistill.graphs.batch import (
+    CrystalBatch,
+    distances,
+    gather_neighbours,
+    mean_over_atoms,
+    sum_over_neighbours,
+)
+from crysdistill.graphs.neighbors import GraphSettings
 from crysdistill.kernels.gate.gated_sum import (
     CompiledEdges,
     PlainEdges,
@@ -19,13 +28,7 @@ from crysdistill.kernels.gate.gated_sum import (
 from crysdistill.kernels.gate.table import GaussianTable
 from crysdistill.kernels.gate.update import updated
 from crysdistill.layers.normalization import BatchNorm
-from crysdistill.errors import InputError, did_you_mean
-from crysdistill.graphs.batch import (
-    CrystalBatch,
-    distances,
-    gather_neighbours,
-    sum_over_neighbours,
-)
+from crysdistill.structures.elements import element_table
 
 
 class GaussianExpansion(nn.Module):
@@ -213,7 +216,7 @@ class CGCNN(Encoder):
         width: F, of the atom and crystal embeddings.
         convolutions: how many.
         convolution: `published` (the code's Eq. 5), `eq5` or `eq4` (as printed).
-        elements: the element table, one of `crysdistill.structures.elements.ELEMENT_TABLES`.
+        elements: the element table, a name in `crysdistill.structures.elements`.
         cutoff: Å, where the Gaussians end; the graph's cutoff.
         spacing: Å, between Gaussians.
         bias: whether the embedding of elements has a bias (CrysGNN has none).
@@ -224,6 +227,9 @@ class CGCNN(Encoder):
     """
 
     name: ClassVar[str] = "cgcnn"
+    NEEDS: ClassVar[Needs] = Needs(graphs=("shells", "nearest", "radius", "cgcnn"))
+
+    element_table: Tensor
 
     def __init__(
         self,
@@ -248,7 +254,7 @@ class CGCNN(Encoder):
         for name, length in (("cutoff", cutoff), ("spacing", spacing)):
             if not length > 0:
                 raise InputError(f"`{name}` is {length} but must be positive")
-        self.width = width
+        self.width = self.crystal_width = width
         self.normalize = normalize
         self.elements = elements
         self.settings = {
@@ -270,26 +276,49 @@ class CGCNN(Encoder):
             for _ in range(convolutions)
         )
 
-    def forward(self, batch: CrystalBatch) -> Tensor:
-        """Return atom embeddings, (N, F)."""
+    @classmethod
+    def for_graph(
+        cls, graph: GraphSettings, settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Let the Gaussians end where the edges end."""
+        return {"cutoff": graph.cutoff, **settings}
+
+    @classmethod
+    def for_properties(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Average atoms as they are: CGCNN's head expects their lengths."""
+        return {**settings, "normalize": False}
+
+    def forward(self, batch: CrystalBatch, layers: bool = False) -> Embeddings:
+        """Encode a batch; see `Encoder`."""
         # Every atom of an element has the same embedding: one product per element.
         x, elements = self.embedding(self.element_table), batch.atomic_numbers
+        passed = [x.index_select(0, elements)] if layers else []  # (N, F) each
         if self.settings["convolution"] == "eq4":
             x = x.index_select(0, elements)  # (N, F)
             u = self.expansion(distances(batch))  # (E, K)
             u = sum_over_neighbours(u, batch)  # (N, K)
             for convolution in self.convolutions:
                 x = convolution(x, batch, u)
-            return x
-        edges = find_edges(batch, self.table)
-        for k, convolution in enumerate(self.convolutions):
-            # From the first convolution on, every atom has its own.
-            x = convolution(x, edges, None if k else elements)
-        return x
+                passed.append(x)
+        else:
+            edges = find_edges(batch, self.table)
+            for k, convolution in enumerate(self.convolutions):
+                # From the first convolution on, every atom has its own.
+                x = convolution(x, edges, None if k else elements)
+                passed.append(x)
+        return Embeddings(
+            x, self.pool(x, batch), layers=tuple(passed if layers else ())
+        )
 
-    def stages(self) -> list[nn.Module]:
+    def pool(self, atoms: Tensor, batch: CrystalBatch) -> Tensor:
+        """Average atom embeddings (N, F) to crystal embeddings (B, F)."""
+        if self.normalize:
+            atoms = F.normalize(atoms, dim=1)
+        return mean_over_atoms(atoms, batch)
+
+    def blocks(self) -> Blocks:
         """Return the embedding and then each convolution."""
-        return [self.embedding, *self.convolutions]
+        return Blocks(self.embedding, list(self.convolutions))
 
     def work(self, crystals: int, atoms: int, edges: int) -> Work:
         """Estimate one training step of the compiled gate, norms included.

@@ -25,13 +25,19 @@ if TYPE_CHECKING:
 __all__ = [
     "CrystalBatch",
     "GraphSettings",
+    "composition",
     "distances",
     "edge_vectors",
     "gather_centres",
+    "gather_crystals",
     "gather_neighbours",
     "make_batch",
     "mean_over_atoms",
+    "mean_over_edges",
+    "mean_over_neighbours",
     "replace",
+    "softmax_over_atoms",
+    "softmax_over_neighbours",
     "sum_over_atoms",
     "sum_over_neighbours",
 ]
@@ -128,24 +134,94 @@ def gather_centres(x: Tensor, batch: CrystalBatch) -> Tensor:
     return x.index_select(0, batch.edge_index[1])
 
 
+def gather_crystals(x: Tensor, batch: CrystalBatch) -> Tensor:
+    """Return the row of each atom's crystal: (B, F) to (N, F)."""
+    return x.index_select(0, batch.batch)
+
+
 def sum_over_neighbours(messages: Tensor, batch: CrystalBatch) -> Tensor:
-    """Sum the messages that arrive at each atom: (E, F) to (N, F)."""
-    total = messages.new_zeros(batch.num_nodes, messages.shape[1])
-    return total.index_add(0, batch.edge_index[1], messages)
+    """Sum the messages that arrive at each atom: (E, ...) to (N, ...)."""
+    return _sum(messages, batch.edge_index[1], batch.num_nodes)
+
+
+def mean_over_neighbours(messages: Tensor, batch: CrystalBatch) -> Tensor:
+    """Average the messages that arrive at each atom: (E, F) to (N, F).
+
+    An atom without neighbours has zeros.
+    """
+    messages = _wide(messages)
+    counts = batch.neighbor_ptr[1:] - batch.neighbor_ptr[:-1]  # (N,)
+    total = sum_over_neighbours(messages, batch)
+    return total / counts.clamp(min=1).to(total.dtype).unsqueeze(1)
+
+
+def softmax_over_neighbours(scores: Tensor, batch: CrystalBatch) -> Tensor:
+    """Return weights that sum to one over the neighbours of each atom, (E, H).
+
+    Args:
+        scores: (E, H), one for each of H heads.
+        batch: says which edges arrive at an atom.
+    """
+    return _softmax(scores, batch.edge_index[1], batch.num_nodes)
 
 
 def sum_over_atoms(x: Tensor, batch: CrystalBatch) -> Tensor:
     """Sum over the atoms of each crystal: (N, F) to (B, F)."""
-    total = x.new_zeros(batch.num_graphs, x.shape[1])
-    return total.index_add(0, batch.batch, x)
+    return _sum(x, batch.batch, batch.num_graphs)
 
 
 def mean_over_atoms(x: Tensor, batch: CrystalBatch) -> Tensor:
     """Average over the atoms of each crystal: (N, F) to (B, F)."""
-    # Half precision cannot count beyond 256.
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = _wide(x)
     atoms = (batch.ptr[1:] - batch.ptr[:-1]).to(x.dtype)  # (B,)
     return sum_over_atoms(x, batch) / atoms.unsqueeze(1)
+
+
+def mean_over_edges(x: Tensor, batch: CrystalBatch) -> Tensor:
+    """Average over all edges of each crystal: (E, F) to (B, F)."""
+    x = _wide(x)
+    first = batch.neighbor_ptr[batch.ptr]  # (B + 1,), the first edge of each crystal
+    counts = (first[1:] - first[:-1]).clamp(min=1).to(x.dtype)  # (B,)
+    crystal = batch.batch.index_select(0, batch.edge_index[1])  # (E,)
+    return _sum(x, crystal, batch.num_graphs) / counts.unsqueeze(1)
+
+
+def softmax_over_atoms(scores: Tensor, batch: CrystalBatch) -> Tensor:
+    """Return weights that sum to one over the atoms of each crystal, (N, H)."""
+    return _softmax(scores, batch.batch, batch.num_graphs)
+
+
+def composition(batch: CrystalBatch, elements: int = 101) -> Tensor:
+    """Return the share of each atomic number in each crystal, (B, elements).
+
+    Column 0 is the share of masked atoms.
+    """
+    atoms = (batch.ptr[1:] - batch.ptr[:-1]).to(batch.cell.dtype)  # (B,)
+    place = batch.batch * elements + batch.atomic_numbers  # (N,)
+    share = (1 / atoms).index_select(0, batch.batch)  # (N,)
+    flat = share.new_zeros(batch.num_graphs * elements).index_add(0, place, share)
+    return flat.view(batch.num_graphs, elements)
+
+
+def _sum(x: Tensor, owner: Tensor, owners: int) -> Tensor:
+    return x.new_zeros(owners, *x.shape[1:]).index_add(0, owner, x)
+
+
+def _softmax(scores: Tensor, owner: Tensor, owners: int) -> Tensor:
+    scores = _wide(scores)
+    index = owner.unsqueeze(1).expand_as(scores)
+    # The largest of each owner is taken off, so that no exponential overflows.
+    largest = scores.detach().new_zeros(owners, scores.shape[1])
+    largest = largest.scatter_reduce(
+        0, index, scores.detach(), "amax", include_self=False
+    )
+    weights = torch.exp(scores - largest.index_select(0, owner))
+    return weights / _sum(weights, owner, owners).index_select(0, owner)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return `x` in float32 or wider: half precision cannot count beyond 256."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 # ------------------------------------------------------------- making a batch

@@ -18,7 +18,7 @@ relaxed coordinates, below any difference that chemistry would call another shel
 
 _SAME_POINT = 1e-8  # Å; pymatgen's own tolerance for "this is the atom itself"
 _PERIODIC = np.ones(3, dtype=np.int64)
-MODES = ("shells", "nearest", "cgcnn")
+MODES = ("shells", "nearest", "radius", "cgcnn")
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class GraphSettings:
 
     Args:
         cutoff: Å; no edge is longer.
-        max_neighbors: how many nearest neighbours an atom listens to.
+        max_neighbors: how many nearest neighbours an atom listens to; 0 in mode
+            `radius`, which does not count them.
         mode: `shells` keeps every neighbour as near as the last one counted, so
             that the graph does not depend on the order of atoms or on the choice of
             cell; `nearest` cuts the last shell by a fixed rule (distance, then atom,
-            then image), so that every atom has the same number of edges; `cgcnn` is
+            then image), so that every atom has the same number of edges; `radius`
+            keeps all neighbours within the cutoff, whatever their number; `cgcnn` is
             the published graph: the shell is cut as pymatgen happens to list it,
             and missing neighbours are padded with atom 0 at `cutoff` + 1 Å.
 
@@ -41,12 +43,14 @@ class GraphSettings:
 
     cutoff: float = 8.0
     max_neighbors: int = 12
-    mode: Literal["shells", "nearest", "cgcnn"] = "shells"
+    mode: Literal["shells", "nearest", "radius", "cgcnn"] = "shells"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.cutoff) and self.cutoff > 0):
             raise InputError(f"`cutoff` is {self.cutoff} but must be positive")
-        if self.max_neighbors < 1:
+        if self.mode == "radius":
+            object.__setattr__(self, "max_neighbors", 0)
+        elif self.max_neighbors < 1:
             raise InputError(
                 f"`max_neighbors` is {self.max_neighbors} but must be at least 1"
             )
@@ -100,7 +104,7 @@ def find_neighbors(
     coords = np.ascontiguousarray(frac_coords @ cell, dtype=np.float64)
     lattice = np.ascontiguousarray(cell, dtype=np.float64)
     radius = settings.cutoff
-    if settings.mode != "cgcnn":  # the published order is that of the full sphere
+    if settings.mode in ("shells", "nearest"):  # the others read the full sphere
         volume = abs(np.linalg.det(lattice)) / n_atoms
         radius = min(
             radius, 1.15 * (3 * (wanted + 4) * volume / (4 * math.pi)) ** (1 / 3)
@@ -151,7 +155,10 @@ def _select(
         # Ties fall by atom, then by image; distances count as tied at 1e-5 Å.
         image = (shifts[:, 0] * 4096 + shifts[:, 1]) * 4096 + shifts[:, 2]
         rounded = np.rint(distance * 1e5).astype(np.int64)
-        order = _order(centre, rounded, neighbor, image, n_atoms)
+        if settings.mode == "radius":  # too many of an atom for sorting by insertion
+            order = np.lexsort((image, neighbor, rounded, centre))
+        else:
+            order = _order(centre, rounded, neighbor, image, n_atoms)
     found = np.bincount(centre, minlength=n_atoms)
     if not found.all():
         raise BadStructure(
@@ -160,7 +167,9 @@ def _select(
         )
     start = np.cumsum(found) - found
     ordered = centre[order]
-    if settings.mode == "shells":
+    if settings.mode == "radius":
+        keep = np.ones(len(order), dtype=bool)
+    elif settings.mode == "shells":
         last = distance[order[start + np.minimum(found, settings.max_neighbors) - 1]]
         keep = distance[order] <= last[ordered] + SHELL_TOLERANCE
     else:
