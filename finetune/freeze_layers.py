@@ -43,26 +43,22 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
-from crysdistill.demo import demo_sets
 from crysdistill.corpus.build import build
-from crysdistill.encoders import make_encoder
+from crysdistill.demo import demo_sets
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import GraphSettings
 from crysdistill.studies.report import console_table
+from crysdistill.training.finetune import FinetuneConfig, finetune
+from crysdistill.training.labelled import LabelledConfig
 from crysdistill.training.settings import (
     FreezeSettings,
     HeadSettings,
     SplitSettings,
     TrainerSettings,
 )
-from crysdistill.training.supervised import (
-    FinetuneConfig,
-    LabelledConfig,
-    TrainConfig,
-    finetune,
-    train,
-)
-from crysdistill.transfer import Target, load_encoder, read_header, save_weights
+from crysdistill.training.train import TrainConfig, train
+from crysdistill.transfer.targets import Target
+from crysdistill.transfer.weights import read_header
 
 DEPTHS = (1, 2, 3)
 """How many of the four convolutions stay as they are."""
@@ -166,24 +162,6 @@ def run(study: Study, out: Path) -> pd.DataFrame:
     return results
 
 
-def keep_first(source: Path, convolutions: int, seed: int, out: Path) -> Path:
-    """Write weights of which only the first stages are those of `source`.
-
-    Args:
-        source: the weights file.
-        convolutions: how many stay besides the embedding; all others are random.
-        seed: of the random ones.
-        out: the weights file to write.
-    """
-    known, header = load_encoder(source), read_header(source)
-    torch.manual_seed(seed)
-    fresh = make_encoder(known.name, **known.settings)
-    first = zip(fresh.stages(), known.stages()[: convolutions + 1], strict=False)
-    for new, old in first:
-        new.load_state_dict(old.state_dict())
-    return save_weights(out, fresh, header.graph, header.provenance)
-
-
 def beside_published(results: pd.DataFrame, sources: Sequence[str]) -> Table:
     """Return the errors at every depth, beside the published ones.
 
@@ -238,13 +216,10 @@ def _result(
 
 
 def _finetune(study: Study, base: TrainConfig, source: Path, depth: int) -> None:
-    """Fine-tune from a source of which the first stages are kept and frozen."""
+    """Fine-tune from a source of which the first blocks are kept and frozen."""
     shared = {f.name: getattr(base, f.name) for f in fields(LabelledConfig)}
     freeze = FreezeSettings(depth, study.batch_norm)  # type: ignore[arg-type]
-    with tempfile.TemporaryDirectory() as temporary:
-        start = Path(temporary) / "start.safetensors"
-        keep_first(source, depth, base.seed, start)
-        finetune(FinetuneConfig(**shared, weights=start, freeze=freeze))
+    finetune(FinetuneConfig(**shared, weights=source, keep=depth, freeze=freeze))
 
 
 def _name(source: Path) -> str:
@@ -260,17 +235,8 @@ def _three(values: Sequence[float]) -> str:
 def _alloys(folder: Path) -> Study:
     """Return a small study: learn the bulk modulus, then the formation energy."""
     _, dataset = demo_sets(seed=0, corpus_size=1, dataset_size=90)
-    entries = [
-        {
-            "material_id": crystal.material_id,
-            "structure": crystal.to_pymatgen().as_dict(),
-            **crystal.properties,
-        }
-        for crystal in dataset
-    ]
-    (folder / "alloys.json").write_text(json.dumps(entries))
     store = build(
-        [folder / "alloys.json"],
+        dataset,
         folder / "alloys.h5",
         graph=GraphSettings(mode="cgcnn"),
         symmetry=None,

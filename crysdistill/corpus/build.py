@@ -24,11 +24,8 @@ from rich.progress import (
 )
 
 from crysdistill import __version__
-from crysdistill.store.checks import read_checks, statement
-from crysdistill.workers import await_files, check_engine, engine, spread
 from crysdistill.corpus.filters import Filters, count_filtered
 from crysdistill.corpus.firewall import Firewall
-from crysdistill.locks import only_one, room_for
 from crysdistill.corpus.merge import merge_shards
 from crysdistill.corpus.shards import (
     BuildSettings,
@@ -37,12 +34,15 @@ from crysdistill.corpus.shards import (
     read_list,
     read_shard,
 )
-from crysdistill.sources import open_sources
-from crysdistill.sources.folders import structure_format
-from crysdistill.store.origins import Origin, check_licence
-from crysdistill.sources.records import Record, Source
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs.neighbors import GraphSettings
+from crysdistill.locks import only_one, room_for
+from crysdistill.sources import open_sources
+from crysdistill.sources.folders import structure_format
+from crysdistill.sources.records import Record, Source
+from crysdistill.store.checks import read_checks, statement
+from crysdistill.store.origins import Origin, check_licence
+from crysdistill.structures.crystal import Crystal
 from crysdistill.structures.symmetry import (
     ANGLE_TOLERANCE,
     ENGINES,
@@ -50,6 +50,7 @@ from crysdistill.structures.symmetry import (
     Engine,
     engine_versions,
 )
+from crysdistill.workers import await_files, check_engine, engine, spread
 
 SHARD_SIZE = 256
 """Crystals in a shard: a second of work, so that little is lost when a build stops."""
@@ -85,7 +86,7 @@ class BuildReport:
 
 
 def build(
-    sources: Sequence[str | Path],
+    sources: Sequence[str | Path | Crystal],
     out: str | Path,
     *,
     graph: GraphSettings | None = None,
@@ -111,7 +112,8 @@ def build(
     Args:
         sources: CIF or POSCAR files, folders (with or without `id_prop.csv`),
             `structures.jsonl.gz` (with `properties.csv` beside it), pymatgen JSON,
-            stores, or specs of databases (see `fetch`), downloaded first.
+            stores, or specs of databases (see `fetch`), downloaded first; crystals
+            that are already in memory stand among them.
         out: the store to write; refused entries go to `OUT.quarantine.csv`
             as `source, material_id, reason`.
         graph: how neighbours become edges.

@@ -10,10 +10,10 @@ from functools import cached_property
 
 import numpy as np
 
-from crysdistill.structures.elements import atomic_numbers_by_symbol, symbols
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs.neighbors import Neighbors
 from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.elements import atomic_numbers_by_symbol, symbols
 
 FILTERED = "filtered: "
 """How the reason begins for a crystal that a filter refused."""

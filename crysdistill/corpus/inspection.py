@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crysdistill.graphs.batch import distances
 from crysdistill.store.checks import read_checks, statement
 from crysdistill.store.origins import Origin, licence_remark
 from crysdistill.store.store import Store
 from crysdistill.structures.elements import MAX_ATOMIC_NUMBER, symbols
-from crysdistill.graphs.batch import distances
 from crysdistill.structures.symmetry import CRYSTAL_SYSTEMS, crystal_system
 
 _ABSENT = "–"

@@ -15,10 +15,10 @@ import numpy as np
 import xxhash
 from rich.progress import Progress
 
+from crysdistill.corpus.shards import Rejection, read_list, read_shard
 from crysdistill.store.checks import structures_hash
 from crysdistill.store.fingerprints import NEIGHBORS
 from crysdistill.store.layout import FORMAT, SCHEMA
-from crysdistill.corpus.shards import Rejection, read_list, read_shard
 
 _HASHED_ROWS = 1 << 22  # rows of a dataset that are hashed at a time
 

@@ -18,10 +18,10 @@ import numpy as np
 import xxhash
 
 from crysdistill.corpus.filters import Filters
-from crysdistill.store.fingerprints import NEIGHBORS, fingerprint, pack
-from crysdistill.sources.records import Record, parse
 from crysdistill.errors import BadStructure
 from crysdistill.graphs.neighbors import GraphSettings, Neighbors, find_neighbors
+from crysdistill.sources.records import Record, parse
+from crysdistill.store.fingerprints import NEIGHBORS, fingerprint, pack
 from crysdistill.structures.crystal import Crystal
 from crysdistill.structures.symmetry import SYMPREC, Engine, space_groups
 

@@ -26,9 +26,9 @@ from crysdistill.demo.emt import (
     rounded,
 )
 from crysdistill.demo.structure_types import Prototype, decorations, prototypes
-from crysdistill.structures.elements import atomic_numbers_by_symbol
 from crysdistill.errors import InputError
 from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.elements import atomic_numbers_by_symbol
 
 VOLUME_JITTER = 0.02
 """The volume varies evenly by up to this share, so that composition and prototype

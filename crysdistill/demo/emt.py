@@ -22,9 +22,9 @@ from ase.calculators.emt import EMT, parameters
 from joblib import Parallel, delayed
 from pymatgen.optimization.neighbors import find_points_in_spheres
 
-from crysdistill.structures.elements import atomic_numbers_by_symbol, symbols
 from crysdistill.errors import InputError
 from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.elements import atomic_numbers_by_symbol, symbols
 
 log = logging.getLogger(__name__)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +15,18 @@ import orjson
 import rich
 
 from crysdistill import __version__
-from crysdistill.demo import PROPERTIES, demo_sets, prototype_of
 from crysdistill.corpus.build import build
+from crysdistill.demo import PROPERTIES, demo_sets, prototype_of
+from crysdistill.errors import InputError
 from crysdistill.overlap import find_overlap
 from crysdistill.store.store import Store
-from crysdistill.structures.elements import symbols
-from crysdistill.errors import InputError
 from crysdistill.structures.crystal import Crystal
 from crysdistill.studies.collect import epochs, report_study
 from crysdistill.studies.compare import CompareConfig, compare
 from crysdistill.studies.tables import console_table
-from crysdistill.training.plans import TrainConfig
-from crysdistill.training.pretraining import PretrainConfig, pretrain
+from crysdistill.training.pretrain import PretrainConfig, pretrain
 from crysdistill.training.settings import SplitSettings, TrainerSettings
+from crysdistill.training.train import TrainConfig
 from crysdistill.transfer.targets import Target
 
 TARGET = Target("formation_energy", PROPERTIES["formation_energy"])
@@ -85,13 +83,16 @@ def demo(
     workers = workers or os.cpu_count() or 1
     _prepare(out, size, overwrite)
     _step(1, f"making {size.corpus:,} alloys, and EMT labels for {size.dataset:,} more")
-    sources = _sources(out, size, workers)
+    paths = {name: out / f"{name}.h5" for name in ("corpus", "dataset")}
+    made: dict[str, list[Crystal]] = {}
+    if not all(path.exists() for path in paths.values()):
+        corpus, dataset = demo_sets(0, size.corpus, size.dataset, workers)
+        made = {"corpus": corpus, "dataset": dataset}
     _step(2, "building the stores")
     stores = {}
-    for name, source in sources.items():
-        path = out / f"{name}.h5"
+    for name, path in paths.items():
         if not path.exists():
-            report = build([source], path, workers=workers)
+            report = build(made[name], path, workers=workers)
             rich.print(
                 f"{report.built:,} crystals, {len(report.rejections)} quarantined"
             )
@@ -138,45 +139,6 @@ def _prepare(out: Path, size: DemoSize, overwrite: bool) -> None:
 
 def _step(number: int, text: str) -> None:
     rich.print(f"\n[bold]{number}/6[/bold] {text}")
-
-
-def _sources(out: Path, size: DemoSize, workers: int) -> dict[str, Path]:
-    """Write corpus and dataset as files of the kind that users have."""
-    paths = {n: out / "data" / n / "structures.jsonl.gz" for n in ("corpus", "dataset")}
-    if all(path.exists() for path in paths.values()):
-        return paths
-    corpus, dataset = demo_sets(0, size.corpus, size.dataset, workers)
-    for path in paths.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    _write_properties(paths["dataset"].with_name("properties.csv"), dataset)
-    _write_structures(paths["dataset"], dataset)
-    _write_structures(paths["corpus"], corpus)
-    return paths
-
-
-def _write_structures(path: Path, crystals: Iterable[Crystal]) -> None:
-    """Write `structures.jsonl.gz`, one crystal a line."""
-    partial = path.with_suffix(".partial")
-    with gzip.open(partial, "wb") as file:
-        for crystal in crystals:
-            line = {
-                "id": crystal.material_id,
-                "lattice": crystal.cell.tolist(),
-                "species": [symbols()[z] for z in crystal.atomic_numbers],
-                "frac": crystal.frac_coords.tolist(),
-            }
-            file.write(orjson.dumps(line) + b"\n")
-    partial.replace(path)
-
-
-def _write_properties(path: Path, crystals: Iterable[Crystal]) -> None:
-    """Write `properties.csv`, a row for each crystal."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["material_id", *PROPERTIES])
-        for crystal in crystals:
-            values = [crystal.properties[name] for name in PROPERTIES]
-            writer.writerow([crystal.material_id, *values])
 
 
 def _pretraining(out: Path, size: DemoSize) -> PretrainConfig:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crysdistill.errors import BadStructure, InputError
 from crysdistill.sources.records import Record, Source
 from crysdistill.sources.tables import (
     ID_KEYS,
@@ -27,7 +28,6 @@ from crysdistill.sources.tables import (
     open_plain,
     table_source,
 )
-from crysdistill.errors import BadStructure, InputError
 from crysdistill.structures.readers import crystal_of_atoms
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from crysdistill.structures.cif import split_cif
+from crysdistill.errors import BadStructure, InputError
 from crysdistill.sources.ase_files import (
     DATABASES,
     frame_records,
@@ -32,7 +32,7 @@ from crysdistill.sources.records import (
     parse,
     stamp,
 )
-from crysdistill.errors import BadStructure, InputError
+from crysdistill.structures.cif import split_cif
 from crysdistill.structures.readers import read_bytes
 
 _SUFFIXES = {

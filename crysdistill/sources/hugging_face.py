@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from crysdistill.store.origins import Origin
+from crysdistill.errors import BadStructure, InputError, did_you_mean
 from crysdistill.sources.services import Page
 from crysdistill.sources.tables import ID_KEYS, label_values
 from crysdistill.sources.whole_sets import PAGE_SIZE, first_line, not_installed
-from crysdistill.errors import BadStructure, InputError, did_you_mean
-from crysdistill.structures.readers import fractional
+from crysdistill.store.origins import Origin
 from crysdistill.structures.crystal import FULL_OCCUPANCY, disordered
+from crysdistill.structures.readers import fractional
 
 URL = "https://huggingface.co/datasets/"
 

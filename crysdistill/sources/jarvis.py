@@ -10,9 +10,9 @@ import sys
 from contextlib import redirect_stdout
 from typing import Any
 
-from crysdistill.store.origins import Origin
-from crysdistill.sources.whole_sets import WholeSet, first_line, not_installed
 from crysdistill.errors import InputError, did_you_mean
+from crysdistill.sources.whole_sets import WholeSet, first_line, not_installed
+from crysdistill.store.origins import Origin
 
 URL = "https://jarvis.nist.gov"
 CITATION = "10.1038/s41524-020-00440-1"

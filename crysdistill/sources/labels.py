@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from crysdistill.sources.records import Record
 from crysdistill.errors import InputError, did_you_mean
+from crysdistill.sources.records import Record
 
 ID_PROP = "id_prop.csv"
 PROPERTIES = "properties.csv"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from crysdistill.store.origins import Origin
+from crysdistill.errors import BadStructure, InputError, did_you_mean
 from crysdistill.sources.tables import label_values, matbench_id
 from crysdistill.sources.whole_sets import WholeSet, first_line
-from crysdistill.errors import BadStructure, InputError, did_you_mean
+from crysdistill.store.origins import Origin
 
 URL = "https://ml.materialsproject.org/projects/"
 CITATION = "10.1038/s41524-020-00406-3"

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from crysdistill.store.origins import Origin
+from crysdistill.errors import BadStructure, InputError, did_you_mean
 from crysdistill.sources.services import Page
 from crysdistill.sources.tables import label_values
 from crysdistill.sources.whole_sets import PAGE_SIZE, first_line, not_installed
-from crysdistill.errors import BadStructure, InputError, did_you_mean
+from crysdistill.store.origins import Origin
 
 URL = "https://materialsproject.org"
 CITATION = "10.1063/1.4812323"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from crysdistill.errors import InputError, did_you_mean
 from crysdistill.sources.ase_files import (
     DATABASES,
     frames_format,
@@ -27,6 +28,7 @@ from crysdistill.sources.folders import (
     structure_format,
     tables_in,
 )
+from crysdistill.sources.in_memory import open_crystals
 from crysdistill.sources.records import Record, Source, fingerprint, stamp
 from crysdistill.sources.snapshot import (
     SUFFIX,
@@ -36,7 +38,7 @@ from crysdistill.sources.snapshot import (
 )
 from crysdistill.sources.specs import is_spec
 from crysdistill.sources.tables import open_json, open_lines
-from crysdistill.errors import InputError, did_you_mean
+from crysdistill.structures.crystal import Crystal
 
 ACCEPTED = (
     "a CIF or POSCAR file, a folder or zip of them, `structures.jsonl[.gz]`, pymatgen "
@@ -100,7 +102,7 @@ def open_source(
 
 
 def open_sources(
-    paths: Sequence[str | Path],
+    paths: Sequence[str | Path | Crystal],
     keep_unlabelled: bool = False,
     labels: bool = True,
     into: Path | None = None,
@@ -108,16 +110,21 @@ def open_sources(
 ) -> list[Source]:
     """Open several sources, in order; all are looked at before any is read.
 
-    The arguments are those of `open_source`.
+    The arguments are those of `open_source`; crystals among the paths are one source,
+    the last.
 
     Raises:
         InputError: none is given, or one cannot be opened.
     """
     if not paths:
         raise InputError(f"no source; give {ACCEPTED}")
-    return [
-        open_source(path, keep_unlabelled, labels, into, progress) for path in paths
+    found = [
+        open_source(path, keep_unlabelled, labels, into, progress)
+        for path in paths
+        if not isinstance(path, Crystal)
     ]
+    crystals = [one for one in paths if isinstance(one, Crystal)]
+    return [*found, open_crystals(crystals, labels)] if crystals else found
 
 
 def open_store_source(path: Path, labels: bool = True) -> Source:

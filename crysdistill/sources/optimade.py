@@ -22,11 +22,11 @@ from urllib.parse import unquote, urljoin
 from optimade.exceptions import BadRequest
 from optimade.filterparser import LarkParser
 
+from crysdistill.errors import InputError, did_you_mean
 from crysdistill.sources.optimade_entries import FIELDS, entry_of
-from crysdistill.store.origins import Origin, is_non_commercial
 from crysdistill.sources.services import Page
 from crysdistill.sources.web import Refused, Web, short, start
-from crysdistill.errors import InputError, did_you_mean
+from crysdistill.store.origins import Origin, is_non_commercial
 
 PAGE_LIMIT = 100
 """Entries to ask for at once; a service that gives fewer says so."""

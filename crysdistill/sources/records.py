@@ -11,9 +11,10 @@ from typing import Any
 
 import orjson
 
-from crysdistill.structures.cif import read_cif
-from crysdistill.store.origins import Origin
 from crysdistill.errors import BadStructure
+from crysdistill.store.origins import Origin
+from crysdistill.structures.cif import read_cif
+from crysdistill.structures.crystal import Crystal, validate
 from crysdistill.structures.readers import (
     read_bytes,
     read_cssr,
@@ -25,7 +26,6 @@ from crysdistill.structures.readers import (
     read_pymatgen,
     read_res,
 )
-from crysdistill.structures.crystal import Crystal, validate
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from crysdistill.errors import InputError
 from crysdistill.locks import only_one, room_for
-from crysdistill.store.origins import Origin
 from crysdistill.sources.services import Page
 from crysdistill.sources.specs import open_service
-from crysdistill.errors import InputError
+from crysdistill.store.origins import Origin
 
 SUFFIX = ".jsonl.gz"
 

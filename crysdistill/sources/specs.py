@@ -9,8 +9,8 @@ import importlib
 import re
 from pathlib import Path
 
-from crysdistill.sources.services import Service
 from crysdistill.errors import InputError, did_you_mean
+from crysdistill.sources.services import Service
 
 SERVICES = {
     "optimade": "crysdistill.sources.optimade",

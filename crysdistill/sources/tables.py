@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from crysdistill.errors import BadStructure
 from crysdistill.sources.labels import PROPERTIES, LabelTable, read_labels
 from crysdistill.sources.records import (
     Record,
@@ -24,7 +25,6 @@ from crysdistill.sources.records import (
     load_json,
     stamp,
 )
-from crysdistill.errors import BadStructure
 from crysdistill.structures.readers import read_bytes
 
 ID_KEYS = ("material_id", "id", "entry_id", "task_id", "mp_id", "jid")

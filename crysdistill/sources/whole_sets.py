@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crysdistill.store.origins import Origin
-from crysdistill.sources.services import Page
 from crysdistill.errors import InputError
+from crysdistill.sources.services import Page
+from crysdistill.store.origins import Origin
 
 PAGE_SIZE = 1000
 """Entries on a page."""

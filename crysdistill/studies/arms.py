@@ -8,15 +8,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from crysdistill.encoders import find_encoder
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.training.plans import (
-    DistillConfig,
-    FinetuneConfig,
-    LabelledConfig,
-    TrainConfig,
-)
+from crysdistill.training.distill import DistillConfig, distill
+from crysdistill.training.finetune import FinetuneConfig, finetune
+from crysdistill.training.labelled import LabelledConfig
 from crysdistill.training.settings import FreezeSettings
-from crysdistill.training.supervised import distill, finetune, train
+from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.weights import read_header
 
 
@@ -48,9 +46,10 @@ def _scratch(config: TrainConfig, weights: Path) -> Path:
 
 def _scratch_large(config: TrainConfig, weights: Path) -> Path:
     encoder = read_header(weights).encoder
-    # As `finetune` does by default: atom embeddings are averaged as they are.
-    settings = {"name": encoder["name"], **encoder["settings"], "normalize": False}
-    return train(replace(config, encoder=settings))
+    kind = find_encoder(encoder["name"])
+    # As `finetune` does by default.
+    settings = kind.for_properties(encoder["settings"])
+    return train(replace(config, encoder={"name": kind.name, **settings}))
 
 
 def _distilled(config: TrainConfig, weights: Path) -> Path:

@@ -19,13 +19,13 @@ from joblib import Parallel, delayed
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from sklearn.metrics import roc_auc_score
 
-from crysdistill.splits import read_split
-from crysdistill.store.store import Store
 from crysdistill.errors import InputError
 from crysdistill.schema import dump_config
+from crysdistill.splits import read_split
+from crysdistill.store.store import Store
 from crysdistill.studies.arms import Arm, make_arm
 from crysdistill.studies.baselines import BASELINES
-from crysdistill.training.plans import TrainConfig
+from crysdistill.training.train import TrainConfig
 from crysdistill.transfer.seen import seen
 from crysdistill.transfer.weights import read_header
 
@@ -224,7 +224,7 @@ def _baselines(
 ) -> Iterator[dict[str, Any]]:
     """Yield results of the baselines on the splits of the first arm."""
     store = Store.open(config.base.dataset)
-    target = config.base.target
+    target = config.base.all_targets[0]
     labels = store.property(target.name)
     for cell in cells:
         if cell.arm.name != config.arms[0]:

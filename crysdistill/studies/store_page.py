@@ -13,10 +13,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from crysdistill.corpus.inspection import Inspection
-from crysdistill.structures.elements import symbols
 from crysdistill.errors import InputError
-from crysdistill.studies.canvas import COLOURS, canvas, headline, plain, svg
+from crysdistill.structures.elements import symbols
 from crysdistill.structures.symmetry import CRYSTAL_SYSTEMS
+from crysdistill.studies.canvas import COLOURS, canvas, headline, plain, svg
 
 _NOBLE = (0, 2, 10, 18, 36, 54, 86, 118)
 _BINS = 50
