@@ -13,8 +13,8 @@ from pymatgen.core import Lattice, Structure
 from benchmarks.published import published_gaussians, published_graph
 from benchmarks.timing import Row, data, take_turns
 from crysdistill.corpus.shards import BuildSettings, build_shard
-from crysdistill.sources import Record
 from crysdistill.graphs.neighbors import GraphSettings
+from crysdistill.sources import Record
 
 COUNT = 150
 EVERY = 1000  # lines of the corpus between two that are measured

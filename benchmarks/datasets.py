@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks.timing import data
 from crysdistill.corpus.build import build
-from crysdistill.store.store import Store
 from crysdistill.graphs.neighbors import GraphSettings
+from crysdistill.store.store import Store
 
 CRYSTALS = "CRYSDISTILL_BENCH_CRYSTALS"
 """The environment variable that makes benchmarks of whole runs smaller."""

@@ -12,8 +12,8 @@ from pymatgen.core import Structure
 from benchmarks.published import published_graph
 from benchmarks.timing import Row, data, take_turns
 from crysdistill.corpus.shards import BuildSettings, build_shard
-from crysdistill.sources import open_source
 from crysdistill.graphs.neighbors import GraphSettings
+from crysdistill.sources import open_source
 
 
 def measure() -> Iterator[Row]:

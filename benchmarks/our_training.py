@@ -21,17 +21,19 @@ from typing import Any
 import torch
 
 from crysdistill.configs import load_config
-from crysdistill.training import supervised
-from crysdistill.training.plans import DistillConfig, TrainConfig
+from crysdistill.training import labelled, supervised
+from crysdistill.training.distill import DistillConfig, distill
+from crysdistill.training.train import TrainConfig, train
 
-CONFIGS = {"train": TrainConfig, "distill": DistillConfig}
+VERBS = {"train": (TrainConfig, train), "distill": (DistillConfig, distill)}
 
 
 def main() -> None:
     """Run, and print what it took."""
     verb, *overrides = sys.argv[1:]
     torch.set_flush_denormal(True)
-    config: Any = load_config(None, overrides, CONFIGS[verb])
+    schema, run = VERBS[verb]
+    config: Any = load_config(None, overrides, schema)
     begun: list[tuple[float, float]] = []
 
     class Timed(supervised.SupervisedModule):
@@ -41,8 +43,10 @@ def main() -> None:
             begun.append((time.perf_counter(), time.process_time()))
             super().on_train_epoch_start()
 
-    supervised.SupervisedModule = Timed  # type: ignore[misc]
-    run: Any = getattr(supervised, verb)
+    from crysdistill.training import distill as distilling
+
+    labelled.SupervisedModule = Timed  # type: ignore[misc]
+    distilling.SupervisedModule = Timed  # type: ignore[misc]
     with contextlib.redirect_stdout(io.StringIO()):
         run(config)
     walls, processors = zip(*begun, strict=True)

@@ -24,11 +24,11 @@ from benchmarks.published import published_gaussians
 from benchmarks.published_pretraining import CLASSES, PublishedPretraining
 from benchmarks.timing import Row, data, take_turns
 from crysdistill.corpus.build import build
-from crysdistill.store.store import Store
-from crysdistill.structures.elements import cgcnn92
 from crysdistill.encoders import CGCNN
 from crysdistill.graphs.batch import CrystalBatch, GraphSettings, distances
 from crysdistill.objectives import CRYSGNN, Clean, make_objective
+from crysdistill.store.store import Store
+from crysdistill.structures.elements import cgcnn92
 from crysdistill.structures.symmetry import crystal_system
 from crysdistill.training.pretraining import PretrainModule
 from crysdistill.training.settings import OptimizerSettings

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from benchmarks.graph_building import structures
 from benchmarks.published import PublishedCGCNN, published_gaussians
 from benchmarks.timing import Row, take_turns
-from crysdistill.structures.elements import cgcnn92
 from crysdistill.encoders import CGCNN
+from crysdistill.graphs.batch import CrystalBatch, GraphSettings, distances, make_batch
 from crysdistill.kernels.gate.compiled import CompiledEdges
 from crysdistill.kernels.gate.gated_sum import find_edges
-from crysdistill.graphs.batch import CrystalBatch, GraphSettings, distances, make_batch
 from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.elements import cgcnn92
 from crysdistill.transfer.heads import PropertyHead
 
 BATCHES = (256, 64)
@@ -32,7 +32,7 @@ class Ours(nn.Module):
 
     def forward(self, batch: CrystalBatch) -> Tensor:
         """Predict (B, 1)."""
-        return self.head(self.encoder.pool(self.encoder(batch), batch))
+        return self.head(self.encoder(batch).crystals)
 
 
 def copy_weights(published: PublishedCGCNN, ours: Ours) -> None:

@@ -32,13 +32,13 @@ import torch
 from rich.table import Table
 
 from crysdistill.configs import load_config
-from crysdistill.demo import demo_sets
 from crysdistill.corpus.build import build
+from crysdistill.demo import demo_sets
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import GraphSettings
 from crysdistill.objectives import make_objective
-from crysdistill.training.pretraining import PretrainConfig, pretrain
-from crysdistill.transfer import load_encoder
+from crysdistill.training.pretrain import PretrainConfig, pretrain
+from crysdistill.transfer.weights import load_encoder
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "pretrain-crysgnn.yaml"
 

@@ -13,8 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pymatgen.core import Lattice, Structure
 
-from crysdistill.structures.elements import atomic_numbers_by_symbol
 from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.elements import atomic_numbers_by_symbol
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import signal
 import time
 from pathlib import Path
 
-from crysdistill.workers.workers import THREADS
 from crysdistill.errors import InputError
+from crysdistill.workers.workers import THREADS
 
 WITH_DASK = "the extra `cluster` is not installed"
 

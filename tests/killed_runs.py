@@ -17,14 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from crysdistill.files import PARTIAL
-from crysdistill.training import engine, pretraining, supervised
+from crysdistill.training import (
+    distill,
+    engine,
+    labelled,
+    pretrain,
+    pretraining,
+    supervised,
+    train,
+)
 from crysdistill.training.resume import checkpoints
 from crysdistill.training.resume.metrics_log import MetricsLog
 
 RUNS: dict[str, Callable[[Any], Path]] = {
-    "train": supervised.train,
-    "distill": supervised.distill,
-    "pretrain": pretraining.pretrain,
+    "train": train.train,
+    "distill": distill.distill,
+    "pretrain": pretrain.pretrain,
 }
 
 
@@ -88,7 +96,7 @@ def _prepare(death: Death) -> None:
     elif death.where == "logging":
         before(MetricsLog, "log_metrics")
     elif death.where == "ending":
-        for module in (supervised, pretraining):
+        for module in (labelled, pretrain):
             before(module, "save_weights")
     else:
         raise ValueError(death.where)

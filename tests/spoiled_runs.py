@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning as L
 
-from crysdistill.store.store import Store
 from crysdistill.errors import InputError
+from crysdistill.store.store import Store
 from crysdistill.training.settings import OptimizerSettings
 from crysdistill.training.watch.guard import Guard
 from crysdistill.training.watch.throughput import Throughput

@@ -24,9 +24,9 @@ from crysdistill.demo import (
     prototypes,
 )
 from crysdistill.demo.emt import atomic_volumes, radius, symbols_of
-from crysdistill.structures.elements import atomic_numbers_by_symbol
 from crysdistill.errors import InputError
 from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.elements import atomic_numbers_by_symbol
 
 
 def to_atoms(crystal: Crystal) -> Atoms:

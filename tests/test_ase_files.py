@@ -23,8 +23,8 @@ from ase.build import bulk, graphene, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.core import Structure
 
-from crysdistill.sources import open_source
 from crysdistill.errors import InputError
+from crysdistill.sources import open_source
 
 from .test_sources import CIFS, FLAT, labels, outcome
 

@@ -26,9 +26,9 @@ from crysdistill.corpus import build as building
 from crysdistill.corpus import merge, shards
 from crysdistill.corpus.build import build
 from crysdistill.corpus.filters import Filters
-from crysdistill.store.store import Store
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import GraphSettings
+from crysdistill.store.store import Store
 from tests.conftest import random_crystal
 from tests.processes import children, running, wait_until
 from tests.toy_stores import labelled, simple_cif, write_lines

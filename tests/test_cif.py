@@ -10,8 +10,8 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifParser, CifWriter
 
-from crysdistill.structures.cif import read_cif
 from crysdistill.errors import BadStructure
+from crysdistill.structures.cif import read_cif
 from crysdistill.structures.crystal import Crystal
 
 from .conftest import structures

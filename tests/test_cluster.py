@@ -19,12 +19,12 @@ from crysdistill.cli import main
 from crysdistill.corpus import build as building
 from crysdistill.corpus import shards
 from crysdistill.corpus.build import build
+from crysdistill.errors import InputError
+from crysdistill.overlap import CrystalList, find_overlap
 from crysdistill.workers import await_files, engine
 from crysdistill.workers import cluster as clusters
 from crysdistill.workers import ground as grounds
 from crysdistill.workers.slurm import slurm_cluster
-from crysdistill.overlap import CrystalList, find_overlap
-from crysdistill.errors import InputError
 from tests import engine_jobs as jobs
 from tests.engine_jobs import WITH_DASK
 from tests.processes import running, wait_until

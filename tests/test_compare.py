@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crysdistill.splits import Split, read_split
-from crysdistill.store.store import Store
 from crysdistill.encoders import make_encoder
 from crysdistill.errors import InputError
+from crysdistill.splits import Split, read_split
+from crysdistill.store.store import Store
 from crysdistill.studies import arms
 from crysdistill.studies import compare as comparing
 from crysdistill.studies.arms import ARMS, make_arm
@@ -26,7 +26,7 @@ from crysdistill.studies.baselines import (
 )
 from crysdistill.studies.compare import CompareConfig, about, compare
 from crysdistill.training.settings import HeadSettings, SplitSettings, TrainerSettings
-from crysdistill.training.supervised import TrainConfig
+from crysdistill.training.train import TrainConfig
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import read_header, save_weights
 from tests.toy_stores import SMALL_ENCODER, SMALL_GRAPH, labelled, write_store

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from crysdistill.graphs.batch import GraphSettings, make_batch
-from crysdistill.objectives import Connectivity, Embedded, connectivity
+from crysdistill.objectives import Connectivity, connectivity
 from crysdistill.objectives.pairs import CLASSES, all_pairs, sampled_pairs
 from tests.conftest import crystal
-from tests.toy_batches import Toy, batch_of, embed, gradients, toy
+from tests.toy_batches import Toy, batch_of, embed, embedded, gradients, toy
 
 SIZES = (5, 1, 30, 2, 12, 11, 3, 29)
 TOYS = [toy(row, atoms) for row, atoms in enumerate(SIZES)]
@@ -55,12 +55,12 @@ def test_published_loss_against_the_dense_form(limit, monkeypatch):
     """Also when it is cut into blocks, and when blocks are rows of a crystal."""
     monkeypatch.setattr(connectivity, "PAIRS_AT_ONCE", limit)
     torch.manual_seed(0)
-    objective = Connectivity.published(8).double()
-    embedded = embed(batch_of(TOYS))
-    loss = objective(embedded, embedded.batch, 0)
-    plain = plain_all_pairs(objective, embedded.atoms, TOYS, [0.1, 1, 1, 1, 1, 1])
+    objective = Connectivity(8, **Connectivity.PUBLISHED).double()
+    seen = embed(batch_of(TOYS))
+    loss = objective((seen,), seen.batch, 0)
+    plain = plain_all_pairs(objective, seen.atoms, TOYS, [0.1, 1, 1, 1, 1, 1])
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
-    wanted = (embedded.atoms, *objective.parameters())
+    wanted = (seen.atoms, *objective.parameters())
     for ours, theirs in zip(
         gradients(loss, *wanted), gradients(plain, *wanted), strict=True
     ):
@@ -170,10 +170,10 @@ def test_sampled_strangers_are_uniform_and_belong_to_the_crystal():
 def test_sampled_loss_against_the_dense_form_of_its_pairs():
     torch.manual_seed(0)
     objective = Connectivity(8).double()
-    embedded = embed(batch_of(TOYS))
-    loss = objective(embedded, embedded.batch, 3)
-    pairs = sampled_pairs(embedded.batch, 3)
-    h = embedded.atoms / embedded.atoms.square().sum(dim=1, keepdim=True).sqrt()
+    seen = embed(batch_of(TOYS))
+    loss = objective((seen,), seen.batch, 3)
+    pairs = sampled_pairs(seen.batch, 3)
+    h = seen.atoms / seen.atoms.square().sum(dim=1, keepdim=True).sqrt()
     logp = plain_logits(objective, h[pairs.first], h[pairs.second]).log_softmax(dim=1)
     weight = [pairs.labels.tolist().count(c) or 1 for c in range(CLASSES)]
     total = weights = 0.0
@@ -182,7 +182,7 @@ def test_sampled_loss_against_the_dense_form_of_its_pairs():
         weights += weight[c] ** -0.5
     plain = total / weights
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
-    wanted = (embedded.atoms, *objective.parameters())
+    wanted = (seen.atoms, *objective.parameters())
     for ours, theirs in zip(
         gradients(loss, *wanted), gradients(plain, *wanted), strict=True
     ):
@@ -190,16 +190,16 @@ def test_sampled_loss_against_the_dense_form_of_its_pairs():
 
 
 def test_every_mixture_of_pairs_and_weights():
-    embedded = embed(batch_of(TOYS))
+    seen = embed(batch_of(TOYS))
     for pairs in ("sampled", "all"):
         for weights in ("balanced", "published"):
             objective = Connectivity(8, pairs=pairs, weights=weights).double()
-            assert objective(embedded, embedded.batch, 0) > 0
+            assert objective((seen,), seen.batch, 0) > 0
     balanced = Connectivity(8, pairs="all").double()
     flat = [c for label in plain_labels(TOYS) for row in label for c in row]
     weight = [max(flat.count(c), 1) ** -0.5 for c in range(CLASSES)]
-    plain = plain_all_pairs(balanced, embedded.atoms, TOYS, weight)
-    loss = balanced(embedded, embedded.batch, 0)
+    plain = plain_all_pairs(balanced, seen.atoms, TOYS, weight)
+    loss = balanced((seen,), seen.batch, 0)
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
 
 
@@ -209,12 +209,12 @@ def test_cost_is_linear_in_atoms():
     largest = {}
     for atoms in (100, 400):
         batch = batch_of([toy(1, atoms)])
-        embedded = embed(batch, dtype=torch.float32)
+        seen = embed(batch, dtype=torch.float32)
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t
         ):
-            objective(embedded, batch, 0)
+            objective((seen,), batch, 0)
         largest[atoms] = sum(saved)
     assert largest[400] < 4.5 * largest[100]
 
@@ -224,14 +224,14 @@ def test_cost_is_linear_in_atoms():
 
 def test_edge_f1_of_known_answers():
     batch = batch_of(TOYS)
-    zero = Embedded(batch, torch.zeros(batch.num_nodes, 8), torch.zeros(8, 8))
+    zero = embedded(batch, torch.zeros(batch.num_nodes, 8), torch.zeros(8, 8))
     pairs = sampled_pairs(batch, 0)
     prevalence = (pairs.labels > 0).float().mean().item()
     objective = Connectivity(8)
     for bias, f1 in ((5.0, 0.0), (-5.0, 2 * prevalence / (1 + prevalence))):
         objective.mix.bias.data = torch.tensor([bias, 0, 0, 0, 0, 0])
         objective.reset()
-        objective.update(zero, batch, 0)
+        objective.update((zero,), batch, 0)
         numbers = objective.compute()
         assert numbers["edge_f1"] == pytest.approx(f1)
         assert numbers["edge_f1_chance"] == pytest.approx(
@@ -245,8 +245,8 @@ def test_connected_means_that_all_multiplicities_together_win():
     objective.mix.bias.data = torch.log(torch.tensor([0.3] + [0.14] * 5))
     objective.bilinear.bias.data.zero_()
     batch = batch_of(TOYS)
-    zero = Embedded(batch, torch.zeros(batch.num_nodes, 8), torch.zeros(8, 8))
-    objective.update(zero, batch, 0)
+    zero = embedded(batch, torch.zeros(batch.num_nodes, 8), torch.zeros(8, 8))
+    objective.update((zero,), batch, 0)
     numbers = objective.compute()
     assert numbers["edge_f1"] == pytest.approx(numbers["edge_f1_chance"])
 
@@ -256,9 +256,9 @@ def test_auroc_against_counting():
     objective = Connectivity(8)
     objective.mix.weight.data *= 20
     batch = batch_of(TOYS)
-    embedded = embed(batch, dtype=torch.float32)
+    seen = embed(batch, dtype=torch.float32)
     pairs = sampled_pairs(batch, 0)
-    h = torch.nn.functional.normalize(embedded.atoms, dim=1)
+    h = torch.nn.functional.normalize(seen.atoms, dim=1)
     p = (
         1
         - plain_logits(objective, h[pairs.first], h[pairs.second]).softmax(dim=1)[:, 0]
@@ -266,7 +266,7 @@ def test_auroc_against_counting():
     yes, no = p[pairs.labels > 0], p[pairs.labels == 0]
     plain = (yes.unsqueeze(1) > no).float().mean().item()
     for _ in range(2):  # twice the same pairs: the same share
-        objective.update(embedded, batch, 0)
+        objective.update((seen,), batch, 0)
     numbers = objective.compute()
     assert numbers["edge_auroc"] == pytest.approx(plain, abs=2e-3)
     assert numbers["edge_auroc_chance"] == 0.5

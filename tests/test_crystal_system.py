@@ -7,13 +7,20 @@ import math
 import pytest
 import torch
 
-from crysdistill.objectives import CrystalSystem, Embedded
+from crysdistill.objectives import CrystalSystem
 from crysdistill.objectives.crystal_system import (
     LOSSES,
     NearestIsAlike,
 )
 from crysdistill.structures.symmetry import crystal_system
-from tests.toy_batches import batch_of, embed, gradients, toy, with_space_groups
+from tests.toy_batches import (
+    batch_of,
+    embed,
+    embedded,
+    gradients,
+    toy,
+    with_space_groups,
+)
 
 GROUPS = [225, 221, 2, 14, 11, 0, 229, 1, 194]  # cubic x 3, two pairs, one unknown
 TOYS = with_space_groups([toy(row, 2) for row in range(len(GROUPS))], GROUPS)
@@ -75,17 +82,17 @@ def test_contrastive_losses_against_plain_loops(loss, projection, temperature):
         8, loss=loss, projection=projection, temperature=temperature
     ).double()
     batch = batch_of(TOYS)
-    embedded = embed(batch)
-    z = embedded.crystals
+    seen = embed(batch)
+    z = seen.crystals
     if projection:
         one, _, two = objective.projection
         z = (z @ one.weight.T + one.bias).clamp(min=0) @ two.weight.T + two.bias
     labels = crystal_systems(batch.space_groups).tolist()
     plain = {"nt-xent": plain_nt_xent, "supcon": plain_supcon}[loss]
     expected = plain(z, labels, temperature)
-    ours = objective(embedded, batch, 0)
+    ours = objective((seen,), batch, 0)
     assert ours.item() == pytest.approx(expected.item(), rel=1e-12)
-    wanted = (embedded.crystals, *objective.parameters())
+    wanted = (seen.crystals, *objective.parameters())
     for a, b in zip(
         gradients(ours, *wanted), gradients(expected, *wanted), strict=True
     ):
@@ -94,15 +101,15 @@ def test_contrastive_losses_against_plain_loops(loss, projection, temperature):
 
 def test_nt_xent_known_answer():
     """Two cubic crystals at one point, one triclinic at a right angle, T = 1."""
-    objective = CrystalSystem.published(2, temperature=1.0)
+    objective = CrystalSystem(2, **CrystalSystem.PUBLISHED, temperature=1.0)
     batch = batch_of(with_space_groups(TOYS[:3], [225, 221, 2]))
     crystals = torch.tensor([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
-    loss = objective(Embedded(batch, torch.zeros(6, 2), crystals), batch, 0)
+    loss = objective((embedded(batch, torch.zeros(6, 2), crystals),), batch, 0)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)))
 
 
 def test_the_published_form_has_no_head_and_that_temperature():
-    published = CrystalSystem.published(8)
+    published = CrystalSystem(8, **CrystalSystem.PUBLISHED)
     assert published.temperature == 0.07
     assert not list(published.parameters())
     assert CrystalSystem(8).projection is not None
@@ -121,10 +128,10 @@ def test_the_published_form_has_no_head_and_that_temperature():
 def test_batches_without_pairs_are_finite_and_connected(loss, groups):
     objective = CrystalSystem(8, loss=loss)
     batch = batch_of(with_space_groups(TOYS[:4], groups))
-    embedded = embed(batch, dtype=torch.float32)
-    value = objective(embedded, batch, 0)
+    seen = embed(batch, dtype=torch.float32)
+    value = objective((seen,), batch, 0)
     value.backward()
-    assert embedded.crystals.grad.isfinite().all()
+    assert seen.crystals.grad.isfinite().all()
     assert all(p.grad.isfinite().all() for p in objective.parameters())
     if loss == "nt-xent" or groups[1] != 221:
         assert value == 0
@@ -137,11 +144,11 @@ def test_large_scores_do_not_overflow(loss):
     """At T = 0.001 an exponential of a cosine would be exp(1000)."""
     objective = CrystalSystem(8, loss=loss, projection=False, temperature=0.001)
     batch = batch_of(TOYS)
-    embedded = embed(batch, dtype=torch.float32)
-    value = objective(embedded, batch, 0)
+    seen = embed(batch, dtype=torch.float32)
+    value = objective((seen,), batch, 0)
     value.backward()
     assert 0 < value < 1e4
-    assert embedded.crystals.grad.isfinite().all()
+    assert seen.crystals.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -159,12 +166,12 @@ def test_anchors_of_one_rank_among_those_of_all(loss):
 
 
 def test_half_precision_regions_compute_cosines_in_full():
-    objective = CrystalSystem.published(8)
+    objective = CrystalSystem(8, **CrystalSystem.PUBLISHED)
     batch = batch_of(TOYS)
-    embedded = embed(batch, dtype=torch.float32)
+    seen = embed(batch, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = objective(embedded, batch, 0)
-    assert mixed == objective(embedded, batch, 0)
+        mixed = objective((seen,), batch, 0)
+    assert mixed == objective((seen,), batch, 0)
 
 
 # ------------------------------------------------------------------- retrieval
@@ -181,7 +188,7 @@ def test_retrieval_of_known_neighbours():
         batch = batch_of(toys[part])
         crystals = x[part] * torch.tensor([[3.0]])  # lengths do not matter
         atoms = torch.zeros(batch.num_nodes, 2)
-        objective.update(Embedded(batch, atoms, crystals), batch, 0)
+        objective.update((embedded(batch, atoms, crystals),), batch, 0)
     assert objective.compute() == {
         "system_retrieval": pytest.approx(3 / 5),
         # 4 x 3 of 5 x 4 ordered pairs are both cubic

@@ -13,9 +13,9 @@ from ase.eos import EquationOfState
 
 from crysdistill.demo import alloy_corpus, emt
 from crysdistill.demo.emt import METALS, PROPERTIES, label_alloys
-from crysdistill.structures.elements import atomic_numbers_by_symbol
 from crysdistill.errors import InputError
 from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.elements import atomic_numbers_by_symbol
 from tests.test_alloys import content_hash, to_atoms, volume_per_atom
 
 

@@ -14,10 +14,10 @@ from crysdistill.cli import main
 from crysdistill.corpus import build as building
 from crysdistill.corpus import shards
 from crysdistill.corpus.build import build
+from crysdistill.errors import InputError
+from crysdistill.overlap import CrystalList, find_overlap
 from crysdistill.workers import engine
 from crysdistill.workers.workers import THREADS
-from crysdistill.overlap import CrystalList, find_overlap
-from crysdistill.errors import InputError
 from tests import engine_jobs as jobs
 from tests.engine_jobs import WITH_DASK
 from tests.processes import children, needs_proc, running, wait_until

@@ -11,9 +11,9 @@ import pytest
 from crysdistill.cli import main
 from crysdistill.corpus.build import build
 from crysdistill.corpus.filters import Filters, count_filtered
-from crysdistill.store.store import Store
 from crysdistill.errors import InputError
 from crysdistill.graphs.neighbors import GraphSettings, find_neighbors
+from crysdistill.store.store import Store
 from crysdistill.structures.crystal import Crystal
 from tests.conftest import from_structure, structures
 from tests.toy_stores import write_lines

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from crysdistill.structures.elements import cgcnn92
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import distances, make_batch
-from crysdistill.objectives import Clean, Embedded, Fingerprint, MaskedAtoms
+from crysdistill.objectives import Clean, Fingerprint, MaskedAtoms
 from crysdistill.objectives.fingerprint import WEIGHTS, fingerprints
+from crysdistill.structures.elements import cgcnn92
 from tests.conftest import from_structure, random_crystal, structures
+from tests.toy_batches import embedded
 
 
 def made(width: int = 8, **settings) -> Fingerprint:
@@ -67,7 +68,7 @@ def test_does_not_depend_on_the_cell():
 
 def test_loss_and_number_of_known_predictions():
     objective = made(radii=3, mask_fraction=0.0)
-    assert objective.view == Clean()
+    assert objective.views == (Clean(),)
     batch = make_batch([random_crystal(0), random_crystal(1)])
     wanted = fingerprint(objective, batch).sqrt()
 
@@ -79,7 +80,7 @@ def test_loss_and_number_of_known_predictions():
         def forward(self, atoms):
             return self.answer
 
-    embedded = Embedded(batch, torch.zeros(len(wanted), 8), torch.zeros(2, 8))
+    seen = (embedded(batch, torch.zeros(len(wanted), 8), torch.zeros(2, 8)),)
     mean = wanted.mean(dim=0).expand_as(wanted)
 
     def share(answer):
@@ -100,11 +101,11 @@ def test_loss_and_number_of_known_predictions():
         (wanted + 0.5, share(wanted + 0.5), None),
     ):
         objective.decoder = Says(answer)
-        assert objective(embedded, batch, 0).item() == pytest.approx(
+        assert objective(seen, batch, 0).item() == pytest.approx(
             loss, rel=1e-3, abs=1e-6
         )
         objective.reset()
-        objective.update(embedded, batch, 0)
+        objective.update(seen, batch, 0)
         numbers = objective.compute()
         assert numbers["fingerprint_r2_chance"] == 0.0
         if r2 is not None:
@@ -113,12 +114,14 @@ def test_loss_and_number_of_known_predictions():
 
 def test_hides_elements_by_default_but_asks_for_the_true_ones():
     objective = made()
-    assert objective.view == MaskedAtoms(0.15)
+    assert objective.views == (MaskedAtoms(0.15),)
     batch = make_batch([random_crystal(0), random_crystal(1)])
-    seen = objective.view(batch, 0)
+    view = objective.views[0](batch, 0)
     atoms = torch.randn(batch.num_nodes, 8)
-    one = objective(Embedded(seen, atoms, torch.zeros(2, 8)), batch, 0)
-    other = objective(Embedded(batch, atoms, torch.zeros(2, 8)), batch, 0)
+    one, other = (
+        objective((embedded(seen, atoms, torch.zeros(2, 8)),), batch, 0)
+        for seen in (view, batch)
+    )
     assert one == other
 
 

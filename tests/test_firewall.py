@@ -13,6 +13,12 @@ import pytest
 from crysdistill.cli import main
 from crysdistill.corpus import firewall
 from crysdistill.corpus.build import build
+from crysdistill.corpus.filters import Filters
+from crysdistill.corpus.inspection import inspect
+from crysdistill.errors import InputError
+from crysdistill.overlap import find_overlap
+from crysdistill.overlap.exclusion import Exclusion, find_exclusion
+from crysdistill.overlap.sides import open_side
 from crysdistill.store.checks import (
     DatasetCheck,
     find_check,
@@ -21,13 +27,7 @@ from crysdistill.store.checks import (
     statement,
     status,
 )
-from crysdistill.corpus.filters import Filters
-from crysdistill.corpus.inspection import inspect
-from crysdistill.overlap import find_overlap
-from crysdistill.overlap.exclusion import Exclusion, find_exclusion
-from crysdistill.overlap.sides import open_side
 from crysdistill.store.store import Store
-from crysdistill.errors import InputError
 from crysdistill.structures.crystal import Crystal
 from tests.toy_stores import SMALL_GRAPH, labelled, simple_cif, write_lines, write_store
 

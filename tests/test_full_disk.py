@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from crysdistill.training.supervised import train
+from crysdistill.training.train import train
 from tests.toy_runs import SHORT, command, results, same, training_config
 from tests.toy_stores import labelled, write_store
 

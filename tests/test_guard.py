@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from crysdistill.cli import main
-from crysdistill.store.store import Store
 from crysdistill.errors import InputError
+from crysdistill.store.store import Store
 from crysdistill.training.settings import OptimizerSettings
 from crysdistill.training.watch import guard
 from crysdistill.training.watch.culprits import find_culprits

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from crysdistill.cli import main
-from crysdistill.store.store import Store
 from crysdistill.encoders import make_encoder
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import GraphSettings, make_batch
+from crysdistill.store.store import Store
 from crysdistill.structures.crystal import Crystal
 from crysdistill.training import inference
 from crysdistill.training.inference import embed, predict
 from crysdistill.transfer.heads import PropertyHead
+from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.targets import Normalizer, Target
 from crysdistill.transfer.weights import save_weights
@@ -40,8 +41,9 @@ def make_predictor(target: Target, normalizer: Normalizer) -> Predictor:
     torch.manual_seed(0)
     settings = {**SMALL_ENCODER, "cutoff": SMALL_GRAPH.cutoff}
     encoder = make_encoder(**settings)
-    head = PropertyHead(encoder.width, 8, task=target.task)
-    predictor = Predictor(encoder, head, target, normalizer, SMALL_GRAPH).eval()
+    head = PropertyHead(encoder.width, 8, outputs=normalizer.outputs)
+    outputs = Outputs([target], [normalizer])
+    predictor = Predictor(encoder, head, outputs, SMALL_GRAPH).eval()
     for module in predictor.modules():  # batch norms that have seen something
         if hasattr(module, "running_mean") and module.running_mean is not None:
             module.running_mean.normal_(0, 0.1)
@@ -208,13 +210,14 @@ class TestPredict:
 
     def test_a_classifier_gives_probabilities(self, folder, tmp_path):
         target = Target("metal", task="classification")
-        classifier = make_predictor(target, Normalizer())
+        classifier = make_predictor(target, Normalizer(classes=2))
         weights = save_weights(folder / "metal.safetensors", classifier)
         store = write_store(tmp_path / "s.h5", CRYSTALS)
         out = predict(weights, [store], tmp_path / "out.csv", **QUIET)
         found = told(out, "metal")
-        logs = classifier(make_batch(CRYSTALS, SMALL_GRAPH)).detach()
-        assert np.allclose(list(found.values()), logs.exp()[:, 1], atol=2e-5)
+        logits = classifier(make_batch(CRYSTALS, SMALL_GRAPH)).detach()
+        share = 1 / (1 + (logits[:, 0] - logits[:, 1]).exp())
+        assert np.allclose(list(found.values()), share, atol=2e-5)
         assert all(0 < p < 1 for p in found.values())
 
     def test_a_logarithmic_target_is_given_in_its_unit(self, folder, tmp_path):
@@ -271,7 +274,7 @@ class TestRefusals:
 class TestEmbed:
     def wanted(self, predictor: Predictor) -> np.ndarray:
         batch = make_batch(CRYSTALS, SMALL_GRAPH)
-        return predictor.embed(batch)[1].detach().numpy()
+        return predictor.embed(batch).crystals.detach().numpy()
 
     @pytest.mark.parametrize("kind", ["gap", "encoder"])
     def test_parquet(self, predictor, encoder_weights, folder, tmp_path, kind):

@@ -15,12 +15,12 @@ from rich.console import Console
 from crysdistill.cli import main
 from crysdistill.corpus.build import build
 from crysdistill.corpus.inspection import Inspection, Section, _sources, inspect
-from crysdistill.store.store import Store
-from crysdistill.structures.elements import atomic_numbers_by_symbol, symbols
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import GraphSettings, distances, make_batch
-from crysdistill.studies.store_page import histogram, table_place, write_page
+from crysdistill.store.store import Store
+from crysdistill.structures.elements import atomic_numbers_by_symbol, symbols
 from crysdistill.structures.symmetry import CRYSTAL_SYSTEMS
+from crysdistill.studies.store_page import histogram, table_place, write_page
 from tests.conftest import structures
 
 GAPS = {"diamond": 5.4, "NaCl": 8.5, "TiO2": 3.0}

@@ -33,9 +33,9 @@ LAYERS = (
     "layers",
     "kernels",
     "encoders",
-    "objectives",
     "transfer",
     "teachers",
+    "objectives",
     "schema",
     "configs",
     "training",
@@ -155,7 +155,9 @@ def test_a_loop_between_folders_would_be_found(tmp_path, monkeypatch):
         path = tmp_path / f"{name}.py"
         path.write_text(text)
         monkeypatch.setitem(MODULES, f"crysdistill.{name}", path)
-    with pytest.raises(pytest.fail.Exception, match="in crysdistill: a -> b -> a|b -> a"):
+    with pytest.raises(
+        pytest.fail.Exception, match="in crysdistill: a -> b -> a|b -> a"
+    ):
         test_what_stands_in_a_folder_imports_in_one_direction("crysdistill")
 
 

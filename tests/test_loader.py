@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from crysdistill.store.store import Store
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch
+from crysdistill.store.store import Store
 from crysdistill.training import loader as loaders
 from crysdistill.training.loader import BatchLoader, place
 from tests.toy_stores import labelled, open_store

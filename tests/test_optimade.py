@@ -17,11 +17,11 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crysdistill.corpus.build import build
-from crysdistill.sources import open_source, parse
-from crysdistill.store.origins import Origin, is_non_commercial
-from crysdistill.sources.snapshot import fetch, read_origin
-from crysdistill.store.store import Store
 from crysdistill.errors import BadStructure, InputError
+from crysdistill.sources import open_source, parse
+from crysdistill.sources.snapshot import fetch, read_origin
+from crysdistill.store.origins import Origin, is_non_commercial
+from crysdistill.store.store import Store
 
 from .optimade_server import Proxy, reference_server, resource
 

@@ -9,6 +9,7 @@ import pytest
 from crysdistill.cli import main
 from crysdistill.corpus.build import build
 from crysdistill.corpus.inspection import inspect
+from crysdistill.errors import InputError
 from crysdistill.store.origins import (
     Origin,
     is_non_commercial,
@@ -16,11 +17,11 @@ from crysdistill.store.origins import (
     licence_remark,
 )
 from crysdistill.store.store import Store
-from crysdistill.errors import InputError
-from crysdistill.training.pretraining import PretrainConfig, pretrain
+from crysdistill.training.finetune import FinetuneConfig, finetune
+from crysdistill.training.pretrain import PretrainConfig, pretrain
 from crysdistill.training.settings import TrainerSettings
-from crysdistill.training.supervised import FinetuneConfig, finetune
-from crysdistill.transfer import Target, read_header
+from crysdistill.transfer.targets import Target
+from crysdistill.transfer.weights import read_header
 from tests.toy_stores import SMALL_ENCODER, SMALL_GRAPH, labelled, write_lines
 
 QUIET = {"graph": SMALL_GRAPH, "symmetry": None, "workers": 1, "progress": False}

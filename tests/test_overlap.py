@@ -15,15 +15,15 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
+from crysdistill.errors import InputError
+from crysdistill.overlap import CrystalList, Overlap, find_overlap, matching
+from crysdistill.overlap.search import KINDS
 from crysdistill.store.fingerprints import (
     NEIGHBORS,
     composition,
     distances,
     fingerprint,
 )
-from crysdistill.overlap import CrystalList, Overlap, find_overlap, matching
-from crysdistill.overlap.search import KINDS
-from crysdistill.errors import InputError
 from crysdistill.structures.crystal import Crystal
 from crysdistill.structures.symmetry import space_group
 from tests.conftest import random_crystal

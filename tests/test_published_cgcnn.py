@@ -18,15 +18,13 @@ from pymatgen.core import Structure
 
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import distances, make_batch
-from crysdistill.transfer import (
-    Target,
+from crysdistill.transfer.published import (
+    PUBLISHED_GRAPH,
     import_cgcnn,
-    load_predictor,
     published_provenance,
-    read_header,
-    save_weights,
 )
-from crysdistill.transfer.published import PUBLISHED_GRAPH
+from crysdistill.transfer.targets import Target
+from crysdistill.transfer.weights import load_predictor, read_header, save_weights
 from tests.conftest import from_structure, random_crystal
 
 MODELS = (

@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import nn
 
-from crysdistill.layers.normalization import BatchNorm
 from crysdistill.errors import InputError
+from crysdistill.layers.normalization import BatchNorm
 from crysdistill.objectives import CRYSGNN, OBJECTIVES
 from crysdistill.ranks import (
     alone,
@@ -31,16 +31,16 @@ from crysdistill.ranks import (
     world_size,
 )
 from crysdistill.training import launch
+from crysdistill.training.distill import DistillConfig, distill
 from crysdistill.training.launch import check_same, resolve
-from crysdistill.training.plans import DistillConfig, TrainConfig
-from crysdistill.training.pretraining import PretrainConfig, pretrain
+from crysdistill.training.pretrain import PretrainConfig, pretrain
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import (
     OptimizerSettings,
     SplitSettings,
     TrainerSettings,
 )
-from crysdistill.training.supervised import distill, train
+from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import load_encoder, read_header
 from tests.processes import children, needs_proc, other_ranks, running, wait_until

@@ -8,9 +8,14 @@ import json
 import numpy as np
 import pytest
 
-from crysdistill.sources.records import Record, parse
 from crysdistill.errors import BadStructure
-from crysdistill.structures.readers import read_bytes, read_flat, read_poscar, read_pymatgen
+from crysdistill.sources.records import Record, parse
+from crysdistill.structures.readers import (
+    read_bytes,
+    read_flat,
+    read_poscar,
+    read_pymatgen,
+)
 
 from .conftest import structures
 

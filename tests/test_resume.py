@@ -20,12 +20,12 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from crysdistill.errors import InputError
 from crysdistill.training import engine, supervised
-from crysdistill.training.plans import DistillConfig, TrainConfig
-from crysdistill.training.pretraining import pretrain
-from crysdistill.training.resume import keeping
 from crysdistill.training.checkpoints import Checkpoints
+from crysdistill.training.distill import DistillConfig, distill
+from crysdistill.training.pretrain import pretrain
+from crysdistill.training.resume import keeping
 from crysdistill.training.settings import OptimizerSettings
-from crysdistill.training.supervised import distill, train
+from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.targets import Target
 from tests.killed_runs import Death, lives, start
 from tests.toy_runs import (

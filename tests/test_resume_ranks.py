@@ -14,11 +14,10 @@ import torch
 from crysdistill.errors import InputError
 from crysdistill.ranks import rank
 from crysdistill.training import engine
-from crysdistill.training.plans import TrainConfig
-from crysdistill.training.resume import checkpoints
 from crysdistill.training.checkpoints import Checkpoints
+from crysdistill.training.resume import checkpoints
 from crysdistill.training.settings import OptimizerSettings, SplitSettings
-from crysdistill.training.supervised import train
+from crysdistill.training.train import TrainConfig, train
 from tests.together import together
 from tests.toy_runs import SHORT, results, rows, same, training_config, weights_of
 from tests.toy_stores import labelled, write_store

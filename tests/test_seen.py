@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 
 from crysdistill.corpus.build import build
-from crysdistill.store.checks import DatasetCheck
-from crysdistill.store.store import Store
 from crysdistill.encoders import make_encoder
 from crysdistill.errors import InputError
+from crysdistill.store.checks import DatasetCheck
+from crysdistill.store.store import Store
 from crysdistill.studies.collect import report_study
 from crysdistill.studies.compare import CompareConfig, compare
-from crysdistill.training.plans import DistillConfig, FinetuneConfig, TrainConfig
-from crysdistill.training.pretraining import PretrainConfig, pretrain
+from crysdistill.training.distill import DistillConfig, distill
+from crysdistill.training.finetune import FinetuneConfig, finetune
+from crysdistill.training.pretrain import PretrainConfig, pretrain
 from crysdistill.training.settings import HeadSettings, SplitSettings, TrainerSettings
-from crysdistill.training.supervised import distill, finetune, train
-from crysdistill.transfer import Target
+from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.seen import seen
+from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import (
     Provenance,
     WeightsHeader,

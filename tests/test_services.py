@@ -22,9 +22,9 @@ from urllib.parse import parse_qs, urlsplit
 import pandas as pd
 import pytest
 
+from crysdistill.errors import InputError
 from crysdistill.sources import jarvis, matbench, materials_project, whole_sets
 from crysdistill.sources.tables import matbench_id
-from crysdistill.errors import InputError
 
 from .test_sources import STRUCTURES, labels, outcome
 

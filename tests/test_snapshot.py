@@ -19,14 +19,14 @@ import pytest
 from crysdistill.cli import VERBS, main
 from crysdistill.corpus import build as building
 from crysdistill.corpus.build import build
+from crysdistill.errors import BadStructure, InputError
 from crysdistill.locks import only_one
 from crysdistill.sources import open_source, open_sources, parse, snapshot
-from crysdistill.store.origins import Origin
 from crysdistill.sources.services import Page
 from crysdistill.sources.snapshot import fetch, origin_path, read_origin
 from crysdistill.sources.specs import SERVICES, is_spec, open_service
+from crysdistill.store.origins import Origin
 from crysdistill.store.store import Store
-from crysdistill.errors import BadStructure, InputError
 
 FLAT = {"lattice": [[4, 0, 0], [0, 4, 0], [0, 0, 4]], "species": ["Cs", "Cl"]}
 ENTRIES = [{"id": f"x-{n}", **FLAT, "frac": [[0, 0, 0], [0.5] * 3]} for n in range(11)]

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from pymatgen.io.cif import CifWriter
 
-from crysdistill.sources import Record, open_source, open_sources, parse
 from crysdistill.errors import BadStructure, InputError
+from crysdistill.sources import Record, open_source, open_sources, parse
 from crysdistill.structures.crystal import Crystal
 
 from .conftest import structures

@@ -11,6 +11,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crysdistill.corpus.build import build
+from crysdistill.errors import InputError
 from crysdistill.overlap import CrystalList, find_overlap
 from crysdistill.splits import (
     GROUPINGS,
@@ -21,7 +22,6 @@ from crysdistill.splits import (
 )
 from crysdistill.splits.groups import with_elements
 from crysdistill.store.store import Store
-from crysdistill.errors import InputError
 from crysdistill.structures.crystal import Crystal
 from tests.conftest import from_structure
 

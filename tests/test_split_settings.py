@@ -15,6 +15,9 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from crysdistill.cli import main
 from crysdistill.configs import load_config
+from crysdistill.encoders import make_encoder
+from crysdistill.errors import InputError
+from crysdistill.schema import dump_config
 from crysdistill.splits import (
     Split,
     SplitSettings,
@@ -27,13 +30,9 @@ from crysdistill.splits import (
 from crysdistill.splits.folds import MATBENCH_TASKS
 from crysdistill.splits.written import write_splits
 from crysdistill.store.store import Store
-from crysdistill.encoders import make_encoder
-from crysdistill.errors import InputError
-from crysdistill.schema import dump_config
 from crysdistill.studies.compare import CompareConfig, compare
-from crysdistill.training.plans import TrainConfig
 from crysdistill.training.settings import HeadSettings, TrainerSettings
-from crysdistill.training.supervised import train
+from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import save_weights
 from tests.toy_stores import SMALL_ENCODER, SMALL_GRAPH, labelled, write_store

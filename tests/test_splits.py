@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from crysdistill.errors import InputError
 from crysdistill.splits import (
     Groups,
     Split,
@@ -20,7 +21,6 @@ from crysdistill.splits import (
     stratified_split,
 )
 from crysdistill.splits.dealing import nearest_sum
-from crysdistill.errors import InputError
 
 ROWS = np.arange(100, 200)
 NAMES = [f"m{i}" for i in range(300)]

@@ -14,13 +14,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crysdistill.corpus.build import build
-from crysdistill.store.layout import SCHEMA
 from crysdistill.corpus.shards import pack_edges
-from crysdistill.store.store import Store
-from crysdistill.store.unpacking import unpack_edges
 from crysdistill.errors import BadStructure, InputError
 from crysdistill.graphs.batch import GraphSettings, distances, make_batch
 from crysdistill.graphs.neighbors import Neighbors, find_neighbors
+from crysdistill.store.layout import SCHEMA
+from crysdistill.store.store import Store
+from crysdistill.store.unpacking import unpack_edges
 from crysdistill.structures.crystal import Crystal
 from tests.conftest import random_crystal
 from tests.toy_stores import labelled, open_store, write_store

@@ -12,8 +12,8 @@ import pytest
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from crysdistill import symmetry
-from crysdistill.structures.readers import read_flat
 from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.readers import read_flat
 from crysdistill.structures.symmetry import (
     ANGLE_TOLERANCE,
     CRYSTAL_SYSTEMS,

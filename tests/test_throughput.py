@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from crysdistill.store.store import Store
 from crysdistill.encoders.encoder import Work
+from crysdistill.store.store import Store
 from crysdistill.training import loader
 from crysdistill.training.watch import ceilings, throughput
 from crysdistill.training.watch.ceilings import Ceilings, measure_ceilings

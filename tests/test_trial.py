@@ -13,9 +13,8 @@ import torch
 
 from crysdistill.errors import InputError
 from crysdistill.training import trial
-from crysdistill.training.plans import TrainConfig
 from crysdistill.training.settings import SplitSettings, TrainerSettings
-from crysdistill.training.supervised import train
+from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import load_encoder
 from tests.together import together

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 
-from crysdistill.graphs.batch import CrystalBatch, GraphSettings, assemble
+from crysdistill.encoders import Embeddings
+from crysdistill.graphs.batch import CrystalBatch, GraphSettings, assemble, distances
 from crysdistill.objectives import Embedded
 
 
@@ -61,6 +63,12 @@ def with_space_groups(batch_toys: Sequence[Toy], numbers: Sequence[int]) -> list
     return [replace(t, space_group=n) for t, n in zip(batch_toys, numbers, strict=True)]
 
 
+def embedded(
+    batch: CrystalBatch, atoms: torch.Tensor, crystals: torch.Tensor
+) -> Embedded:
+    return Embedded(batch, Embeddings(atoms, crystals))
+
+
 def embed(
     batch: CrystalBatch, width: int = 8, seed: int = 0, dtype=torch.float64
 ) -> Embedded:
@@ -71,8 +79,48 @@ def embed(
         x = torch.randn(rows, width, generator=source, dtype=torch.float64)
         return x.to(dtype).requires_grad_()
 
-    return Embedded(batch, draw(batch.num_nodes), draw(batch.num_graphs))
+    return embedded(batch, draw(batch.num_nodes), draw(batch.num_graphs))
 
 
 def gradients(loss: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss, tensors))
+
+
+def check_batch(batch: CrystalBatch, settings: GraphSettings | None = None) -> None:
+    """Compare everything that counts atoms or edges, by plain loops.
+
+    Args:
+        batch: of which every atom has an edge.
+        settings: where edges must keep to the cutoff.
+    """
+    n, b = batch.num_nodes, batch.num_graphs
+    ptr, neighbor_ptr = batch.ptr.tolist(), batch.neighbor_ptr.tolist()
+    assert ptr[0] == 0
+    assert ptr[-1] == n == len(batch.atomic_numbers) == len(batch.frac_coords)
+    assert all(first < end for first, end in pairwise(ptr))
+    owners = [c for c in range(b) for _ in range(ptr[c], ptr[c + 1])]
+    assert batch.batch.tolist() == owners
+    neighbour, centre = batch.edge_index.tolist()
+    assert len(neighbour) == batch.num_edges == neighbor_ptr[-1]
+    assert len(neighbor_ptr) == n + 1
+    for atom, (first, end) in enumerate(pairwise(neighbor_ptr)):
+        assert first < end, f"atom {atom} has no edge"
+        assert centre[first:end] == [atom] * (end - first)
+        assert {owners[j] for j in neighbour[first:end]} == {owners[atom]}
+    assert batch.edge_shift.shape == (len(centre), 3)
+    assert batch.edge_index.dtype == batch.ptr.dtype == torch.int64
+    assert batch.neighbor_ptr.dtype == batch.batch.dtype == torch.int64
+    assert batch.cell.shape == (b, 3, 3)
+    assert len(batch.rows) == len(batch.space_groups) == b
+    for name in ("masked_atoms", "copy_of"):
+        assert name not in batch or len(batch[name]) == n
+    if "padding" in batch:
+        assert batch.padding.shape == (len(centre),)
+        assert (batch.padding | (distances(batch) <= batch.padding_distance)).all()
+    else:
+        shifts = map(tuple, batch.edge_shift.tolist())
+        edges = set(zip(neighbour, centre, shifts, strict=True))
+        assert len(edges) == len(centre)  # none twice
+        assert all(j != i or any(shift) for j, i, shift in edges)  # nor to itself
+    if settings is not None:
+        assert (distances(batch) <= settings.cutoff + 1e-4).all()

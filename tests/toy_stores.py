@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from crysdistill.corpus.build import build
-from crysdistill.store.store import Store
-from crysdistill.structures.elements import symbols
 from crysdistill.graphs.batch import GraphSettings
+from crysdistill.store.store import Store
 from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.elements import symbols
 from crysdistill.structures.symmetry import Engine
 from tests.conftest import random_crystal
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import statistics
 import sys
 import tempfile
@@ -19,14 +18,15 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.alloys import LABEL, alloy_store
-from crysdistill.store.store import Store
 from crysdistill.encoders import Encoder, make_encoder
-from crysdistill.objectives import CRYSGNN, OBJECTIVES, Clean, make_objective
+from crysdistill.objectives import CRYSGNN, make_objective
+from crysdistill.store.store import Store
 from crysdistill.training.pretraining import PretrainModule
 from crysdistill.training.settings import OptimizerSettings
 from crysdistill.training.supervised import SupervisedModule
 from crysdistill.training.watch.ceilings import Ceilings, measure_ceilings
 from crysdistill.transfer.heads import PropertyHead
+from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.targets import Normalizer, Target
 
@@ -71,7 +71,7 @@ def predictor(store: Store) -> SupervisedModule:
     normalizer = Normalizer.fit(target, labels, names)
     encoder = make_encoder("cgcnn", width=64, convolutions=3)
     head = PropertyHead(encoder.width, 128, 1)
-    whole = Predictor(encoder, head, target, normalizer, store.graph)
+    whole = Predictor(encoder, head, Outputs([target], [normalizer]), store.graph)
     return SupervisedModule(whole, OptimizerSettings())
 
 
@@ -80,17 +80,9 @@ def pretrainer(store: Store) -> PretrainModule:
     encoder = make_encoder(
         "cgcnn", width=64, convolutions=5, bias=False, normalize=True
     )
-    counts = torch.from_numpy(np.bincount(store.space_groups[:, 0], minlength=231))
-    objectives = {}
-    for name in CRYSGNN:
-        takes = inspect.signature(OBJECTIVES[name]).parameters
-        more = {"elements": encoder.elements} if "elements" in takes else {}
-        objectives[name] = make_objective(name, encoder.width, **more)
-        objectives[name].prepare(counts)
-    masked = {o.view for o in objectives.values()} - {Clean()}
-    if len(masked) == 1:  # one view for all, as `shared_view` has it
-        for objective in objectives.values():
-            objective.view = next(iter(masked))
+    objectives = {name: make_objective(name, encoder) for name in CRYSGNN}
+    for objective in objectives.values():
+        objective.prepare(store, np.arange(len(store)))
     weights = dict.fromkeys(objectives, 1 / len(objectives))
     return PretrainModule(encoder, objectives, weights, OptimizerSettings(), 0)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from crysdistill.demo import alloy_corpus
 from crysdistill.corpus.build import build
+from crysdistill.demo import alloy_corpus
+from crysdistill.graphs.batch import GraphSettings
 from crysdistill.store.store import Store
 from crysdistill.structures.elements import symbols
-from crysdistill.graphs.batch import GraphSettings
 
 LABEL = "volume_per_atom"
 

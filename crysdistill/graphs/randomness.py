@@ -1,8 +1,10 @@
-"""Random numbers that belong to a crystal or to its atoms.
+"""Random numbers that belong to a crystal, to its atoms or to its bonds.
 
 A number is a function of (seed, stream, store row of the crystal, number of the atom
 in its crystal) and of nothing else. So a crystal is masked and sampled alike in
 whatever batch, at whatever place in it, on whatever rank and device it is seen.
+A bond is known by its atoms and the lattice translation between them: it has one
+number in every graph that holds it, and for both of its directions.
 
 Source: the mixing function is the finaliser of SplitMix64, G. L. Steele, D. Lea and
 C. H. Flood, ACM SIGPLAN Not. 49(10), 453 (2014), doi:10.1145/2714064.2660195.
@@ -10,6 +12,7 @@ C. H. Flood, ACM SIGPLAN Not. 49(10), 453 (2014), doi:10.1145/2714064.2660195.
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import torch
@@ -17,7 +20,13 @@ from torch import Tensor
 
 from crysdistill.graphs.batch import CrystalBatch
 
-__all__ = ["per_atom_integers", "per_atom_uniform", "per_crystal_uniform"]
+__all__ = [
+    "per_atom_integers",
+    "per_atom_normal",
+    "per_atom_uniform",
+    "per_bond_uniform",
+    "per_crystal_uniform",
+]
 
 _WORD = 1 << 64
 
@@ -63,6 +72,12 @@ def _words(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
     return _mix(crystal[batch.batch] + (number + 1) * _GAMMA)
 
 
+def _several(words: Tensor, width: int) -> Tensor:
+    """Return `width` words for each word, (..., width) int64."""
+    number = torch.arange(1, width + 1, device=words.device)
+    return _mix(words.unsqueeze(-1) + number * _GAMMA)
+
+
 def per_atom_integers(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
     """Return a random integer for each atom, (N,) int64, uniform in [0, 2^63).
 
@@ -85,6 +100,48 @@ def per_atom_uniform(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
     return _uniform(_words(batch, seed, stream))
 
 
+def per_atom_normal(batch: CrystalBatch, width: int, seed: int, stream: str) -> Tensor:
+    """Return random numbers for each atom, (N, width) float32, standard normal.
+
+    None is beyond 5.8, where one in 10^8 would be. Devices may differ in the last bit.
+
+    Source: G. E. P. Box and M. E. Muller, Ann. Math. Stat. 29, 610 (1958),
+    doi:10.1214/aoms/1177706645.
+
+    Args:
+        batch: says which atoms; only `rows`, `ptr` and `batch` are read.
+        width: how many numbers for each.
+        seed: of the step or epoch; any integer.
+        stream: the name of the use. Other uses of the same seed are independent.
+    """
+    words = _several(_words(batch, seed, stream), 2 * width)  # (N, 2 width)
+    length, turn = _uniform(words).chunk(2, dim=1)  # (N, width) each
+    # 1 - u is never 0.
+    return (-2 * torch.log1p(-length)).sqrt() * torch.cos(2 * math.pi * turn)
+
+
+def per_bond_uniform(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
+    """Return the random number of each edge's bond, (E,) float32, uniform in [0, 1).
+
+    An edge and its reverse have the same number, whatever else is in the graph. Fake
+    edges of graph mode `cgcnn` have numbers too, which mean nothing.
+
+    Args:
+        batch: says which bonds; its geometry is not read.
+        seed: of the step or epoch; any integer.
+        stream: the name of the use. Other uses of the same seed are independent.
+    """
+    atoms = _words(batch, seed, stream)  # (N,)
+    neighbour, centre = batch.edge_index
+    a, b, c = batch.edge_shift.long().unbind(1)
+    translation = (a << 32) + (b << 16) + c  # (E,); one number for each triple
+    # From the other end the translation is the opposite one.
+    way = torch.sign(neighbour - centre)
+    translation = torch.where(way == 0, translation.abs(), way * translation)
+    ends = atoms[neighbour] + atoms[centre]
+    return _uniform(_mix(ends ^ _mix((translation + 1) * _GAMMA)))
+
+
 def per_crystal_uniform(rows: Tensor, width: int, seed: int, stream: str) -> Tensor:
     """Return random numbers for each crystal, (B, width) float32, uniform in [0, 1).
 
@@ -94,9 +151,7 @@ def per_crystal_uniform(rows: Tensor, width: int, seed: int, stream: str) -> Ten
         seed: of the step or epoch; any integer.
         stream: the name of the use. Other uses of the same seed are independent.
     """
-    crystal = _crystal_words(rows, seed, stream)  # (B,)
-    number = torch.arange(1, width + 1, device=rows.device)
-    return _uniform(_mix(crystal.unsqueeze(1) + number * _GAMMA))
+    return _uniform(_several(_crystal_words(rows, seed, stream), width))
 
 
 def _uniform(words: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from crysdistill.encoders.encoder import Encoder
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.objectives.connectivity import Connectivity
 from crysdistill.objectives.crystal_system import CrystalSystem
@@ -12,7 +13,17 @@ from crysdistill.objectives.fingerprint import Fingerprint
 from crysdistill.objectives.node_features import NodeFeatures
 from crysdistill.objectives.objective import Embedded, Objective
 from crysdistill.objectives.space_group import SpaceGroup
-from crysdistill.objectives.views import Clean, MaskedAtoms, View
+from crysdistill.objectives.views import (
+    Chain,
+    Clean,
+    DroppedEdges,
+    MaskedAtoms,
+    MovedAtoms,
+    Rebuilt,
+    Strained,
+    Supercell,
+    View,
+)
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "node_features": NodeFeatures,
@@ -29,28 +40,34 @@ CRYSGNN = ("node_features", "connectivity", "space_group", "crystal_system")
 __all__ = [
     "CRYSGNN",
     "OBJECTIVES",
+    "Chain",
     "Clean",
     "Connectivity",
     "CrystalSystem",
+    "DroppedEdges",
     "Embedded",
     "Fingerprint",
     "MaskedAtoms",
+    "MovedAtoms",
     "NodeFeatures",
     "Objective",
+    "Rebuilt",
     "SpaceGroup",
+    "Strained",
+    "Supercell",
     "View",
     "make_objective",
 ]
 
 
 def make_objective(
-    name: str, encoder_width: int, *, published: bool = False, **settings: Any
+    name: str, encoder: Encoder, *, published: bool = False, **settings: Any
 ) -> Objective:
     """Return a new objective with random weights.
 
     Args:
         name: one of `OBJECTIVES`.
-        encoder_width: F, the width of the embeddings.
+        encoder: the one whose embeddings it will see; it tells widths and elements.
         published: whether to start from CrysGNN's settings and not from ours.
         settings: what shall differ from those.
 
@@ -63,15 +80,18 @@ def make_objective(
             f"{did_you_mean(name, OBJECTIVES)}"
         )
     kind = OBJECTIVES[name]
-    known = [
-        key for key in inspect.signature(kind).parameters if key != "encoder_width"
-    ]
+    named = inspect.signature(kind).parameters
+    widths = {"encoder_width": encoder.width, "crystal_width": encoder.crystal_width}
+    known = [key for key in named if key not in widths]
     for key in settings:
         if key not in known:
             raise InputError(
                 f"unknown key `objectives.{name}.{key}`; choose one of "
                 f"{', '.join(known)}{did_you_mean(key, known)}"
             )
+    given = {key: width for key, width in widths.items() if key in named}
+    if "elements" in named and encoder.elements is not None:
+        given["elements"] = encoder.elements
     if published:
-        return kind.published(encoder_width, **settings)
-    return kind(encoder_width, **settings)
+        given |= kind.PUBLISHED
+    return kind(**(given | settings))

@@ -28,6 +28,7 @@ from crysdistill.objectives.pairs import (
     all_pairs,
     sampled_pairs,
 )
+from crysdistill.objectives.views import masked_or_clean
 from crysdistill.ranks import sum_over_ranks
 
 __all__ = ["Connectivity"]
@@ -66,13 +67,19 @@ class Connectivity(Objective):
         pairs: `sampled` or `all`.
         weights: `balanced`, or `published` for (0.1, 1, 1, 1, 1, 1).
         balance: 0 weighs balanced classes equally, 1 gives them equal shares.
+        mask_fraction: the chance of each atom that its element is hidden from the
+            encoder; 0, as in CrysGNN, hides none.
 
     Raises:
         InputError: a setting is out of range.
     """
 
     name: ClassVar[str] = "connectivity"
-    PUBLISHED: ClassVar[Mapping[str, Any]] = {"pairs": "all", "weights": "published"}
+    PUBLISHED: ClassVar[Mapping[str, Any]] = {
+        "pairs": "all",
+        "weights": "published",
+        "mask_fraction": 0.0,
+    }
 
     published_weights: Tensor
 
@@ -83,8 +90,10 @@ class Connectivity(Objective):
         pairs: Literal["sampled", "all"] = "sampled",
         weights: Literal["balanced", "published"] = "balanced",
         balance: float = 0.5,
+        mask_fraction: float = 0.15,
     ) -> None:
         super().__init__()
+        self.views = (masked_or_clean(mask_fraction),)
         for name, value, known in (
             ("pairs", pairs, ("sampled", "all")),
             ("weights", weights, ("balanced", "published")),
@@ -104,8 +113,11 @@ class Connectivity(Objective):
         self.mix = nn.Linear(CLASSES, CLASSES)
         self.totals = Totals(both=1, said=1, connected=BINS, others=BINS)
 
-    def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
+    def forward(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> Tensor:
         """Return the weighted mean negative log-likelihood of the pairs, in nats."""
+        (embedded,) = seen
         h = F.normalize(embedded.atoms, dim=1)  # (N, F)
         if self.pairs == "sampled":
             chosen = sampled_pairs(batch, seed)
@@ -132,8 +144,11 @@ class Connectivity(Objective):
             total = total + part
         return mean_over_ranks(total, (counts * weight).sum())
 
-    def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
+    def update(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> None:
         """Add a validation batch to the numbers."""
+        (embedded,) = seen
         chosen = sampled_pairs(batch, seed)
         logits = self._logits_of(chosen, F.normalize(embedded.atoms, dim=1))
         connected = chosen.labels > 0

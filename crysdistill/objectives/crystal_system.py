@@ -20,6 +20,7 @@ from crysdistill.objectives.objective import (
     full_precision,
     mean_over_ranks,
 )
+from crysdistill.objectives.views import masked_or_clean
 from crysdistill.ranks import gather_rows
 from crysdistill.structures.symmetry import crystal_system
 
@@ -146,29 +147,37 @@ class CrystalSystem(Objective):
     see `nt_xent` and `supervised_contrastive`.
 
     Args:
-        encoder_width: F, the width of the embeddings.
+        crystal_width: F', the width of crystal embeddings.
         loss: `supcon` or `nt-xent`.
         projection: whether there is a projection head.
         temperature: T, which divides cosines.
+        mask_fraction: the chance of each atom that its element is hidden from the
+            encoder; 0, as in CrysGNN, hides none.
 
     Raises:
         InputError: a setting is out of range.
     """
 
     name: ClassVar[str] = "crystal_system"
-    PUBLISHED: ClassVar[Mapping[str, Any]] = {"loss": "nt-xent", "projection": False}
+    PUBLISHED: ClassVar[Mapping[str, Any]] = {
+        "loss": "nt-xent",
+        "projection": False,
+        "mask_fraction": 0.0,
+    }
 
     systems: Tensor
 
     def __init__(
         self,
-        encoder_width: int,
+        crystal_width: int,
         *,
         loss: Literal["supcon", "nt-xent"] = "supcon",
         projection: bool = True,
         temperature: float = 0.07,
+        mask_fraction: float = 0.15,
     ) -> None:
         super().__init__()
+        self.views = (masked_or_clean(mask_fraction),)
         if loss not in LOSSES:
             raise InputError(
                 f"`loss` is {loss!r} but must be one of {', '.join(LOSSES)}"
@@ -183,14 +192,17 @@ class CrystalSystem(Objective):
         self.projection: nn.Module = nn.Identity()
         if projection:
             self.projection = nn.Sequential(
-                nn.Linear(encoder_width, encoder_width),
+                nn.Linear(crystal_width, crystal_width),
                 nn.ReLU(),
-                nn.Linear(encoder_width, encoder_width),
+                nn.Linear(crystal_width, crystal_width),
             )
-        self.retrieval = NearestIsAlike(encoder_width)
+        self.retrieval = NearestIsAlike(crystal_width)
 
-    def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
+    def forward(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> Tensor:
         """Return the contrastive loss, in nats."""
+        (embedded,) = seen
         anchors = self.projection(embedded.crystals)  # (B, F)
         labels = self.systems[batch.space_groups]  # (B,)
         others, first = gather_rows(anchors)
@@ -200,8 +212,11 @@ class CrystalSystem(Objective):
         )
         return mean_over_ranks(total, terms)
 
-    def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
+    def update(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> None:
         """Add a validation batch to the numbers."""
+        (embedded,) = seen
         self.retrieval.update(embedded.crystals, self.systems[batch.space_groups])
 
     def compute(self) -> dict[str, float]:

@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from crysdistill.structures.elements import CGCNN_BLOCKS, cgcnn92
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import (
     CrystalBatch,
@@ -22,8 +21,9 @@ from crysdistill.objectives.objective import (
     full_precision,
     ratio,
 )
-from crysdistill.objectives.views import Clean, MaskedAtoms
+from crysdistill.objectives.views import masked_or_clean
 from crysdistill.ranks import sum_over_ranks
+from crysdistill.structures.elements import CGCNN_BLOCKS, cgcnn92
 
 __all__ = ["WEIGHTS", "Fingerprint", "fingerprints"]
 
@@ -110,11 +110,7 @@ class Fingerprint(Objective):
             raise InputError(f"`radii` is {radii} but must be at least 2")
         if not longest > 1:
             raise InputError(f"`longest` is {longest} but must be more than 1 Å")
-        if not 0 <= mask_fraction <= 1:
-            raise InputError(
-                f"`mask_fraction` is {mask_fraction} but must be between 0 and 1"
-            )
-        self.view = MaskedAtoms(mask_fraction) if mask_fraction else Clean()
+        self.views = (masked_or_clean(mask_fraction),)
         weights = _element_weights()
         grid = torch.linspace(1.0, longest, radii)
         self.register_buffer("radii", grid, persistent=False)
@@ -128,9 +124,11 @@ class Fingerprint(Objective):
         sizes = {"atoms": 1, "wrong": 1, "total": self.size, "squares": 1}
         self.totals = Totals(**sizes)
 
-    def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
+    def forward(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> Tensor:
         """Return the unexplained share of each entry's variance, averaged over them."""
-        predicted, wanted = self._compare(embedded, batch)
+        predicted, wanted = self._compare(*seen, batch)
         atoms = torch.full((), float(len(wanted)), device=wanted.device)
         atoms, total, squares = (
             sum_over_ranks(amount)
@@ -141,9 +139,11 @@ class Fingerprint(Objective):
         # An entry that hardly varies in this batch is no reason for large steps.
         return (wrong / (variance + _LEAST_VARIANCE * atoms)).mean()
 
-    def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
+    def update(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> None:
         """Add a validation batch to the numbers."""
-        predicted, wanted = (x.double() for x in self._compare(embedded, batch))
+        predicted, wanted = (x.double() for x in self._compare(*seen, batch))
         sums = {
             "wrong": (predicted - wanted).square().sum(),
             "total": wanted.sum(dim=0),

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crysdistill.structures.elements import ELEMENT_TABLES, element_table
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.objectives.objective import (
@@ -20,7 +19,8 @@ from crysdistill.objectives.objective import (
     mean_over_ranks,
     ratio,
 )
-from crysdistill.objectives.views import Clean, MaskedAtoms
+from crysdistill.objectives.views import masked_or_clean
+from crysdistill.structures.elements import ELEMENT_TABLES, element_table
 
 __all__ = ["NodeFeatures"]
 
@@ -44,7 +44,8 @@ class NodeFeatures(Objective):
     Args:
         encoder_width: F, the width of the embeddings.
         elements: the element table to reconstruct; the encoder's own, as a rule.
-        mask_fraction: the share of atoms to hide; 0 hides none and asks for all.
+        mask_fraction: the chance of each atom to be hidden from the encoder; 0 hides
+            none and asks for all.
         normalize: whether the decoder sees embeddings of length one.
 
     Raises:
@@ -67,11 +68,7 @@ class NodeFeatures(Objective):
         normalize: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 <= mask_fraction <= 1:
-            raise InputError(
-                f"`mask_fraction` is {mask_fraction} but must be between 0 and 1"
-            )
-        self.view = MaskedAtoms(mask_fraction) if mask_fraction else Clean()
+        self.views = (masked_or_clean(mask_fraction),)
         self.normalize = normalize
         table = _bit_table(elements)
         self.register_buffer("table", table, persistent=False)  # (101, bits)
@@ -82,17 +79,21 @@ class NodeFeatures(Objective):
             atoms=1, bits_right=1, bits_set=bits, elements_right=1, rows=len(table)
         )
 
-    def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
+    def forward(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> Tensor:
         """Return the mean binary cross-entropy per bit, in nats."""
-        logits, numbers = self._decode(embedded, batch)
+        logits, numbers = self._decode(*seen, batch)
         total = F.binary_cross_entropy_with_logits(
             logits, self.table[numbers].to(logits.dtype), reduction="sum"
         )
         return mean_over_ranks(total, torch.full_like(total, logits.numel()))
 
-    def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
+    def update(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> None:
         """Add a validation batch to the numbers."""
-        logits, numbers = self._decode(embedded, batch)
+        logits, numbers = self._decode(*seen, batch)
         bits = self.table[numbers] > 0.5  # (n, bits)
         # ln p(row r) = sum_b r_b z_b + what does not depend on r. Row 0, "no
         # element", is no answer.
@@ -121,7 +122,7 @@ class NodeFeatures(Objective):
     def _decode(self, embedded: Embedded, batch: CrystalBatch) -> tuple[Tensor, Tensor]:
         """Return logits (n, bits) and atomic numbers (n,) of the atoms asked for."""
         atoms, numbers = embedded.atoms, batch.atomic_numbers
-        if isinstance(self.view, MaskedAtoms):
+        if "masked_atoms" in embedded.batch:
             asked = embedded.batch.masked_atoms.nonzero().squeeze(1)
             atoms, numbers = atoms[asked], numbers[asked]
         if self.normalize:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from crysdistill.encoders.encoder import Embeddings
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.objectives.views import Clean, View
 from crysdistill.ranks import sum_over_ranks
+from crysdistill.store.store import Store
 
 __all__ = [
     "Embedded",
@@ -32,62 +35,90 @@ class Embedded:
     """A view of a batch and what the encoder made of it.
 
     Args:
-        batch: the view, with `masked_atoms` where it hides some.
-        atoms: (N, F), atom embeddings as the encoder returns them.
-        crystals: (B, F), crystal embeddings as `Encoder.pool` returns them.
+        batch: the view, with `masked_atoms` where it hides some, and `copy_of` where
+            it repeats some.
+        embeddings: what the encoder returned for it.
     """
 
     batch: CrystalBatch
-    atoms: Tensor
-    crystals: Tensor
+    embeddings: Embeddings
+
+    @property
+    def atoms(self) -> Tensor:
+        """(N, F), of the atoms of the view."""
+        return self.embeddings.atoms
+
+    @property
+    def crystals(self) -> Tensor:
+        """(B, F'), of the crystals."""
+        return self.embeddings.crystals
 
 
 class Objective(nn.Module, ABC):
-    """A loss on embeddings that needs no labels, and the numbers that judge it.
+    """A loss on embeddings, and the numbers that judge it.
 
-    An objective is called with the `Embedded` of its `view`, the batch as it was
-    before the view, and the seed of the step. It returns a scalar that is connected
-    to the embeddings even where a batch has nothing to say (zero, then). With several
-    ranks, each of which has a part of the batch, it returns this rank's share of the
-    loss of the whole batch (`crysdistill.ranks`). In validation `update` adds a batch
-    to the numbers, `compute` returns them over all batches and ranks, `reset` starts
-    again; their states are no part of the weights.
+    An objective says what the encoder shall be shown (`views`). It is called with what
+    became of that, one `Embedded` for each of its views in their order, with the batch
+    as it was before, and with the seed of the step. It returns a scalar that is
+    connected to the embeddings even where a batch has nothing to say (zero, then).
+    With several ranks, each of which has a part of the batch, it returns this rank's
+    share of the loss of the whole batch (`crysdistill.ranks`). In validation `update`
+    adds a batch to the numbers, `compute` returns them over all batches and ranks,
+    `reset` starts again; their states are no part of the weights.
+
+    A subclass is one file. Its constructor's arguments are its settings, but for
+    `encoder_width` and `crystal_width`, which it names if it needs them: the widths of
+    the encoder's embeddings. `elements`, where it names that, is the encoder's element
+    table unless a configuration says otherwise.
 
     Attributes:
         name: the key in `OBJECTIVES`.
         PUBLISHED: the settings that reproduce CrysGNN; the defaults correct it.
-        view: what the encoder is shown. Objectives with equal views share a pass.
+        views: what the encoder is shown. A view that several objectives ask for, and
+            with equal settings, costs one pass.
+        columns: the labels of the corpus that it reads; see `labels`.
     """
 
     name: ClassVar[str]
     PUBLISHED: ClassVar[Mapping[str, Any]] = {}
-    view: View = Clean()
+    views: tuple[View, ...] = (Clean(),)
+    columns: tuple[str, ...] = ()
+    _places: tuple[int, ...] = ()
 
-    @classmethod
-    def published(cls, encoder_width: int, **settings: Any) -> Self:
-        """Return the objective as CrysGNN published it.
+    def prepare(self, store: Store, rows: np.ndarray) -> None:
+        """Learn from the training part of the corpus, once before the first step.
 
-        Args:
-            encoder_width: F, the width of the embeddings.
-            settings: what shall differ from `PUBLISHED`.
-        """
-        return cls(encoder_width, **{**cls.PUBLISHED, **settings})
-
-    def prepare(self, space_group_counts: Tensor) -> None:
-        """Learn from the training part of the corpus, before the first step.
+        Every rank calls it, with the same rows, and must come to the same result;
+        `crysdistill.store.kept` keeps for the next run what takes long.
 
         Args:
-            space_group_counts: (231,), crystals of each space group; entry 0
-                counts those whose space group is not known.
+            store: the corpus.
+            rows: which of its crystals are learned from.
         """
         return
 
+    def place(self, columns: Sequence[str]) -> None:
+        """Learn what the columns of `batch.targets` are.
+
+        Args:
+            columns: their names; all that this objective reads are among them.
+        """
+        self._places = tuple(list(columns).index(name) for name in self.columns)
+
+    def labels(self, batch: CrystalBatch) -> Tensor:
+        """Return the labels that it reads, (B, len(columns)); NaN where not known."""
+        return batch.targets[:, list(self._places)]
+
     @abstractmethod
-    def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
+    def forward(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> Tensor:
         """Return the loss, a scalar."""
 
     @abstractmethod
-    def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
+    def update(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> None:
         """Add a validation batch to the numbers."""
 
     @abstractmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ from crysdistill.objectives.objective import (
     mean_over_ranks,
     ratio,
 )
+from crysdistill.objectives.views import masked_or_clean
+from crysdistill.store.store import Store
 
 __all__ = ["SPACE_GROUPS", "SpaceGroup"]
 
@@ -35,37 +38,51 @@ class SpaceGroup(Objective):
     Source: K. Das et al., AAAI 37, 7323 (2023), doi:10.1609/aaai.v37i6.25892.
 
     Differs from the paper: rare space groups weigh more (a few groups hold most
-    crystals), by the counts that `prepare` is given. Until then, and with
-    `balance` 0 as in CrysGNN, all weigh the same.
+    crystals), by their counts in the corpus, and some elements are hidden. Before
+    `prepare`, and with `balance` 0 as in CrysGNN, all groups weigh the same.
 
     Args:
-        encoder_width: F, the width of the embeddings.
+        crystal_width: F', the width of crystal embeddings.
         balance: weight of a space group = (its crystals)^-balance.
+        mask_fraction: the chance of each atom that its element is hidden from the
+            encoder; 0, as in CrysGNN, hides none.
 
     Raises:
-        InputError: `balance` is not in [0, 1].
+        InputError: `balance` or `mask_fraction` is not in [0, 1].
     """
 
     name: ClassVar[str] = "space_group"
-    PUBLISHED: ClassVar[Mapping[str, Any]] = {"balance": 0.0}
+    PUBLISHED: ClassVar[Mapping[str, Any]] = {"balance": 0.0, "mask_fraction": 0.0}
 
     class_weights: Tensor
 
-    def __init__(self, encoder_width: int, *, balance: float = 0.5) -> None:
+    def __init__(
+        self,
+        crystal_width: int,
+        *,
+        balance: float = 0.5,
+        mask_fraction: float = 0.15,
+    ) -> None:
         super().__init__()
+        self.views = (masked_or_clean(mask_fraction),)
         self.balance = balance
         weights = balanced_weights(torch.zeros(SPACE_GROUPS), balance)
         self.register_buffer("class_weights", weights, persistent=False)  # (230,)
-        self.decoder = nn.Linear(encoder_width, SPACE_GROUPS)
+        self.decoder = nn.Linear(crystal_width, SPACE_GROUPS)
         self.totals = Totals(top1=1, top5=1, crystals=SPACE_GROUPS)
 
-    def prepare(self, space_group_counts: Tensor) -> None:
-        """Set the class weights from the training part of the corpus."""
-        weights = balanced_weights(space_group_counts[1:], self.balance)
+    def prepare(self, store: Store, rows: np.ndarray) -> None:
+        """Count space groups in the training part of the corpus, for class weights."""
+        groups = store.space_groups[rows, 0]
+        counts = torch.from_numpy(np.bincount(groups, minlength=SPACE_GROUPS + 1))
+        weights = balanced_weights(counts[1:], self.balance)  # 0 is "not known"
         self.class_weights.copy_(weights)
 
-    def forward(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> Tensor:
+    def forward(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> Tensor:
         """Return the weighted mean cross-entropy of known crystals, in nats."""
+        (embedded,) = seen
         logits = full_precision(self.decoder(embedded.crystals))  # (B, 230)
         known = batch.space_groups > 0
         label = (batch.space_groups - 1).clamp(min=0)  # (B,)
@@ -73,8 +90,11 @@ class SpaceGroup(Objective):
         weight = self.class_weights[label] * known  # (B,)
         return mean_over_ranks((weight * nll).sum(), weight.sum())
 
-    def update(self, embedded: Embedded, batch: CrystalBatch, seed: int) -> None:
+    def update(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> None:
         """Add a validation batch to the numbers."""
+        (embedded,) = seen
         known = batch.space_groups > 0
         label = batch.space_groups[known] - 1
         likely = self.decoder(embedded.crystals[known]).topk(5, dim=1).indices

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from crysdistill.store.checks import DatasetCheck
 from crysdistill.overlap.facts import Collection
 from crysdistill.overlap.report import Overlap, check_kinds, find_overlap
 from crysdistill.overlap.search import KINDS
 from crysdistill.overlap.sides import Side
+from crysdistill.store.checks import DatasetCheck
 
 SAME = ("id", "structure")
 """The kinds of pairs that mean one crystal: they decide between clean and not."""

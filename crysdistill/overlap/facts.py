@@ -8,10 +8,10 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from crysdistill.workers import Workers
-from crysdistill.store.fingerprints import fingerprint, formulas
 from crysdistill.overlap.matching import Test, primitive, space_groups, unhanded
+from crysdistill.store.fingerprints import fingerprint, formulas
 from crysdistill.structures.crystal import Crystal
+from crysdistill.workers import Workers
 
 CHUNK = 64
 """Crystals, or pairs of them, per job: a tenth of a second."""

@@ -11,11 +11,11 @@ from typing import Any
 import rich
 from rich.markup import escape
 
-from crysdistill.workers import check_engine
+from crysdistill.errors import InputError
 from crysdistill.overlap.report import METHOD, Overlap, check_kinds, find_overlap
 from crysdistill.overlap.search import KINDS
 from crysdistill.overlap.sides import Side, open_side
-from crysdistill.errors import InputError
+from crysdistill.workers import check_engine
 
 
 def compare_files(

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from crysdistill.store.checks import structures_hash
-from crysdistill.workers import check_engine
+from crysdistill.errors import InputError, did_you_mean
 from crysdistill.overlap.facts import Collection
 from crysdistill.overlap.search import (
     FINGERPRINT_ONLY,
@@ -27,8 +26,9 @@ from crysdistill.overlap.search import (
     Found,
     search,
 )
-from crysdistill.errors import InputError, did_you_mean
+from crysdistill.store.checks import structures_hash
 from crysdistill.structures.crystal import Crystal
+from crysdistill.workers import check_engine
 
 METHOD = {
     "version": 1,

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from rich.progress import Progress
 
-from crysdistill.workers import Workers, engine
-from crysdistill.store.fingerprints import distances
 from crysdistill.overlap.facts import CHUNK, Collection, Facts, Formula
 from crysdistill.overlap.matching import Test, judge
+from crysdistill.store.fingerprints import distances
+from crysdistill.workers import Workers, engine
 
 KINDS = ("id", "structure", "prototype", "formula")
 """From the strongest to the weakest; a pair has the strongest that holds."""

@@ -11,12 +11,12 @@ import rich
 from rich.markup import escape
 from rich.progress import Progress
 
-from crysdistill.workers import engine
+from crysdistill.errors import BadStructure, InputError
 from crysdistill.overlap.facts import Collection
 from crysdistill.overlap.report import CrystalList
 from crysdistill.sources import Record, open_source, parse
-from crysdistill.errors import BadStructure, InputError
 from crysdistill.structures.crystal import Crystal
+from crysdistill.workers import engine
 
 _WORTH_A_POOL = 4_000  # records; below, starting processes takes longer
 

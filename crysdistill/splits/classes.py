@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from crysdistill.splits.order import shuffled
 from crysdistill.errors import InputError
+from crysdistill.splits.order import shuffled
 
 
 def draw_within_classes(

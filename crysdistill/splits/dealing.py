@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from crysdistill.errors import InputError
 from crysdistill.splits.groups import Groups
 from crysdistill.splits.order import hashed_order, shuffled
-from crysdistill.errors import InputError
 
 _NEAR = 0.1  # of what is wanted
 _WINDOW = 4000  # crystals; the last ones of a subset, for which sums are searched

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from crysdistill.errors import InputError
 from crysdistill.splits.classes import draw_within_classes
 from crysdistill.splits.dealing import draw_whole_groups
 from crysdistill.splits.groups import Groups
 from crysdistill.splits.order import by_name, shuffled
 from crysdistill.splits.split import Split
-from crysdistill.errors import InputError
 
 
 def random_split(

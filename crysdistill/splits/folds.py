@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from crysdistill.errors import InputError
 from crysdistill.splits.groups import Groups
 from crysdistill.splits.order import by_name, hashed_order
-from crysdistill.errors import InputError
 
 
 def folds_of_rows(

@@ -8,11 +8,15 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from crysdistill.errors import InputError, did_you_mean
 from crysdistill.overlap.facts import Collection
 from crysdistill.splits.prototypes import prototype_names
-from crysdistill.structures.elements import atomic_numbers_by_symbol, element_table, symbols
-from crysdistill.errors import InputError, did_you_mean
 from crysdistill.structures.crystal import reduced_formula
+from crysdistill.structures.elements import (
+    atomic_numbers_by_symbol,
+    element_table,
+    symbols,
+)
 from crysdistill.structures.symmetry import CRYSTAL_SYSTEMS, crystal_system
 
 CLUSTERS = 10

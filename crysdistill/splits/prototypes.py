@@ -6,7 +6,6 @@ from collections import defaultdict
 
 import numpy as np
 
-from crysdistill.store.fingerprints import composition, distances, fingerprint
 from crysdistill.overlap.facts import Collection
 from crysdistill.overlap.matching import unhanded
 from crysdistill.overlap.search import (
@@ -14,6 +13,7 @@ from crysdistill.overlap.search import (
     STRUCTURE_DISTANCE,
     TWIN_DISTANCE,
 )
+from crysdistill.store.fingerprints import composition, distances, fingerprint
 
 
 def prototype_names(crystals: Collection, rows: np.ndarray) -> list[str]:

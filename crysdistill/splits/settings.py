@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from crysdistill.errors import InputError, did_you_mean
 from crysdistill.overlap.facts import Collection
 from crysdistill.splits.draws import (
     grouped_split,
@@ -32,7 +33,6 @@ from crysdistill.splits.groups import (
     with_elements,
 )
 from crysdistill.splits.split import Split, read_split
-from crysdistill.errors import InputError, did_you_mean
 
 By = Literal[
     "random",

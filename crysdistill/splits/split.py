@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from crysdistill.splits.groups import Groups
 from crysdistill.errors import InputError
+from crysdistill.splits.groups import Groups
 
 SUBSETS = ("train", "val", "test")
 

@@ -11,6 +11,7 @@ import numpy as np
 import rich
 from rich.table import Table
 
+from crysdistill.errors import InputError
 from crysdistill.splits.groups import GROUPINGS, Groups, find_groups
 from crysdistill.splits.settings import (
     SplitSettings,
@@ -20,7 +21,6 @@ from crysdistill.splits.settings import (
 )
 from crysdistill.splits.split import SUBSETS, Split
 from crysdistill.store.store import Store
-from crysdistill.errors import InputError
 
 
 @dataclass(frozen=True)

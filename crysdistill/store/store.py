@@ -15,6 +15,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from crysdistill.errors import InputError, did_you_mean
+from crysdistill.graphs.batch import CrystalBatch, GraphSettings, assemble
 from crysdistill.store.checks import STRUCTURES, structures_hash
 from crysdistill.store.fingerprints import unpack
 from crysdistill.store.gather import count, gather_atoms, gather_edges
@@ -22,8 +24,6 @@ from crysdistill.store.layout import FORMAT, SCHEMA, STRUCTURES_READABLE
 from crysdistill.store.names import Names
 from crysdistill.store.origins import Origin, joint_licence
 from crysdistill.store.unpacking import unpack_edges
-from crysdistill.errors import InputError, did_you_mean
-from crysdistill.graphs.batch import CrystalBatch, GraphSettings, assemble
 from crysdistill.structures.crystal import Crystal
 
 _FOR_THE_HOST = ("structures/material_id", "fingerprints/")
@@ -143,6 +143,11 @@ class Store:
     def atomic_numbers(self) -> np.ndarray:
         """Atomic numbers of all atoms, uint8."""
         return self._numpy("structures/atomic_numbers")
+
+    @property
+    def frac_coords(self) -> np.ndarray:
+        """Fractional coordinates of all atoms, (N, 3) float32."""
+        return self._numpy("structures/frac_coords")
 
     @property
     def cells(self) -> np.ndarray:

@@ -11,14 +11,7 @@ from functools import cache, lru_cache
 import gemmi
 import numpy as np
 
-from crysdistill.structures.elements import MAX_ATOMIC_NUMBER, symbols
 from crysdistill.errors import BadStructure
-from crysdistill.structures.operations import (
-    check_setting,
-    expand,
-    group_operations,
-    operations,
-)
 from crysdistill.structures.crystal import (
     FULL_OCCUPANCY,
     Crystal,
@@ -27,6 +20,13 @@ from crysdistill.structures.crystal import (
     species_number,
     unknown_element,
     validate,
+)
+from crysdistill.structures.elements import MAX_ATOMIC_NUMBER, symbols
+from crysdistill.structures.operations import (
+    check_setting,
+    expand,
+    group_operations,
+    operations,
 )
 
 _OPERATIONS = ("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz")

@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crysdistill.structures.elements import MAX_ATOMIC_NUMBER, atomic_numbers_by_symbol, symbols
 from crysdistill.errors import BadStructure
+from crysdistill.structures.elements import (
+    MAX_ATOMIC_NUMBER,
+    atomic_numbers_by_symbol,
+    symbols,
+)
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

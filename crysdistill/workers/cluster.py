@@ -17,6 +17,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from crysdistill.errors import InputError
+from crysdistill.processes import interrupts_held
 from crysdistill.workers.ground import Ground, common_ground, work
 from crysdistill.workers.slurm import (
     load_extra,
@@ -24,8 +26,6 @@ from crysdistill.workers.slurm import (
     slurm_cluster,
     try_job,
 )
-from crysdistill.errors import InputError
-from crysdistill.processes import interrupts_held
 
 ANSWER_WITHIN = 10.0
 """Seconds that a scheduler has to answer."""

@@ -19,9 +19,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from crysdistill.workers.cluster import check_cluster, connect
 from crysdistill.errors import InputError
 from crysdistill.processes import interrupts_held
+from crysdistill.workers.cluster import check_cluster, connect
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """What numerical libraries read once, when they are loaded."""

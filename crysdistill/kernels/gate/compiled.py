@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.kernels.gate import kernels
 from crysdistill.kernels.gate.lanes import LANES
 from crysdistill.kernels.gate.merged_edges import MergedEdges, measure, merge
 from crysdistill.kernels.gate.table import GaussianTable
 from crysdistill.kernels.gate.threads import share
 from crysdistill.layers.normalization import BatchNorm, moments_of_sums
-from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.ranks import sum_over_ranks
 
 PART = 8192

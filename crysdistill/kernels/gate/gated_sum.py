@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crysdistill.graphs.batch import CrystalBatch, distances
 from crysdistill.kernels.gate.compiled import (
     CompiledEdges,
     compiled_gated_sum,
@@ -15,7 +16,6 @@ from crysdistill.kernels.gate.compiled import (
 )
 from crysdistill.kernels.gate.table import GaussianTable, read
 from crysdistill.layers.normalization import BatchNorm
-from crysdistill.graphs.batch import CrystalBatch, distances
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Each encoder in the plainest honest form of its published layout, to compare with."""

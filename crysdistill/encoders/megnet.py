@@ -1,0 +1,482 @@
+"""MEGNet, the graph network of atoms, bonds and a state of the whole crystal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crysdistill.encoders.encoder import Blocks, Embeddings, Encoder, Needs
+from crysdistill.errors import InputError
+from crysdistill.graphs.batch import (
+    CrystalBatch,
+    gather_centres,
+    gather_crystals,
+    gather_neighbours,
+    mean_over_atoms,
+    mean_over_edges,
+    mean_over_neighbours,
+)
+from crysdistill.graphs.neighbors import GraphSettings
+from crysdistill.layers.atoms import AtomEmbedding
+from crysdistill.layers.basis import Gaussians, shifted_softplus
+from crysdistill.layers.distinct import distinct_distances
+from crysdistill.layers.group_norm import DifferentiableGroupNorm
+from crysdistill.layers.normalization import BatchNorm
+from crysdistill.layers.pooling import Set2Set, edges_as_atoms
+from crysdistill.layers.settings import at_least, one_of, positive
+
+NORMS: dict[str, type[nn.Module]] = {
+    "none": nn.Identity,
+    "batch": BatchNorm,
+    "group": DifferentiableGroupNorm,
+}
+"""What may follow each layer of the update networks."""
+
+ACTIVATIONS = {"shifted_softplus": shifted_softplus, "relu": F.relu}
+"""What follows each linear layer."""
+
+ABSENT = {"none": (), "mp2018": (84, 85, 86, 87, 88, *range(95, 101))}
+"""Elements without an embedding: in the published weights Po to Ra, and beyond Pu."""
+
+
+class Inputs(NamedTuple):
+    """What the embeddings read: N atoms, D distances, E edges, B crystals.
+
+    Args:
+        atoms: (N, atom width).
+        u: (D, K), the Gaussians of each distance.
+        place: (E,) int64, the distance of each edge.
+        state: (B, numbers of the state).
+    """
+
+    atoms: Tensor
+    u: Tensor
+    place: Tensor
+    state: Tensor
+
+
+class Dense(nn.Module):
+    """Linear layers, each with activation and norm.
+
+    Args:
+        widths: of the input and of each layer's result.
+        activation: one of `ACTIVATIONS`.
+        norm: one of `NORMS`.
+        skip: whether what entered a layer is added to what left it, from the second
+            layer on, where the widths agree.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        activation: str,
+        norm: str = "none",
+        skip: bool = False,
+    ) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.skip = skip
+        self.linears = nn.ModuleList(
+            nn.Linear(before, after)
+            for before, after in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.norms = nn.ModuleList(NORMS[norm](after) for after in widths[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (rows, first width) to (rows, last width)."""
+        return self.finish(self.linears[0](x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Go on from the product of the first layer, (rows, second width)."""
+        x = self.norms[0](self.activation(x))
+        for linear, norm in zip(self.linears[1:], self.norms[1:], strict=True):
+            y = norm(self.activation(linear(x)))
+            x = x + y if self.skip and x.shape == y.shape else y
+        return x
+
+
+class Embedding(nn.Module):
+    """The first vectors of atoms, edges and the state, all of width F.
+
+    Args:
+        elements: the embedding of elements.
+        dense: whether that is a layer with activation, as in MatDeepLearn.
+        widths: of the input, F_h and F, for atoms, edges and the state.
+        activation: one of `ACTIVATIONS`.
+    """
+
+    def __init__(
+        self,
+        elements: AtomEmbedding,
+        dense: bool,
+        widths: Sequence[Sequence[int]],
+        activation: str,
+    ) -> None:
+        super().__init__()
+        self.elements = elements
+        self.dense = dense
+        self.activation = ACTIVATIONS[activation]
+        self.atoms, self.edges = (Dense(w, activation) for w in widths[:2])
+        if widths[2][0]:
+            self.state: nn.Module = Dense(widths[2], activation)
+        else:
+            self.state = LearnedStart(widths[2][-1])
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Return atoms (N, F), edges (D, F) by distance, and states (B, F)."""
+        x = self.activation(inputs.atoms) if self.dense else inputs.atoms
+        return self.atoms(x), self.edges(inputs.u), self.state(inputs.state)
+
+
+class LearnedStart(nn.Module):
+    """The same learned vector for every crystal, of which nothing is known."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.zeros(width))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Map (B, 0) to (B, F)."""
+        return self.start.expand(len(state), -1)
+
+
+class Block(nn.Module):
+    """The MEGNet block: edges, then atoms, then the state, each with all it touches.
+
+    e_ij' = phi_e(v_j, v_i, e_ij, u)                             (Eq. 1)
+    v_i'  = phi_v(v_i, mean over neighbours of e_ij', u)         (Eqs. 2 and 3)
+    u'    = phi_u(mean of e', mean of v', u)                     (Eqs. 4 to 6)
+
+    What entered the block is added to what left it; phi reads it after a dense layer
+    each, except in the first block.
+
+    Args:
+        width: F, of atoms, edges and state.
+        hidden: F_h, of the hidden layers.
+        layers: of each phi.
+        first: whether this is the first block.
+        activation: one of `ACTIVATIONS`.
+        norm: one of `NORMS`, in each phi.
+        skip: of each phi: see `Dense`.
+        atom_by_atom: whether the mean of e' is that over atoms of the means over their
+            neighbours, and not that over edges.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        layers: int,
+        first: bool,
+        activation: str,
+        norm: str,
+        skip: bool,
+        atom_by_atom: bool,
+    ) -> None:
+        super().__init__()
+        self.atom_by_atom = atom_by_atom
+        kinds = ("atoms", "edges", "state")
+        self.dense = nn.ModuleDict(
+            {}
+            if first
+            else {kind: Dense((width, hidden, width), activation) for kind in kinds}
+        )
+        after = [hidden] * (layers - 1) + [width]
+        self.edges = Dense((4 * width, *after), activation, norm, skip)
+        self.atoms = Dense((3 * width, *after), activation, norm, skip)
+        self.state = Dense((3 * width, *after), activation, norm, skip)
+
+    def forward(
+        self,
+        x: Tensor,
+        e: Tensor,
+        u: Tensor,
+        batch: CrystalBatch,
+        place: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Update atoms (N, F), edges (E, F) and states (B, F).
+
+        Where `place` (E,) is given, `e` has a row for each distance, (D, F), and
+        `place` says which is whose.
+        """
+        before = (x, e if place is None else e.index_select(0, place), u)
+        if self.dense:
+            x, e, u = (
+                self.dense[kind](value)
+                for kind, value in (("atoms", x), ("edges", e), ("state", u))
+            )
+        e = self.update_edges(x, e, u, batch, place)  # (E, F)
+        heard = mean_over_neighbours(e, batch)  # (N, F)
+        x = self.atoms(torch.cat((x, heard, gather_crystals(u, batch)), dim=1))
+        if self.atom_by_atom:
+            edges = mean_over_atoms(heard, batch)  # (B, F)
+        else:
+            edges = mean_over_edges(e, batch)
+        u = self.state(torch.cat((edges, mean_over_atoms(x, batch), u), dim=1))
+        return before[0] + x, before[1] + e, before[2] + u
+
+    def update_edges(
+        self, x: Tensor, e: Tensor, u: Tensor, batch: CrystalBatch, place: Tensor | None
+    ) -> Tensor:
+        """Return phi_e of [v_j | v_i | e_ij | u], (E, F).
+
+        The product of its first layer with v_j, v_i and u is taken once per atom and
+        crystal, and in the first block that with e_ij once per distance.
+        """
+        first = self.edges.linears[0]
+        neighbour, centre, edge, state = first.weight.chunk(4, dim=1)
+        here = F.linear(x, centre, first.bias)  # (N, F_h)
+        here = here + gather_crystals(F.linear(u, state), batch)
+        z = F.linear(e, edge)  # (E or D, F_h)
+        if place is not None:
+            z = z.index_select(0, place)
+        z = z + gather_neighbours(F.linear(x, neighbour), batch)
+        return self.edges.finish(z + gather_centres(here, batch))
+
+
+class Readout(nn.Module):
+    """From atoms, edges and state to one vector, [atoms | edges | state].
+
+    Args:
+        width: F.
+        steps: of set2set over atoms and over edges; 0 for means.
+        atom_by_atom: see `Block`.
+    """
+
+    def __init__(self, width: int, steps: int, atom_by_atom: bool) -> None:
+        super().__init__()
+        self.atom_by_atom = atom_by_atom
+        self.atoms = Set2Set(width, steps) if steps else None
+        self.edges = Set2Set(width, steps) if steps else None
+        self.width = (5 if steps else 3) * width
+
+    def forward(self, x: Tensor, e: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
+        """Return (B, 5 F), or (B, 3 F) of means."""
+        if self.atoms and self.edges:
+            atoms = self.atoms(x, batch)  # (B, 2 F)
+            edges = self.edges(e, edges_as_atoms(batch))
+        else:
+            atoms = mean_over_atoms(x, batch)  # (B, F)
+            if self.atom_by_atom:
+                edges = mean_over_atoms(mean_over_neighbours(e, batch), batch)
+            else:
+                edges = mean_over_edges(e, batch)
+        return torch.cat((atoms, edges, u), dim=1)
+
+
+class MEGNet(Encoder):
+    """MEGNet, in the form of its authors and in that of MatDeepLearn.
+
+    Sources: C. Chen et al., Chem. Mater. 31, 3564 (2019),
+    doi:10.1021/acs.chemmater.9b01294; `PUBLISHED` reads the weights that its authors
+    publish with matgl. V. Fung et al., npj Comput. Mater. 7, 84 (2021),
+    doi:10.1038/s41524-021-00554-0, whose program (MatDeepLearn) `MATDEEPLEARN`
+    reproduces. The deep form: S. S. Omee et al., Patterns 3, 100491 (2022),
+    doi:10.1016/j.patter.2022.100491.
+
+    Differs from the paper:
+        - By default the state starts from a learned vector. The published programs
+          start from numbers that are zero for every crystal (`state_inputs`), the
+          weights of which learn nothing: 128 in matgl, 300 in MatDeepLearn.
+        - `PUBLISHED` has the Gaussians of matgl, whose width of 0.5 multiplies the
+          square where the paper's divides it, and embeddings for 89 elements; others
+          look like a masked atom.
+        - Edges are averaged where they arrive, as in the paper and in the matgl of the
+          published weights; later versions of matgl average where they start.
+        - `MATDEEPLEARN` has a batch norm after each activation, the number of
+          neighbours beside the element, means in place of set2set, and means over
+          edges atom by atom. Its own graph is not rebuilt: one edge for each pair of
+          atoms at the shortest of its distances, one from each atom to itself, and
+          distances scaled by the smallest and largest of the whole data set. It
+          averages where edges start, which is the same read the other way round.
+        - In the deep form (`norm="group"`, `skip=True`) each block is passed by once.
+          The published program adds what entered a block twice, so that it doubles
+          with every block.
+
+    Args:
+        width: F, of atoms, edges and state.
+        hidden: F_h, of the hidden layers.
+        convolutions: how many blocks.
+        layers: of each update network.
+        elements: the element table.
+        absent: elements without an embedding, `none` or `mp2018`.
+        embedding: of elements, `lookup`, or `dense` with bias and activation.
+        atom_width: of that embedding.
+        degrees: columns for the number of neighbours: see `AtomEmbedding`.
+        state_inputs: zeros that the state starts from; 0 for a learned vector.
+        cutoff: Å, the graph's.
+        gaussians: K, how many.
+        gaussian_width: Å, w in exp(-((d - mu) / w)^2).
+        beyond: Å, how far the Gaussians go on beyond the cutoff.
+        activation: `shifted_softplus` or `relu`.
+        norm: in the update networks, `none`, `batch` or `group`.
+        skip: whether layers of the update networks are passed by.
+        edge_mean: of a crystal, over its `edges` or first at each of its `atoms`.
+        pooling: from atoms and edges to crystals, `set2set` or `mean`.
+        steps: of set2set.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    name: ClassVar[str] = "megnet"
+    NEEDS: ClassVar[Needs] = Needs(graphs=("radius", "shells", "nearest"))
+    PUBLISHED: ClassVar[Mapping[str, Any]] = {
+        "absent": "mp2018",
+        "state_inputs": 2,
+        "cutoff": 4.0,
+        "gaussian_width": math.sqrt(2),
+    }
+    MATDEEPLEARN: ClassVar[Mapping[str, Any]] = {
+        "width": 100,
+        "hidden": 100,
+        "convolutions": 4,
+        "layers": 2,
+        "embedding": "dense",
+        "atom_width": 100,
+        "degrees": 14,
+        "state_inputs": 3,
+        "cutoff": 8.0,
+        "gaussians": 50,
+        "gaussian_width": 8.0 * 0.2 * math.sqrt(2),
+        "beyond": 0.0,
+        "activation": "relu",
+        "norm": "batch",
+        "edge_mean": "atoms",
+        "pooling": "mean",
+    }
+    """The settings of the program MatDeepLearn."""
+    HEAD: ClassVar[Mapping[str, Any]] = {
+        "hidden": 32,
+        "layers": 2,
+        "activation": "shifted_softplus",
+        "first": False,
+    }
+
+    def __init__(
+        self,
+        width: int = 32,
+        hidden: int = 64,
+        convolutions: int = 3,
+        layers: int = 3,
+        elements: str = "onehot",
+        absent: Literal["none", "mp2018"] = "none",
+        embedding: Literal["lookup", "dense"] = "lookup",
+        atom_width: int = 16,
+        degrees: int = 0,
+        state_inputs: int = 0,
+        cutoff: float = 4.0,
+        gaussians: int = 100,
+        gaussian_width: float = 0.5,
+        beyond: float = 1.0,
+        activation: Literal["shifted_softplus", "relu"] = "shifted_softplus",
+        norm: Literal["none", "batch", "group"] = "none",
+        skip: bool = False,
+        edge_mean: Literal["edges", "atoms"] = "edges",
+        pooling: Literal["set2set", "mean"] = "set2set",
+        steps: int = 2,
+    ) -> None:
+        super().__init__()
+        at_least(1, width=width, hidden=hidden, convolutions=convolutions)
+        at_least(1, layers=layers, atom_width=atom_width, steps=steps)
+        at_least(2, gaussians=gaussians)
+        at_least(0, state_inputs=state_inputs)
+        positive(cutoff=cutoff, gaussian_width=gaussian_width)
+        if not beyond >= 0:
+            raise InputError(f"`beyond` is {beyond} but must not be negative")
+        for name, value, known in (
+            ("absent", absent, ABSENT),
+            ("embedding", embedding, ("lookup", "dense")),
+            ("activation", activation, ACTIVATIONS),
+            ("norm", norm, NORMS),
+            ("edge_mean", edge_mean, ("edges", "atoms")),
+            ("pooling", pooling, ("set2set", "mean")),
+        ):
+            one_of(name, value, known)
+        self.settings = {
+            "width": width,
+            "hidden": hidden,
+            "convolutions": convolutions,
+            "layers": layers,
+            "elements": elements,
+            "absent": absent,
+            "embedding": embedding,
+            "atom_width": atom_width,
+            "degrees": degrees,
+            "state_inputs": state_inputs,
+            "cutoff": cutoff,
+            "gaussians": gaussians,
+            "gaussian_width": gaussian_width,
+            "beyond": beyond,
+            "activation": activation,
+            "norm": norm,
+            "skip": skip,
+            "edge_mean": edge_mean,
+            "pooling": pooling,
+            "steps": steps,
+        }
+        self.width = width
+        self.elements = elements
+        self.state_inputs = state_inputs
+        dense, by_atom = embedding == "dense", edge_mean == "atoms"
+        self.expansion = Gaussians(0.0, cutoff + beyond, gaussians, gaussian_width)
+        self.embedding = Embedding(
+            AtomEmbedding(atom_width, elements, degrees, dense, ABSENT[absent]),
+            dense,
+            [(inputs, hidden, width) for inputs in (atom_width, gaussians, state_inputs)],
+            activation,
+        )
+        self.convolutions = nn.ModuleList(
+            Block(width, hidden, layers, k == 0, activation, norm, skip, by_atom)
+            for k in range(convolutions)
+        )
+        self.pooling = Readout(width, steps if pooling == "set2set" else 0, by_atom)
+        self.crystal_width = self.pooling.width
+
+    @classmethod
+    def for_graph(
+        cls, graph: GraphSettings, settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Let the Gaussians end beyond where the edges end."""
+        return {"cutoff": graph.cutoff, **settings}
+
+    def features(self, batch: CrystalBatch) -> Inputs:
+        """Return what the embeddings read."""
+        distance, place = distinct_distances(batch)
+        return Inputs(
+            self.embedding.elements(batch),
+            self.expansion(distance),
+            place,
+            distance.new_zeros(batch.num_graphs, self.state_inputs),
+        )
+
+    def encode(
+        self, inputs: Inputs, batch: CrystalBatch, layers: bool = False
+    ) -> Embeddings:
+        """Encode what `features` returned."""
+        x, e, u = self.embedding(inputs)
+        passed = [x]
+        for k, convolution in enumerate(self.convolutions):
+            x, e, u = convolution(x, e, u, batch, None if k else inputs.place)
+            passed.append(x)
+        return Embeddings(
+            atoms=x,
+            crystals=self.pooling(x, e, u, batch),
+            edges=e,
+            state=u,
+            layers=tuple(passed if layers else ()),
+        )
+
+    def forward(self, batch: CrystalBatch, layers: bool = False) -> Embeddings:
+        """Encode a batch; see `Encoder`."""
+        return self.encode(self.features(batch), batch, layers)
+
+    def blocks(self) -> Blocks:
+        """Return the embedding, each block, and the pooling if it has weights."""
+        pooling = self.pooling if self.pooling.atoms else None
+        return Blocks(self.embedding, list(self.convolutions), pooling)

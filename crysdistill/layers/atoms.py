@@ -1,0 +1,69 @@
+"""The first vectors of atoms."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crysdistill.graphs.batch import CrystalBatch
+from crysdistill.layers.settings import at_least, one_of
+from crysdistill.structures.elements import ELEMENT_TABLES, element_table
+
+
+class AtomEmbedding(nn.Module):
+    """W [element | degree] + b, taken once for each element and not for each atom.
+
+    Columns of the element table that no element fills are left out: such a weight
+    would see nothing but masked atoms, for whom the bias stands.
+
+    Args:
+        width: F, of the result.
+        elements: the element table, one of
+            `crysdistill.structures.elements.ELEMENT_TABLES`.
+        degrees: columns that say one-hot how many edges arrive at an atom, the last
+            for all that are more; MatDeepLearn has 14, and counts an edge of the atom
+            to itself.
+        bias: whether there is a b.
+        absent: atomic numbers that are not told from a masked atom.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    element_table: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        elements: str = "onehot",
+        degrees: int = 0,
+        bias: bool = True,
+        absent: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        one_of("elements", elements, ELEMENT_TABLES)
+        at_least(1, width=width)
+        at_least(0, degrees=degrees)
+        self.degrees = degrees
+        table = element_table(elements)  # (101, columns)
+        table[list(absent)] = 0.0
+        table = table[:, table[1:].any(axis=0)]
+        self.register_buffer("element_table", torch.from_numpy(table))
+        self.linear = nn.Linear(table.shape[1] + degrees, width, bias=bias)
+
+    def by_element(self) -> Tensor:
+        """Return what each element has, degree aside: (101, F)."""
+        columns = self.element_table.shape[1]
+        weight, bias = self.linear.weight[:, :columns], self.linear.bias
+        return F.linear(self.element_table, weight, bias)
+
+    def forward(self, batch: CrystalBatch) -> Tensor:
+        """Return the first vectors of all atoms, (N, F)."""
+        x = self.by_element().index_select(0, batch.atomic_numbers)  # (N, F)
+        if self.degrees:
+            ptr = batch.neighbor_ptr
+            degree = (ptr[1:] - ptr[:-1] + 1).clamp(max=self.degrees - 1)  # (N,)
+            columns = self.linear.weight[:, -self.degrees :]
+            x = x + columns.mT.index_select(0, degree)
+        return x

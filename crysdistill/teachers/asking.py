@@ -1,0 +1,223 @@
+"""Asking a teacher about crystals, once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from crysdistill.errors import InputError
+from crysdistill.graphs.batch import make_batch, replace
+from crysdistill.locks import room_for
+from crysdistill.ranks import on_first_rank
+from crysdistill.store.store import Store
+from crysdistill.teachers.answers import TeacherAnswers
+from crysdistill.teachers.kept import About, KeptAnswers
+from crysdistill.teachers.teacher import Answer, Teacher
+from crysdistill.workers import engine
+
+FOLDER = ".teachers"
+"""The ending of the folder beside a store."""
+
+_CRYSTALS, _EDGES = 256, 100_000  # at most in a batch
+_SLOW_CRYSTALS = 32  # in a batch of a slow teacher, so that the bar moves
+
+
+def answers_for(
+    teacher: Teacher,
+    store: Store,
+    rows: Tensor | np.ndarray,
+    *,
+    fallback: Path | None = None,
+    device: str | torch.device = "cpu",
+    workers: int | None = None,
+    progress: bool = True,
+) -> TeacherAnswers:
+    """Return what a teacher says of some crystals.
+
+    It is asked once: its answers stay beside the store, where every later run with the
+    same teacher finds them. Atoms are the common index, so that a teacher which knows
+    another graph than the store holds is asked on its own. On several ranks the first
+    one asks.
+
+    Args:
+        teacher: who is asked.
+        store: where the crystals are.
+        rows: which of them.
+        fallback: a folder to keep answers in where nothing can be written beside the
+            store.
+        device: where a teacher computes.
+        workers: processes that ask a slow one; all cores where None.
+        progress: whether to show a progress bar.
+
+    Raises:
+        InputError: there are no crystals, the teacher cannot answer for one of them, or
+            answers cannot be written anywhere.
+    """
+    chosen = np.unique(np.asarray(rows, dtype=np.int64))
+    if not len(chosen):
+        raise InputError("there are no crystals to ask the teacher about")
+
+    def ask() -> Path | None:
+        teacher.prepare(store, chosen)
+        if teacher.at_hand(chosen) is not None:
+            return None
+        asking = _Asking(teacher, store, torch.device(device), workers, progress)
+        return asking.fill(chosen, fallback)
+
+    folder = on_first_rank(ask)
+    ready = teacher.at_hand(chosen)
+    if ready is not None:
+        return ready
+    if folder is None:
+        raise RuntimeError("a teacher has answers at hand on some ranks only")
+    return KeptAnswers.open(folder).answers(store, torch.from_numpy(chosen))
+
+
+class _Asking:
+    """One teacher, one store; see `answers_for` for the arguments."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        store: Store,
+        device: torch.device,
+        workers: int | None,
+        progress: bool,
+    ) -> None:
+        self.teacher = teacher
+        self.store = store
+        self.device = device
+        self.workers = workers
+        self.progress = progress
+        foreign_graph = teacher.graph not in (None, store.graph)
+        self.slow = teacher.SLOW or foreign_graph  # neighbours are found one by one
+
+    def fill(self, rows: np.ndarray, fallback: Path | None) -> Path:
+        """See that a folder has the answers for these rows, and return it."""
+        about, store = self._about(), self.store
+        folders = [Path(f"{store.path}{FOLDER}") / about.key[:16]]
+        if fallback is not None:
+            folders.append(fallback / "teacher")
+        for folder in folders:
+            kept = KeptAnswers(folder, about)
+            if kept.done()[rows].all():  # also where nothing can be written
+                return folder
+            with room_for(folder, "the answers so far"):
+                if kept.can_write():
+                    self._complete(kept, rows)
+                    return folder
+        raise InputError(
+            f"{folders[-1]}: cannot write the answers of {self.teacher.name} there; "
+            "give a folder that can be written to"
+        )
+
+    def _about(self) -> About:
+        """Return what the folder will hold."""
+        teacher, store = self.teacher, self.store
+        facts = f"1 {teacher.fingerprint()} {teacher.graph} {store.structures_hash}"
+        return About(
+            teacher=teacher.name,
+            key=hashlib.sha256(facts.encode()).hexdigest(),
+            crystals=len(store),
+            atoms=int(store.atom_offsets[-1]),
+            atom_width=teacher.atom_width,
+            crystal_width=teacher.crystal_width,
+        )
+
+    def _complete(self, kept: KeptAnswers, rows: np.ndarray) -> None:
+        """Ask about the crystals that have no answers yet."""
+        with kept.writing() as writer, Progress(disable=not self.progress) as bar:
+            missing = rows[~writer.done[rows]]
+            task = bar.add_task(f"asking {self.teacher.name}", total=len(missing))
+            parts = list(self._parts(missing))
+            for part, answer in zip(parts, self._answers(parts), strict=True):
+                self._check(part, answer)
+                writer.write(part, answer, self.store)
+                bar.update(task, advance=len(part))
+
+    def _parts(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Divide rows into batches."""
+        most = _SLOW_CRYSTALS if self.slow else _CRYSTALS
+        edges = self.store.edge_offsets[rows + 1] - self.store.edge_offsets[rows]
+        begin, held = 0, 0
+        for k, size in enumerate(edges.tolist()):
+            if k > begin and (k - begin == most or held + size > _EDGES):
+                yield rows[begin:k]
+                begin, held = k, 0
+            held += size
+        if begin < len(rows):
+            yield rows[begin:]
+
+    def _answers(self, parts: list[np.ndarray]) -> Iterator[Answer]:
+        """Yield the answer for each batch."""
+        count = min(self.workers or os.cpu_count() or 1, len(parts))
+        if not self.slow or self.device.type != "cpu" or count < 2:
+            self.teacher.to(self.device)
+            for part in parts:
+                yield _ask(self.teacher, self.store, part, self.device)
+            self.teacher.to("cpu")
+            return
+        job = partial(_ask_elsewhere, self.teacher, self.store.path)
+        with engine(count, kept="the answers so far are kept; ") as workers:
+            for found in workers.map(job, parts):
+                tensors = [None if x is None else torch.from_numpy(x) for x in found]
+                yield Answer(*tensors)
+
+    def _check(self, rows: np.ndarray, answer: Answer) -> None:
+        """Refuse answers for other crystals, and such as are no finite numbers."""
+        atoms, teacher = self.store.atom_offsets, self.teacher
+        first = np.cumsum([0, *(atoms[rows + 1] - atoms[rows])])
+        for x, width, starts in (
+            (answer.atoms, teacher.atom_width, first),
+            (answer.crystals, teacher.crystal_width, np.arange(len(rows) + 1)),
+        ):
+            found = None if x is None else tuple(x.shape)
+            wanted = None if width is None else (int(starts[-1]), width)
+            if found != wanted:
+                raise RuntimeError(f"{teacher.name} answered {found}, not {wanted}")
+            if x is None or torch.isfinite(x).all():
+                continue
+            bad = int((~torch.isfinite(x).all(dim=1)).nonzero()[0])
+            row = rows[np.searchsorted(starts, bad, side="right") - 1]
+            raise InputError(
+                f"{teacher.name} says of {self.store.material_ids[row]} what is no "
+                "finite number; leave that crystal out of the store"
+            )
+
+
+@torch.no_grad()
+def _ask(
+    teacher: Teacher, store: Store, rows: np.ndarray, device: torch.device
+) -> Answer:
+    """Ask about some crystals, on the graph that the teacher knows."""
+    if teacher.graph in (None, store.graph):
+        batch = store.batch(rows)
+    else:
+        batch = make_batch(list(store.crystals(rows)), teacher.graph)
+    names = [store.material_ids[row] for row in rows]  # for messages
+    batch = replace(batch, rows=torch.from_numpy(rows), material_ids=names)
+    return teacher(batch.to(device))
+
+
+def _ask_elsewhere(
+    teacher: Teacher, path: Path, rows: np.ndarray
+) -> tuple[np.ndarray | None, ...]:
+    """Ask in another process; a tensor would come back as a handle of that process."""
+    answer = _ask(teacher, _opened(path), rows, torch.device("cpu"))
+    return tuple(
+        None if x is None else x.float().numpy()
+        for x in (answer.atoms, answer.crystals)
+    )
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path) -> Store:
+    return Store.open(path, verify=False)

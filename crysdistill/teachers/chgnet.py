@@ -1,0 +1,181 @@
+"""CHGNet, a universal potential, as a teacher; an extra: `crysdistill[chgnet]`.
+
+Its wheel carries its weights, so that it needs no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from crysdistill.errors import BadStructure, InputError, did_you_mean
+from crysdistill.graphs.batch import CrystalBatch
+from crysdistill.store.store import Store
+from crysdistill.structures.elements import symbols
+from crysdistill.teachers.teacher import Answer, Foreign, Teacher
+from crysdistill.transfer.weights import Provenance
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+MODELS = {
+    "0.3.0": "MPtrj",
+    "r2scan": "MPtrj, then MP-r2SCAN",
+    "0.2.0": "MPtrj",
+}
+"""The models in the wheel, the usual one first, and what they were trained on."""
+
+ELEMENTS = 94
+"""The highest atomic number that it has an embedding for."""
+
+_WIDTH = 64
+_LICENCE = "BSD-3-Clause-LBNL AND CC-BY-4.0"
+"""That of the code and its weights, and that of the Materials Project's data."""
+
+
+class CHGNetTeacher(Teacher):
+    """What CHGNet knows of atoms and crystals.
+
+    Of an atom 65 numbers: the 64 of its embedding before the last convolution, from
+    which CHGNet reads magnetic moments, and its site energy in eV, with the energy of
+    the element. Of a crystal the 64 numbers of its own readout, as the mean over atoms:
+    CHGNet takes the sum, which grows with the cell.
+
+    Its training data are relaxations of the Materials Project: energies, forces,
+    stresses and magnetic moments. A test set may stand in it, and a task about energies
+    of the Materials Project surely does.
+
+    Source: B. Deng et al., Nat. Mach. Intell. 5, 1031 (2023),
+    doi:10.1038/s42256-023-00716-3, and the code published with it.
+
+    Args:
+        model: one of `MODELS`.
+
+    Raises:
+        InputError: `model` is unknown, or CHGNet is not installed.
+    """
+
+    SLOW = True
+
+    def __init__(self, model: str = "") -> None:
+        model = model or next(iter(MODELS))
+        if model not in MODELS:
+            raise InputError(
+                f"unknown CHGNet {model!r}; choose one of {', '.join(MODELS)}"
+                f"{did_you_mean(model, MODELS)}"
+            )
+        if importlib.util.find_spec("chgnet") is None:
+            raise InputError(
+                "`chgnet` is not installed; `pip install crysdistill[chgnet]`"
+            )
+        self.model = model
+        self.name = f"CHGNet {model}"
+        self.atom_width = _WIDTH + 1
+        self.crystal_width = _WIDTH
+        self._device = "cpu"
+        data = f"trained on {MODELS[model]}: relaxations of the Materials Project"
+        self.learned = Foreign(
+            Provenance(licence=_LICENCE, origin=f"{self.name}, {data}")
+        )
+
+    def fingerprint(self) -> str:
+        """Return a hash of the release and the model, which say all about weights."""
+        release = importlib.metadata.version("chgnet")
+        return hashlib.sha256(f"chgnet {release} {self.model}".encode()).hexdigest()
+
+    def prepare(self, store: Store, rows: np.ndarray) -> None:
+        """Refuse crystals with elements that CHGNet has never seen.
+
+        Raises:
+            InputError: there are some; they are counted and named.
+        """
+        heavy = np.flatnonzero(store.atomic_numbers > ELEMENTS)
+        if not len(heavy):
+            return
+        owners = np.searchsorted(store.atom_offsets, heavy, side="right") - 1
+        bad = np.intersect1d(owners, rows)
+        if len(bad):
+            wrong = np.unique(store.atomic_numbers[heavy[np.isin(owners, bad)]])
+            found = ",".join(symbols()[z] for z in wrong)
+            names = ", ".join(store.material_ids[row] for row in bad[:3])
+            raise InputError(
+                f"{len(bad):,} of {len(rows):,} crystals have elements that CHGNet does "
+                f"not know ({names}{', ...' if len(bad) > 3 else ''}); leave them out with "
+                f"`crysdistill build {store.path} -o NEW.h5 --without {found}`"
+            )
+
+    def to(self, device: str | torch.device) -> CHGNetTeacher:
+        """Compute on a device from now on."""
+        self._device = str(device)
+        return self
+
+    def __call__(self, batch: CrystalBatch) -> Answer:
+        """Answer for the structures of a batch; its edges are not used."""
+        model = _load(self.model, self._device)
+        structures = structures_of(batch)
+        graphs = []
+        for k, structure in enumerate(structures):
+            try:
+                graphs.append(model.graph_converter(structure))
+            except ValueError:
+                raise BadStructure(
+                    f"{batch.material_ids[k]}: CHGNet finds no neighbour of an atom "
+                    "within 6 Å; leave that crystal out of the store"
+                ) from None
+        # CHGNet turns a tensor with gradients into a number, of which torch warns.
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore", UserWarning)
+            found = model.predict_graph(
+                graphs,
+                task="e",
+                return_site_energies=True,
+                return_atom_feas=True,
+                return_crystal_feas=True,
+                batch_size=len(graphs),
+            )
+        answers: Sequence[dict[str, np.ndarray]] = (
+            [found] if isinstance(found, dict) else found
+        )
+        atoms = [
+            np.column_stack((one["atom_fea"], one["site_energies"])) for one in answers
+        ]
+        crystals = [
+            one["crystal_fea"] / len(one["site_energies"]) for one in answers
+        ]  # (64,) each
+        device = batch.rows.device
+        return Answer(
+            torch.from_numpy(np.concatenate(atoms)).to(device),  # (N, 65)
+            torch.from_numpy(np.stack(crystals)).to(device),  # (B, 64)
+        )
+
+
+@lru_cache(maxsize=2)
+def _load(model: str, device: str) -> Any:
+    """Load a model; it talks to the screen, where nobody asked for it."""
+    from chgnet.model.model import CHGNet
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return CHGNet.load(model_name=model, use_device=device, verbose=False).eval()
+
+
+def structures_of(batch: CrystalBatch) -> list[Structure]:
+    """Return the crystals of a batch as pymatgen's structures, in its order."""
+    from pymatgen.core import Lattice, Structure
+
+    cells = batch.cell.double().cpu().numpy()  # (B, 3, 3)
+    frac = batch.frac_coords.double().cpu().numpy()  # (N, 3)
+    numbers, ptr = batch.atomic_numbers.tolist(), batch.ptr.tolist()
+    return [
+        Structure(Lattice(cell), numbers[first:end], frac[first:end])
+        for cell, first, end in zip(cells, ptr[:-1], ptr[1:], strict=True)
+    ]
