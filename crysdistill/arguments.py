@@ -1,4 +1,4 @@
-"""Arguments of verbs: how their text is read, and those of `split`."""
+"""Arguments that several verbs share, how their text is read, and those of `split`."""
 
 from __future__ import annotations
 
@@ -57,3 +57,35 @@ def split_arguments(parser: Parser) -> None:
     text = "only crystals that have this property"
     add("--target", metavar="NAME", help=text)
     add("--overwrite", action="store_true", help="replace another split of that name")
+
+
+SOURCES = """CIF or POSCAR files, folders (with or without `id_prop.csv`),
+`structures.jsonl.gz` (with `properties.csv` beside it), pymatgen JSON, or stores"""
+
+
+def source(text: str) -> str | Path:
+    """Return a path, or a spec as it is: a path would lose one of two slashes."""
+    from crysdistill.sources.specs import is_spec
+
+    return text if is_spec(text) else Path(text)
+
+
+def sources(parser: Parser) -> None:
+    """Add what a verb reads structures from."""
+    parser.add_argument(
+        "sources", nargs="+", type=source, metavar="SOURCE", help=SOURCES
+    )
+
+
+def work(parser: Parser) -> None:
+    """Add how many processes work, and whether a bar shows it."""
+    add = parser.add_argument
+    add("--workers", type=integer, help="processes; all cores if absent")
+    add("--no-progress", dest="progress", action="store_false", help="show no bar")
+
+
+def cluster(parser: Parser) -> None:
+    """Add where else than here the work may be done."""
+    text = """Dask workers instead: `local:N`, `tcp://HOST:PORT` or a scheduler file
+    (`scheduler.json`) of a running scheduler, or `slurm:FILE.yaml`"""
+    parser.add_argument("--cluster", metavar="CLUSTER", help=text)

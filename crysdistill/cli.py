@@ -13,39 +13,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from crysdistill.arguments import cluster as _cluster
 from crysdistill.arguments import integer as _integer
 from crysdistill.arguments import names as _names
 from crysdistill.arguments import number as _number
 from crysdistill.arguments import out as _out
+from crysdistill.arguments import sources as _sources
 from crysdistill.arguments import split_arguments as _split_arguments
+from crysdistill.arguments import work as _work
 from crysdistill.command import Parser, Verb, run
-
-_SOURCES = """CIF or POSCAR files, folders (with or without `id_prop.csv`),
-`structures.jsonl.gz` (with `properties.csv` beside it), pymatgen JSON, or stores"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return 0 (done), 2 (bad input), 130 (Ctrl-C) or 1 (our fault)."""
     return run(VERBS, sys.argv[1:] if argv is None else argv)
-
-
-def _source(text: str) -> str | Path:
-    """Return a path, or a spec as it is: a path would lose one of two slashes."""
-    from crysdistill.sources.specs import is_spec
-
-    return text if is_spec(text) else Path(text)
-
-
-def _sources(parser: Parser) -> None:
-    parser.add_argument(
-        "sources", nargs="+", type=_source, metavar="SOURCE", help=_SOURCES
-    )
-
-
-def _work(parser: Parser) -> None:
-    add = parser.add_argument
-    add("--workers", type=_integer, help="processes; all cores if absent")
-    add("--no-progress", dest="progress", action="store_false", help="show no bar")
 
 
 def _fetch_arguments(parser: Parser) -> None:
@@ -68,19 +49,13 @@ def _fetch(args: argparse.Namespace) -> None:
     print(f"{path}: {found.count:,} entries of {found.origin.name} ({licence})")
 
 
-def _cluster(parser: Parser) -> None:
-    text = """Dask workers instead: `local:N`, `tcp://HOST:PORT` or a scheduler file
-    (`scheduler.json`) of a running scheduler, or `slurm:FILE.yaml`"""
-    parser.add_argument("--cluster", metavar="CLUSTER", help=text)
-
-
 def _build_arguments(parser: Parser) -> None:
     _sources(parser)
     _out(parser, "STORE", "what to write; what is refused goes to STORE.quarantine.csv")
     add = parser.add_argument
     add("--cutoff", type=_number, help="Å; no edge is longer")
     add("--max-neighbors", type=_integer, help="nearest neighbours that an atom hears")
-    text = "`shells` (whole ones), `nearest`, or `cgcnn` (as published)"
+    text = "`shells` (whole), `nearest`, `radius` (all within), `cgcnn` (published)"
     add("--graph", "--mode", dest="mode", metavar="MODE", help=text)
     text = "what finds space groups: `fast` (moyopy where it is sure), or `spglib`"
     add("--symmetry", metavar="ENGINE", help=text)

@@ -146,8 +146,8 @@ def test_elements_that_it_does_not_know_are_counted_and_named(tmp_path):
     teacher = make_teacher("chgnet", store)
     with pytest.raises(
         InputError,
-        match=r"1 of 2 crystals have elements that CHGNet does not know \(cm\); leave them "
-        r"out with `crysdistill build .*s.h5 -o NEW.h5 --without Cm`",
+        match=r"1 of 2 crystals have elements that CHGNet does not know \(cm\); leave "
+        r"them out with `crysdistill build .*s.h5 -o NEW.h5 --without Cm`",
     ):
         answers_for(teacher, store, [0, 1], workers=1, progress=False)
     teacher.prepare(store, np.array([0]))  # as long as nobody asks

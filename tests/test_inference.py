@@ -231,7 +231,58 @@ class TestPredict:
         assert np.allclose(values, 10 ** (raw * 0.1 + 2.0), rtol=1e-4)
 
 
+class TestSeveralTargets:
+    @pytest.fixture
+    def several(self, folder) -> tuple[Predictor, Path]:
+        targets = [
+            Target("gap", "eV"),
+            Target("metal", task="classification"),
+            Target("system", task="classification"),
+        ]
+        scales = [Normalizer(2.0, 0.5), Normalizer(classes=2), Normalizer(classes=3)]
+        torch.manual_seed(1)
+        encoder = make_encoder(**SMALL_ENCODER, cutoff=SMALL_GRAPH.cutoff)
+        head = PropertyHead(encoder.width, 8, outputs=6)
+        predictor = Predictor(encoder, head, Outputs(targets, scales), SMALL_GRAPH)
+        path = save_weights(folder / "several.safetensors", predictor.eval())
+        return predictor, path
+
+    def test_each_has_its_columns(self, several, tmp_path):
+        predictor, weights = several
+        store = write_store(tmp_path / "s.h5", CRYSTALS)
+        out = predict(weights, [store], tmp_path / "out.csv", batch_size=4, **QUIET)
+        table = pd.read_csv(out, index_col="material_id")
+        classes = ["system", "system_0", "system_1", "system_2"]
+        assert list(table) == ["gap", "metal", *classes]
+        raw = predictor(make_batch(CRYSTALS, SMALL_GRAPH)).detach().double()  # (B, 6)
+        share = raw[:, 3:].softmax(1).numpy()
+        assert np.allclose(table["gap"], raw[:, 0] * 0.5 + 2.0, atol=2e-5)
+        assert np.allclose(table["metal"], raw[:, 1:3].softmax(1)[:, 1], atol=2e-5)
+        assert np.allclose(table[classes[1:]], share, atol=2e-5)
+        assert (table["system"] == share.argmax(1)).all()
+
+    def test_a_unit_stands_behind_a_name_that_has_one(self, several, tmp_path):
+        store = write_store(tmp_path / "s.h5", CRYSTALS[:2])
+        line = f"predict {several[1]} {store} -o {tmp_path / 'o.csv'} --units"
+        assert main([*line.split(), "--no-progress"]) == 0
+        header = (tmp_path / "o.csv").read_text().splitlines()[0]
+        assert header == "material_id,gap (eV),metal,system,system_0,system_1,system_2"
+
+
 class TestRefusals:
+    @pytest.mark.parametrize("work", [predict, embed])
+    def test_where_to_compute(self, weights, tmp_path, work, monkeypatch):
+        store = write_store(tmp_path / "s.h5", CRYSTALS[:2])
+        out = tmp_path / "out.csv"
+        with pytest.raises(InputError, match=r"`accelerator` is 'gpuu' .* mean `gpu`"):
+            work(weights, [store], out, accelerator="gpuu", **QUIET)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(
+            InputError, match="`accelerator` is gpu but there is no GPU"
+        ):
+            work(weights, [store], out, accelerator="gpu", **QUIET)
+        assert work(weights, [store], out, accelerator="cpu", **QUIET) == out
+
     @pytest.mark.parametrize("work", [predict, embed])
     def test_an_unwritable_result_before_any_work(
         self, weights, tmp_path, monkeypatch, work
@@ -309,6 +360,14 @@ class TestEmbed:
         assert main(line.split()) == 0
         assert capsys.readouterr().out.strip() == str(out)
         assert len(pd.read_parquet(out)) == 3
+
+    def test_the_command_for_atoms(self, encoder_weights, tmp_path):
+        store = write_store(tmp_path / "s.h5", CRYSTALS[:3])
+        out = tmp_path / "out.parquet"
+        line = f"embed {encoder_weights} {store} -o {out} --no-progress --level atoms"
+        assert main([*line.split(), "--accelerator", "cpu"]) == 0
+        atoms = [len(c.atomic_numbers) for c in CRYSTALS[:3]]
+        assert [len(x) for x in pd.read_parquet(out)["atoms"]] == [8 * n for n in atoms]
 
 
 def test_a_store_stays_open_to_others(weights, tmp_path):

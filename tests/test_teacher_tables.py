@@ -270,14 +270,14 @@ def test_without_coordinates_the_same_order_is_believed_and_said(tmp_path, capsy
         (
             [one_each([8, 26, 8, 1])],
             False,
-            "1 of 1 crystals of .*t.h5 have other elements, or another order of atoms, than "
-            r"those of .*s.h5 \(random-3\); write `frac_coords` into the table",
+            "1 of 1 crystals of .*t.h5 have other elements, or another order of atoms, "
+            r"than those of .*s.h5 \(random-3\); write `frac_coords` into the table",
         ),
         (
             [one_each([8, 8, 26, 2])],
             True,
-            r"1 of 1 crystals of .*t.h5 have atoms at other places than those of .*s.h5 "
-            r"\(random-3\); make the table from the structures of .*s.h5",
+            r"1 of 1 crystals of .*t.h5 have atoms at other places than those of "
+            r".*s.h5 \(random-3\); make the table from the structures of .*s.h5",
         ),
         (
             [replace(one_each([8, 8, 26, 1]), frac_coords=CRYSTALS[7].frac_coords)],

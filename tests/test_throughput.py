@@ -273,9 +273,9 @@ def test_no_estimate_where_none_can_be_made(store, tmp_path):
 
 
 def test_each_view_is_a_pass_of_the_encoder():
-    views = {"a": SimpleNamespace(view=1), "b": SimpleNamespace(view=1)}
+    views = {"a": SimpleNamespace(views=(1,)), "b": SimpleNamespace(views=(1,))}
     assert throughput._views(SimpleNamespace(objectives=views)) == 1
-    views["c"] = SimpleNamespace(view=2)
+    views["c"] = SimpleNamespace(views=(1, 2))
     assert throughput._views(SimpleNamespace(objectives=views)) == 2
     assert throughput._views(SimpleNamespace()) == 1
 

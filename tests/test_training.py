@@ -634,6 +634,33 @@ class TestPretraining:
         second = pretrain(pretraining_config(without, tmp_path / "b"))
         assert same(first, second)
 
+    def test_with_properties_beside_what_needs_no_labels(self, dataset, tmp_path):
+        objectives = {
+            "fingerprint": {},
+            "properties": {
+                "targets": [Target("density"), Target("class", task="classification")]
+            },
+        }
+        trainer = replace(SHORT, epochs=15)
+        out = tmp_path / "run"
+        weights = pretrain(
+            pretraining_config(dataset, out, objectives=objectives, trainer=trainer)
+        )
+        assert read_header(weights).kind == "encoder"
+        numbers = results(out)["numbers"]
+        assert numbers["density_mae"] < numbers["density_mae_chance"]
+        assert numbers["class_auc_chance"] == 0.5
+        assert {"fingerprint_r2", "class_auc"} <= numbers.keys()
+        losses = history(out, "train_properties")
+        assert losses[-1] < losses[0]
+
+    def test_properties_that_the_corpus_lacks(self, dataset, tmp_path):
+        objectives = {"properties": {"targets": [{"name": "gapp"}]}}
+        config = pretraining_config(dataset, tmp_path / "run", objectives=objectives)
+        with pytest.raises(InputError, match="no property `gapp`; it has: "):
+            pretrain(config)
+        assert not (tmp_path / "run").exists()
+
     def test_bad_settings(self, dataset, tmp_path):
         with pytest.raises(
             InputError, match="`objectives` is empty; name at least one"

@@ -5,13 +5,19 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from crysdistill.encoders.attention_cgcnn import AttentionCGCNN
 from crysdistill.encoders.cgcnn import CGCNN
+from crysdistill.encoders.deeper_gatgnn import DeeperGATGNN
 from crysdistill.encoders.encoder import Blocks, Embeddings, Encoder, Needs, Work
+from crysdistill.encoders.gatgnn import GATGNN
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs.neighbors import GraphSettings
 
 ENCODERS: dict[str, type[Encoder]] = {
+    "attention_cgcnn": AttentionCGCNN,
     "cgcnn": CGCNN,
+    "deeper_gatgnn": DeeperGATGNN,
+    "gatgnn": GATGNN,
 }
 """Encoders by the name that configurations and weights files use."""
 

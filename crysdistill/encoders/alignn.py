@@ -109,14 +109,15 @@ class _SiluOfNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: nn.Module, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
-        ctx.norm = norm
+        ctx.norm, ctx.mixed = norm, torch.is_autocast_enabled(x.device.type)
         return F.silu(norm(x), inplace=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, *weights = ctx.saved_tensors
-        with torch.enable_grad(), _not_followed(ctx.norm):
+        again = torch.autocast(x.device.type, enabled=ctx.mixed)
+        with torch.enable_grad(), again, _not_followed(ctx.norm):
             x = x.detach().requires_grad_()
             normal = ctx.norm(x)
         asked = [w for w in (x, *weights) if w.requires_grad]
@@ -154,15 +155,19 @@ def norm_of_distinct(norm: nn.Module, x: Tensor, counts: Tensor) -> Tensor:
         x: (D, F).
         counts: (D,), how often each row occurs.
     """
-    if not (isinstance(norm, BatchNorm) and norm.training and len(x)):
+    if not (isinstance(norm, BatchNorm) and norm.training):
         return norm(x)
-    weight = counts.to(x.dtype)
-    count = sum_over_ranks(weight.sum())
-    mean = _total_of_ranks(weight @ x) / count
-    x = x - mean
-    var = _total_of_ranks(weight @ x.square()) / count
-    norm.follow(count, mean, var)
-    return x * ((var + norm.eps).rsqrt() * norm.weight) + norm.bias
+    count = sum_over_ranks(counts.sum())
+    if not count:
+        return x
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        share = counts.to(x.dtype) / count
+        mean = _total_of_ranks(share @ x)
+        x = x - mean
+        var = _total_of_ranks(share @ x.square())
+        norm.follow(count, mean, var)
+        return x * ((var + norm.eps).rsqrt() * norm.weight) + norm.bias
 
 
 def _total_of_ranks(sums: Tensor) -> Tensor:
@@ -292,7 +297,7 @@ class EdgeGatedConvolution(nn.Module):
         if self.edge_norm is not None:
             if place is not None:
                 e = e.index_select(0, place)  # (S, F)
-            e = silu_of_norm(self.edge_norm, m).add_(e)
+            e = e + silu_of_norm(self.edge_norm, m)
         return x, e
 
 
@@ -488,15 +493,17 @@ class ALIGNN(Encoder):
         Returns:
             (N, F); (E, F); (D, F) and the row of each triplet, (P,).
         """
-        kinds = torch.bincount(batch.atomic_numbers, minlength=len(self.element_table))
-        x = self.embedding.atoms(self.element_table, kinds)  # (elements, F)
+        kinds, kind, counts = torch.unique(
+            batch.atomic_numbers, return_inverse=True, return_counts=True
+        )
+        x = self.embedding.atoms(self.element_table[kinds], counts)  # (kinds, F)
         distance = distinct_distances(batch)
         counts = torch.bincount(distance.place, minlength=len(distance.distances))
         y = self.embedding.edges(distance.distances, counts)  # (distances, F)
         angle = distinct_angles(triplets)
         z = self.embedding.triplets(angle.cosine, angle.counts)  # (D, F)
         return (
-            x.index_select(0, batch.atomic_numbers),
+            x.index_select(0, kind),
             y.index_select(0, distance.place),
             (z, angle.place),
         )

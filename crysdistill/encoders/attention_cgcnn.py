@@ -60,7 +60,7 @@ class Embedding(nn.Module):
 
 
 class AttentionConvolution(nn.Module):
-    """v_i' = v_i + norm(sum_j c_ij * softplus(z_ij W_s + b_s)), z_ij = v_i | v_j | u_ij.
+    """v_i' = v_i + norm(sum_j c_ij * softplus([v_i | v_j | u_ij] W_s + b_s)).
 
     The shares c_ij are a softmax over the neighbours of i, of
 
@@ -85,7 +85,9 @@ class AttentionConvolution(nn.Module):
         self.heads = heads
         self.sizes = [width, width, basis]
         self.core = nn.Linear(2 * width + basis, width)  # W_s and b_s
-        self.radial = nn.Linear(basis, heads, bias=False) if scores == "scaled" else None
+        self.radial = (
+            nn.Linear(basis, heads, bias=False) if scores == "scaled" else None
+        )
         self.norm = NORMS[norm](width)
 
     def scores(self, x: Tensor, lengths: Lengths, batch: CrystalBatch) -> Tensor:
@@ -115,9 +117,9 @@ class AttentionCGCNN(Encoder):
     A convolution has half the weights of CGCNN's Eq. 5, where a gate is as large as
     the core that it gates.
 
-    Source: S. Deng, J. Park and A. Sy, on transfer learning with CGCNN and attention,
-    a course report of the University of California, Berkeley, section 4.2. What it
-    builds on: T. Xie and J. C. Grossman, Phys. Rev. Lett. 120, 145301 (2018),
+    Source: S. Deng, J. Park and A. Sy, "Transfer Learning and Representations for
+    Material Properties", a report of the University of California, Berkeley, section
+    4.2. It builds on T. Xie and J. C. Grossman, Phys. Rev. Lett. 120, 145301 (2018),
     doi:10.1103/PhysRevLett.120.145301.
 
     Differs from the paper:

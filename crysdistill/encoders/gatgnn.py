@@ -103,10 +103,14 @@ class GATGNN(Encoder):
     Source: S.-Y. Louis et al., Phys. Chem. Chem. Phys. 22, 18141 (2020),
     doi:10.1039/D0CP01474E.
 
-    Differs from the paper: see `AugmentedAttention`. The global attention by clusters
-    (GI-M2 to GI-M4) is left out: its clusters come from a spectral clustering of the
-    Cartesian coordinates of one cell, without its periodic images and without a fixed
-    seed, so that a crystal has other clusters in another cell or in another run.
+    Differs from the paper:
+        - See `AugmentedAttention` for what stands in the published code only.
+        - The published graph fills atoms with fewer neighbours than it wants by edges
+          to atom 0, and does not hide them from the attention; ours has none.
+        - The global attention by clusters (GI-M2 to GI-M4) is left out: its clusters
+          come from a spectral clustering of the Cartesian coordinates of one cell,
+          without its periodic images and without a fixed seed, so that a crystal has
+          other clusters in another cell or in another run.
 
     Weights at the published settings, head included: 122,874 with three convolutions
     and 189,834 with five. The published program creates 134,154 and 201,116, because

@@ -92,7 +92,7 @@ class CrystalBatch(Data):
         )
 
 
-def replace(batch: CrystalBatch, **tensors: Any) -> CrystalBatch:
+def replace(batch: CrystalBatch, /, **tensors: Any) -> CrystalBatch:
     """Return a shallow copy of `batch` in which some tensors are others."""
     other = copy.copy(batch)
     for name, value in tensors.items():
@@ -140,7 +140,10 @@ def gather_crystals(x: Tensor, batch: CrystalBatch) -> Tensor:
 
 
 def sum_over_neighbours(messages: Tensor, batch: CrystalBatch) -> Tensor:
-    """Sum the messages that arrive at each atom: (E, ...) to (N, ...)."""
+    """Sum the messages that arrive at each atom: (E, ...) to (N, ...).
+
+    Sums of half precision come in float32, here and over atoms.
+    """
     return _sum(messages, batch.edge_index[1], batch.num_nodes)
 
 
@@ -149,7 +152,6 @@ def mean_over_neighbours(messages: Tensor, batch: CrystalBatch) -> Tensor:
 
     An atom without neighbours has zeros.
     """
-    messages = _wide(messages)
     counts = batch.neighbor_ptr[1:] - batch.neighbor_ptr[:-1]  # (N,)
     total = sum_over_neighbours(messages, batch)
     return total / counts.clamp(min=1).to(total.dtype).unsqueeze(1)
@@ -172,18 +174,18 @@ def sum_over_atoms(x: Tensor, batch: CrystalBatch) -> Tensor:
 
 def mean_over_atoms(x: Tensor, batch: CrystalBatch) -> Tensor:
     """Average over the atoms of each crystal: (N, F) to (B, F)."""
-    x = _wide(x)
-    atoms = (batch.ptr[1:] - batch.ptr[:-1]).to(x.dtype)  # (B,)
-    return sum_over_atoms(x, batch) / atoms.unsqueeze(1)
+    atoms = batch.ptr[1:] - batch.ptr[:-1]  # (B,)
+    total = sum_over_atoms(x, batch)
+    return total / atoms.to(total.dtype).unsqueeze(1)
 
 
 def mean_over_edges(x: Tensor, batch: CrystalBatch) -> Tensor:
     """Average over all edges of each crystal: (E, F) to (B, F)."""
-    x = _wide(x)
     first = batch.neighbor_ptr[batch.ptr]  # (B + 1,), the first edge of each crystal
-    counts = (first[1:] - first[:-1]).clamp(min=1).to(x.dtype)  # (B,)
+    counts = (first[1:] - first[:-1]).clamp(min=1)  # (B,)
     crystal = batch.batch.index_select(0, batch.edge_index[1])  # (E,)
-    return _sum(x, crystal, batch.num_graphs) / counts.unsqueeze(1)
+    total = _sum(x, crystal, batch.num_graphs)
+    return total / counts.to(total.dtype).unsqueeze(1)
 
 
 def softmax_over_atoms(scores: Tensor, batch: CrystalBatch) -> Tensor:
@@ -194,16 +196,18 @@ def softmax_over_atoms(scores: Tensor, batch: CrystalBatch) -> Tensor:
 def composition(batch: CrystalBatch, elements: int = 101) -> Tensor:
     """Return the share of each atomic number in each crystal, (B, elements).
 
-    Column 0 is the share of masked atoms.
+    Column 0 is the share of masked atoms. An atomic number without a column is an
+    IndexError.
     """
     atoms = (batch.ptr[1:] - batch.ptr[:-1]).to(batch.cell.dtype)  # (B,)
-    place = batch.batch * elements + batch.atomic_numbers  # (N,)
     share = (1 / atoms).index_select(0, batch.batch)  # (N,)
-    flat = share.new_zeros(batch.num_graphs * elements).index_add(0, place, share)
-    return flat.view(batch.num_graphs, elements)
+    place = batch.batch, batch.atomic_numbers
+    empty = share.new_zeros(batch.num_graphs, elements)
+    return empty.index_put(place, share, accumulate=True)
 
 
 def _sum(x: Tensor, owner: Tensor, owners: int) -> Tensor:
+    x = _wide(x)
     return x.new_zeros(owners, *x.shape[1:]).index_add(0, owner, x)
 
 
@@ -221,6 +225,8 @@ def _softmax(scores: Tensor, owner: Tensor, owners: int) -> Tensor:
 
 def _wide(x: Tensor) -> Tensor:
     """Return `x` in float32 or wider: half precision cannot count beyond 256."""
+    if not x.is_floating_point():
+        return x
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -12,6 +12,7 @@ from crysdistill.objectives.crystal_system import CrystalSystem
 from crysdistill.objectives.fingerprint import Fingerprint
 from crysdistill.objectives.node_features import NodeFeatures
 from crysdistill.objectives.objective import Embedded, Objective
+from crysdistill.objectives.properties import Properties
 from crysdistill.objectives.space_group import SpaceGroup
 from crysdistill.objectives.views import (
     Chain,
@@ -31,6 +32,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "space_group": SpaceGroup,
     "crystal_system": CrystalSystem,
     "fingerprint": Fingerprint,
+    "properties": Properties,
 }
 """Objectives by the name that configurations and weights files use."""
 
@@ -51,6 +53,7 @@ __all__ = [
     "MovedAtoms",
     "NodeFeatures",
     "Objective",
+    "Properties",
     "Rebuilt",
     "SpaceGroup",
     "Strained",
@@ -89,7 +92,7 @@ def make_objective(
                 f"unknown key `objectives.{name}.{key}`; choose one of "
                 f"{', '.join(known)}{did_you_mean(key, known)}"
             )
-    given = {key: width for key, width in widths.items() if key in named}
+    given: dict[str, Any] = {k: width for k, width in widths.items() if k in named}
     if "elements" in named and encoder.elements is not None:
         given["elements"] = encoder.elements
     if published:

@@ -117,8 +117,7 @@ class Connectivity(Objective):
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> Tensor:
         """Return the weighted mean negative log-likelihood of the pairs, in nats."""
-        (embedded,) = seen
-        h = F.normalize(embedded.atoms, dim=1)  # (N, F)
+        h = F.normalize(seen[0].atoms, dim=1)  # (N, F)
         if self.pairs == "sampled":
             chosen = sampled_pairs(batch, seed)
             logits = self._logits_of(chosen, h)
@@ -148,9 +147,8 @@ class Connectivity(Objective):
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> None:
         """Add a validation batch to the numbers."""
-        (embedded,) = seen
         chosen = sampled_pairs(batch, seed)
-        logits = self._logits_of(chosen, F.normalize(embedded.atoms, dim=1))
+        logits = self._logits_of(chosen, F.normalize(seen[0].atoms, dim=1))
         connected = chosen.labels > 0
         p = logits[:, 1:].logsumexp(dim=1) - logits[:, 0]
         p = p.sigmoid()  # p(1) + ... + p(5)

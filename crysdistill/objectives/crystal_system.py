@@ -202,8 +202,7 @@ class CrystalSystem(Objective):
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> Tensor:
         """Return the contrastive loss, in nats."""
-        (embedded,) = seen
-        anchors = self.projection(embedded.crystals)  # (B, F)
+        anchors = self.projection(seen[0].crystals)  # (B, F)
         labels = self.systems[batch.space_groups]  # (B,)
         others, first = gather_rows(anchors)
         other_labels, _ = gather_rows(labels)
@@ -216,8 +215,7 @@ class CrystalSystem(Objective):
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> None:
         """Add a validation batch to the numbers."""
-        (embedded,) = seen
-        self.retrieval.update(embedded.crystals, self.systems[batch.space_groups])
+        self.retrieval.update(seen[0].crystals, self.systems[batch.space_groups])
 
     def compute(self) -> dict[str, float]:
         """Return the retrieval precision beside its chance level."""

@@ -128,7 +128,7 @@ class Fingerprint(Objective):
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> Tensor:
         """Return the unexplained share of each entry's variance, averaged over them."""
-        predicted, wanted = self._compare(*seen, batch)
+        predicted, wanted = self._compare(seen[0], batch)
         atoms = torch.full((), float(len(wanted)), device=wanted.device)
         atoms, total, squares = (
             sum_over_ranks(amount)
@@ -143,7 +143,7 @@ class Fingerprint(Objective):
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> None:
         """Add a validation batch to the numbers."""
-        predicted, wanted = (x.double() for x in self._compare(*seen, batch))
+        predicted, wanted = (x.double() for x in self._compare(seen[0], batch))
         sums = {
             "wrong": (predicted - wanted).square().sum(),
             "total": wanted.sum(dim=0),

@@ -83,7 +83,7 @@ class NodeFeatures(Objective):
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> Tensor:
         """Return the mean binary cross-entropy per bit, in nats."""
-        logits, numbers = self._decode(*seen, batch)
+        logits, numbers = self._decode(seen[0], batch)
         total = F.binary_cross_entropy_with_logits(
             logits, self.table[numbers].to(logits.dtype), reduction="sum"
         )
@@ -93,7 +93,7 @@ class NodeFeatures(Objective):
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> None:
         """Add a validation batch to the numbers."""
-        logits, numbers = self._decode(*seen, batch)
+        logits, numbers = self._decode(seen[0], batch)
         bits = self.table[numbers] > 0.5  # (n, bits)
         # ln p(row r) = sum_b r_b z_b + what does not depend on r. Row 0, "no
         # element", is no answer.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -97,13 +97,13 @@ class Objective(nn.Module, ABC):
         """
         return
 
-    def place(self, columns: Sequence[str]) -> None:
+    def place(self, columns: list[str]) -> None:
         """Learn what the columns of `batch.targets` are.
 
         Args:
             columns: their names; all that this objective reads are among them.
         """
-        self._places = tuple(list(columns).index(name) for name in self.columns)
+        self._places = tuple(columns.index(name) for name in self.columns)
 
     def labels(self, batch: CrystalBatch) -> Tensor:
         """Return the labels that it reads, (B, len(columns)); NaN where not known."""

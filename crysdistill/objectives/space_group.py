@@ -82,8 +82,7 @@ class SpaceGroup(Objective):
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> Tensor:
         """Return the weighted mean cross-entropy of known crystals, in nats."""
-        (embedded,) = seen
-        logits = full_precision(self.decoder(embedded.crystals))  # (B, 230)
+        logits = full_precision(self.decoder(seen[0].crystals))  # (B, 230)
         known = batch.space_groups > 0
         label = (batch.space_groups - 1).clamp(min=0)  # (B,)
         nll = -logits.log_softmax(dim=1).gather(1, label.unsqueeze(1)).squeeze(1)
@@ -94,10 +93,9 @@ class SpaceGroup(Objective):
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> None:
         """Add a validation batch to the numbers."""
-        (embedded,) = seen
         known = batch.space_groups > 0
         label = batch.space_groups[known] - 1
-        likely = self.decoder(embedded.crystals[known]).topk(5, dim=1).indices
+        likely = self.decoder(seen[0].crystals[known]).topk(5, dim=1).indices
         right = likely == label.unsqueeze(1)  # (known, 5)
         self.totals.update(
             top1=right[:, 0].sum(),

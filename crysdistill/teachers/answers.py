@@ -78,9 +78,12 @@ class Block:
 
     def to(self, device: str | torch.device) -> Block:
         """Return the same on another device."""
-        tensors = (self.values, self.first, self.counts)
-        order = None if self.order is None else self.order.to(device)
-        return Block(*(tensor.to(device) for tensor in tensors), order)
+        return Block(
+            self.values.to(device),
+            self.first.to(device),
+            self.counts.to(device),
+            None if self.order is None else self.order.to(device),
+        )
 
 
 class TeacherAnswers:

@@ -201,7 +201,7 @@ def _ask(
     if teacher.graph in (None, store.graph):
         batch = store.batch(rows)
     else:
-        batch = make_batch(list(store.crystals(rows)), teacher.graph)
+        batch = make_batch(list(store.crystals(rows.tolist())), teacher.graph)
     names = [store.material_ids[row] for row in rows]  # for messages
     batch = replace(batch, rows=torch.from_numpy(rows), material_ids=names)
     return teacher(batch.to(device))

@@ -109,9 +109,9 @@ class CHGNetTeacher(Teacher):
             found = ",".join(symbols()[z] for z in wrong)
             names = ", ".join(store.material_ids[row] for row in bad[:3])
             raise InputError(
-                f"{len(bad):,} of {len(rows):,} crystals have elements that CHGNet does "
-                f"not know ({names}{', ...' if len(bad) > 3 else ''}); leave them out with "
-                f"`crysdistill build {store.path} -o NEW.h5 --without {found}`"
+                f"{len(bad):,} of {len(rows):,} crystals have elements that CHGNet "
+                f"does not know ({names}{', ...' if len(bad) > 3 else ''}); leave them "
+                f"out with `crysdistill build {store.path} -o NEW.h5 --without {found}`"
             )
 
     def to(self, device: str | torch.device) -> CHGNetTeacher:

@@ -18,7 +18,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -185,7 +185,7 @@ class AnswerWriter:
         done: (crystals,) which crystals have answers.
     """
 
-    def __init__(self, files: dict[str, IO[bytes]], done: np.ndarray) -> None:
+    def __init__(self, files: Mapping[str, IO[bytes]], done: np.ndarray) -> None:
         self.done = done
         self._files = files
         self._waiting: list[np.ndarray] = []

@@ -174,14 +174,14 @@ class TableTeacher(Teacher):
         self._told = True
         if match.moved:
             print(
-                f"{self.name}: atoms of {match.moved:,} of {crystals:,} crystals put into "
-                "the store's order"
+                f"{self.name}: atoms of {match.moved:,} of {crystals:,} crystals put "
+                "into the store's order"
             )
         if match.trusted:
             print(
                 f"{self.name} has no `frac_coords`: {match.trusted:,} of {crystals:,} "
-                "crystals have several atoms of an element, which are taken to be in the "
-                "store's order"
+                "crystals have several atoms of an element, which are taken to be in "
+                "the store's order"
             )
 
     def __call__(self, batch: CrystalBatch) -> Answer:

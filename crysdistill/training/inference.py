@@ -18,7 +18,7 @@ from rich.progress import track
 from torch import Tensor
 
 from crysdistill.corpus.build import build
-from crysdistill.encoders import Embeddings
+from crysdistill.encoders import Embeddings, Encoder
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs.batch import CrystalBatch, GraphSettings
 from crysdistill.store.store import Store
@@ -140,10 +140,7 @@ def embed(
     out, device = _writable(out), _device(accelerator)
     check_ending(out, level)
     encoder, header = load_encoder(weights).to(device), read_header(weights)
-    widths = {level: encoder.crystal_width if level == "crystals" else encoder.width}
-    if level == "layers":
-        layers = range(1 + len(encoder.blocks().convolutions))
-        widths = {f"layer{k}": encoder.width for k in layers}
+    widths = _widths(encoder, level)
     with _as_store(sources, header.graph, out, workers, progress) as store:
         loader = _batches(store, batch_size, device)
 
@@ -157,6 +154,16 @@ def embed(
             out, Contents(store.material_ids, ptr, widths, _about(header)), parts()
         )
     return out
+
+
+def _widths(encoder: Encoder, level: Level) -> dict[str, int]:
+    """Return the width of each block of a table."""
+    if level == "crystals":
+        return {"crystals": encoder.crystal_width}
+    if level == "atoms":
+        return {"atoms": encoder.width}
+    layers = range(1 + len(encoder.blocks().convolutions))  # the embedding comes first
+    return {f"layer{k}": encoder.width for k in layers}
 
 
 def _part(found: Embeddings, batch: CrystalBatch, level: Level) -> Part:

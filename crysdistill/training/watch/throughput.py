@@ -286,7 +286,7 @@ def _views(module: L.LightningModule) -> int:
     objectives = getattr(module, "objectives", None)
     if objectives is None:
         return 1
-    return len({objective.view for objective in objectives.values()})
+    return len({view for one in objectives.values() for view in one.views})
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:
