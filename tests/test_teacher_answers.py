@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +45,13 @@ class Plain(Teacher):
         numbers = batch.atomic_numbers.float().unsqueeze(1)  # (N, 1)
         atoms = torch.cat((batch.frac_coords, numbers), dim=1)  # (N, 4)
         return Answer(atoms, mean_over_atoms(numbers, batch))
+
+
+class Renamed(Plain):
+    """The same under another name, as a file that was moved."""
+
+    def fingerprint(self) -> str:
+        return Plain().fingerprint()
 
 
 class Slow(Plain):
@@ -202,6 +212,13 @@ def test_another_teacher_or_other_structures_have_their_own(store, tmp_path):
     assert again.asked == [1]
 
 
+def test_the_name_of_a_teacher_does_not_matter(store):
+    answers_for(Plain(), store, [1, 2], **HERE)
+    again = Renamed("moved")
+    check(answers_for(again, store, [1, 2], **HERE), store, [2, 1])
+    assert not again.asked
+
+
 def test_labels_and_graph_do_not_matter_to_who_does_not_read_them(store, tmp_path):
     answers_for(Plain(), store, [1, 2], **HERE)
     plain = [replace(c, properties={}) for c in CRYSTALS]
@@ -270,6 +287,26 @@ def test_where_nothing_can_be_written_the_run_keeps_them(store, tmp_path):
     again = Plain()
     answers_for(again, store, [1, 5], fallback=run, **HERE)
     assert not again.asked
+
+
+def test_a_run_waits_for_another_that_asks_the_same(store, capsys):
+    answers_for(Plain(), store, [1], **HERE)
+    held = threading.Event()
+
+    def hold() -> None:
+        with (folders(store)[0] / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            held.set()
+            time.sleep(0.3)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    answers_for(Plain(), store, [1], **HERE)  # what is there needs no lock
+    assert other.is_alive()
+    check(answers_for(Plain(), store, [1, 2], **HERE), store, [2])
+    assert not other.is_alive()
+    assert capsys.readouterr().err == "waiting for another run that asks plain\n"
 
 
 def test_a_full_disk_is_told_and_what_is_there_stays(store, monkeypatch):

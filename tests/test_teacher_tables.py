@@ -23,10 +23,17 @@ from crysdistill.store.store import Store
 from crysdistill.structures.crystal import Crystal
 from crysdistill.teachers import TableTeacher, answers_for, make_teacher, table
 from crysdistill.teachers.tables import open_table, writing
+from crysdistill.training.distill import DistillConfig, distill
 from crysdistill.training.inference import embed
 from crysdistill.transfer.seen import seen
-from crysdistill.transfer.weights import Provenance, load_encoder, save_weights
-from tests.toy_stores import SMALL_GRAPH, labelled, open_store
+from crysdistill.transfer.weights import (
+    Provenance,
+    load_encoder,
+    read_header,
+    save_weights,
+)
+from tests.toy_runs import history, shared, training_config, weights_of
+from tests.toy_stores import SMALL_GRAPH, labelled, open_store, write_store
 
 CRYSTALS = labelled(9)
 ENDINGS = (".safetensors", ".h5", ".parquet")
@@ -470,10 +477,19 @@ def test_what_others_say_of_their_model_is_handed_on(ending, store, tmp_path):
     assert (made.origin, made.licence) == ("MODEL, trained on X", "MIT")
     path = write(tmp_path / f"u{ending}", CRYSTALS, values)
     silent = make_teacher(path, store)
-    assert silent.provenance.origin == (
-        f"the table u{ending}, which does not say its origin"
-    )
+    assert silent.provenance.origin == (f"the table u{ending}, of unknown origin")
     assert seen(silent.learned, store.structures_hash)[0] == "unknown"
+
+
+def test_words_about_an_origin_that_cannot_be_used_are_refused(store, tmp_path):
+    for about, text in (
+        ({"licence": "CC BY 4.0"}, "t.h5: `licence` is 'CC BY 4.0' .* `CC-BY-4.0`"),
+        ({"crysdistill": '{"kind": "encoder"}'}, "of its weights cannot be read"),
+        ({"crysdistill": "{"}, "of its weights cannot be read; write it again"),
+    ):
+        path = write(tmp_path / "t.h5", CRYSTALS, vectors(CRYSTALS), about=about)
+        with pytest.raises(InputError, match=text):
+            make_teacher(path, store)
 
 
 def test_tables_are_written_part_by_part(weights, store, tmp_path, monkeypatch):
@@ -542,3 +558,30 @@ def test_the_script_in_the_documentation_runs(tmp_path, monkeypatch):
     places = torch.einsum("na,nab->nb", batch.frac_coords, batch.cell[batch.batch])
     torch.testing.assert_close(teacher(batch).atoms, places, atol=1e-4, rtol=1e-4)
     assert teacher.provenance.licence == "MIT"
+
+
+# ---------------------------------------------------------------------- a whole run
+
+
+def test_a_table_teaches_what_the_weights_that_made_it_teach(weights, tmp_path):
+    dataset = write_store(tmp_path / "d.h5", labelled(40))
+    config = training_config(dataset, tmp_path / "run")
+    table_path = tmp_path / "t.safetensors"
+    embed(weights, [dataset], table_path, level="atoms", progress=False)
+    made = [
+        distill(
+            DistillConfig(
+                **{**shared(config), "out": tmp_path / f"by-{path.stem}"},
+                teacher=str(path),
+                loss="standardized_atoms",
+            )
+        )
+        for path in (weights, table_path)
+    ]
+    one, other = (weights_of(path) for path in made)
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3)
+    assert history(made[1].parent, "train_embedding")[0] > 0.1
+    header = read_header(made[1])
+    assert header.provenance.licence == "CC-BY-4.0"
+    assert header.provenance.origin.endswith("taught by runs/pre")

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from crysdistill.errors import InputError
-from crysdistill.graphs.batch import GraphSettings, distances, make_batch, replace
+from crysdistill.graphs.batch import (
+    GraphSettings,
+    assemble,
+    distances,
+    make_batch,
+    replace,
+)
 from crysdistill.graphs.edits import rebuild
 from crysdistill.graphs.randomness import (
     per_atom_integers,
@@ -266,6 +272,27 @@ def test_a_crystal_is_seen_alike_in_every_batch(view):
             torch.testing.assert_close(frac, same, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("view", EVERY)
+def test_a_rank_without_crystals_has_views_too(view):
+    none = torch.empty(0, dtype=torch.int64)
+    batch = assemble(
+        none,
+        torch.empty(0, 3),
+        torch.empty(0, 3, 3),
+        none,
+        none,
+        torch.empty(0, 3, dtype=torch.int8),
+        none,
+        GRAPH,
+        rows=none,
+        space_groups=none,
+    )
+    seen = view(batch, 0)
+    assert seen.num_graphs == seen.num_nodes == seen.num_edges == 0
+    assert seen.neighbor_ptr.tolist() == seen.ptr.tolist() == [0]
+    assert seen.edge_shift.dtype == torch.int8
+
+
 def differ(one, other):
     return any(
         one[name].shape != other[name].shape or not torch.equal(one[name], other[name])
@@ -305,11 +332,13 @@ def test_kinds_of_views_draw_apart():
 # ------------------------------------------------------------ what each of them does
 
 
-def test_dropped_edges_leaves_out_bonds_in_both_directions():
+@pytest.mark.parametrize("fraction", [0.2, 1.0])
+def test_dropped_edges_leaves_out_bonds_in_both_directions(fraction):
     batch = rows_of(CRYSTALS * 8, list(range(48)), GraphSettings(6.0, mode="radius"))
-    seen = DroppedEdges(0.2)(batch, 0)
-    # 8,000 bonds: the standard error of the share is below 0.005
-    assert 1 - seen.num_edges / batch.num_edges == pytest.approx(0.2, abs=0.02)
+    seen = DroppedEdges(fraction)(batch, 0)
+    if fraction < 1:
+        # 8,000 bonds: the standard error of the share is below 0.005
+        assert 1 - seen.num_edges / batch.num_edges == pytest.approx(0.2, abs=0.02)
     edges = {
         (j, i, tuple(shift))
         for (j, i), shift in zip(

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 class _Gated(nn.Module):
     """One product per node and its rows gathered to pairs, as DGL's `u_add_v`."""
 
-    def __init__(self, width: int, norm: type[nn.Module], last: bool) -> None:
+    def __init__(self, s: dict[str, Any], norm: type[nn.Module], last: bool) -> None:
         super().__init__()
+        width, self.by_gates = s["width"], s["mean_over"] == "gates"
         for name in ("receiver_gate", "sender_gate", "edge_gate", "own", "message"):
             setattr(self, name, nn.Linear(width, width))
         self.node_norm = norm(width)
@@ -26,8 +27,11 @@ class _Gated(nn.Module):
         gate = torch.sigmoid(m)
         values = self.message(x)
         top = torch.zeros_like(values).index_add(0, receiver, gate * values[sender])
-        below = torch.zeros_like(values).index_add(0, receiver, gate)
-        x_new = self.own(x) + top / (below + 1e-6)
+        if self.by_gates:
+            below = torch.zeros_like(values).index_add(0, receiver, gate) + 1e-6
+        else:
+            below = torch.bincount(receiver, minlength=len(x)).clamp(min=1)[:, None]
+        x_new = self.own(x) + top / below
         x = x + F.silu(self.node_norm(x_new))
         if self.edge_norm is not None:
             e = e + F.silu(self.edge_norm(m))
@@ -35,10 +39,10 @@ class _Gated(nn.Module):
 
 
 class _Both(nn.Module):
-    def __init__(self, width: int, norm: type[nn.Module], last: bool) -> None:
+    def __init__(self, s: dict[str, Any], norm: type[nn.Module], last: bool) -> None:
         super().__init__()
-        self.atoms = _Gated(width, norm, False)
-        self.edges = _Gated(width, norm, last)
+        self.atoms = _Gated(s, norm, False)
+        self.edges = _Gated(s, norm, last)
 
 
 class _Dense(nn.Module):
@@ -90,14 +94,13 @@ class PlainALIGNN(nn.Module):
     def __init__(self, settings: dict[str, Any], features: int = 92) -> None:
         super().__init__()
         norm = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[settings["norm"]]
-        width = settings["width"]
         both, gated = settings["convolutions"], settings["gated_convolutions"]
         self.embedding = _Embedding(features, settings, norm)
         self.convolutions = nn.ModuleList(
-            _Both(width, norm, k == both - 1) for k in range(both)
+            _Both(settings, norm, k == both - 1) for k in range(both)
         )
         self.gated_convolutions = nn.ModuleList(
-            _Gated(width, norm, k == gated - 1) for k in range(gated)
+            _Gated(settings, norm, k == gated - 1) for k in range(gated)
         )
 
     def forward(

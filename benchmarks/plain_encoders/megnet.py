@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,13 +21,14 @@ class PlainDense(nn.Module):
     def __init__(self, widths: list[int], relu: bool, norm: bool) -> None:
         super().__init__()
         self.act = F.relu if relu else shifted_softplus
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
         self.norms = nn.ModuleList(
             nn.BatchNorm1d(b) if norm else nn.Identity() for _, b in pairs
         )
 
     def forward(self, *parts: Tensor) -> Tensor:
+        """Map parts (rows, any width) to (rows, last width)."""
         x = torch.cat(parts, dim=1)
         for linear, norm in zip(self.linears, self.norms, strict=True):
             x = norm(self.act(linear(x)))
@@ -63,7 +66,9 @@ class PlainMEGNet(nn.Module):
                 ours = getattr(encoder.embedding, kind)
                 self.encoders[kind].load_state_dict(ours.state_dict())
             else:
-                self.start = nn.Parameter(encoder.embedding.state.start.detach().clone())
+                self.start = nn.Parameter(
+                    encoder.embedding.state.start.detach().clone()
+                )
         hidden = [h] * (s["layers"] - 1) + [w]
         for ours in encoder.convolutions:
             block = nn.ModuleDict(

@@ -23,7 +23,9 @@ class PlainMPNN(nn.Module):
         s = encoder.settings
         width = s["width"]
         self.skip = s["skip"]
-        self.gaussians = Gaussians(0.0, s["cutoff"], s["gaussians"], s["gaussian_width"])
+        self.gaussians = Gaussians(
+            0.0, s["cutoff"], s["gaussians"], s["gaussian_width"]
+        )
         self.embedding = nn.Linear(100, width)
         self.embedding.load_state_dict(encoder.embedding.linear.state_dict())
         self.messages, self.norms, self.units = (nn.ModuleList() for _ in range(3))

@@ -34,7 +34,9 @@ class PlainSchNet(nn.Module):
         super().__init__()
         s = encoder.settings
         self.pool = {"mean": global_mean_pool, "max": global_max_pool}[s["pooling"]]
-        self.gaussians = Gaussians(0.0, s["cutoff"], s["gaussians"], s["gaussian_width"])
+        self.gaussians = Gaussians(
+            0.0, s["cutoff"], s["gaussians"], s["gaussian_width"]
+        )
         self.degrees = s["degrees"]
         self.embedding = nn.Linear(encoder.embedding.linear.in_features, s["width"])
         self.blocks = nn.ModuleList(

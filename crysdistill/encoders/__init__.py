@@ -10,6 +10,9 @@ from crysdistill.encoders.cgcnn import CGCNN
 from crysdistill.encoders.deeper_gatgnn import DeeperGATGNN
 from crysdistill.encoders.encoder import Blocks, Embeddings, Encoder, Needs, Work
 from crysdistill.encoders.gatgnn import GATGNN
+from crysdistill.encoders.megnet import MEGNet
+from crysdistill.encoders.mpnn import MPNN
+from crysdistill.encoders.schnet import SchNet
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs.neighbors import GraphSettings
 
@@ -18,6 +21,9 @@ ENCODERS: dict[str, type[Encoder]] = {
     "cgcnn": CGCNN,
     "deeper_gatgnn": DeeperGATGNN,
     "gatgnn": GATGNN,
+    "megnet": MEGNet,
+    "mpnn": MPNN,
+    "schnet": SchNet,
 }
 """Encoders by the name that configurations and weights files use."""
 

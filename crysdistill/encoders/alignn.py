@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from crysdistill.encoders.encoder import Blocks, Embeddings, Encoder, Needs
 from crysdistill.graphs.batch import CrystalBatch, mean_over_atoms
@@ -23,128 +22,11 @@ from crysdistill.graphs.triplets import (
 )
 from crysdistill.layers.basis import Gaussians
 from crysdistill.layers.distinct import distinct_distances
+from crysdistill.layers.edge_gated import MEANS, NORMS, EdgeGatedConvolution
 from crysdistill.layers.normalization import BatchNorm
 from crysdistill.layers.settings import at_least, one_of, positive
 from crysdistill.ranks import gather_rows, sum_over_ranks
 from crysdistill.structures.elements import element_table
-
-NORMS: dict[str, type[nn.Module]] = {"batch": BatchNorm, "layer": nn.LayerNorm}
-"""Norms by name: of the published classes ALIGNN and ALIGNNAtomWise."""
-
-
-# ------------------------------------------------- what keeps few rows for each pair
-
-
-class _Gates(torch.autograd.Function):
-    """m_ij = a_i + b_j + c_ij, and sum_j s_ij v_j / (sum_j s_ij + 1e-6), s = sigmoid(m).
-
-    Autograd alone would keep the gates s and the gathered v, a row for each pair. Here
-    m stays, which takes the place of c, and the rest is worked out again, block by
-    block: nothing else has a row for every pair.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor,
-        v: Tensor,
-        sender: Tensor,
-        receiver: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        wide = torch.promote_types(v.dtype, torch.float32)
-        total = torch.zeros_like(v, dtype=wide)
-        weight = torch.full_like(total, 1e-6)
-        for rows in _in_blocks(c):
-            i, j = receiver[rows], sender[rows]
-            m = c[rows].add_(a.index_select(0, i)).add_(b.index_select(0, j))
-            gate = m.to(wide).sigmoid()
-            weight.index_add_(0, i, gate)
-            total.index_add_(0, i, gate.mul_(v.index_select(0, j)))
-        mean = total.div_(weight)
-        ctx.mark_dirty(c)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(c, v, sender, receiver, mean, weight)
-        return c, mean.to(v.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dm: Tensor | None, d_mean: Tensor) -> Any:
-        m, v, sender, receiver, mean, weight = ctx.saved_tensors
-        d_total = d_mean / weight  # of sum_j s_ij v_j
-        dc = torch.empty_like(m)
-        da, db, dv = (torch.zeros_like(mean) for _ in range(3))
-        for rows in _in_blocks(m):
-            i, j = receiver[rows], sender[rows]
-            gate = m[rows].to(mean.dtype).sigmoid()
-            slope = d_total.index_select(0, i)
-            dv.index_add_(0, j, gate * slope)
-            # d mean_i / d s_ij = (v_j - mean_i) / weight_i; d s / d m = s (1 - s)
-            slope *= v.index_select(0, j) - mean.index_select(0, i)
-            slope.mul_(gate).mul_(gate.neg_().add_(1))
-            if dm is not None:
-                slope += dm[rows]
-            da.index_add_(0, i, slope)
-            db.index_add_(0, j, slope)
-            dc[rows] = slope
-        return da.to(v.dtype), db.to(v.dtype), dc, dv.to(v.dtype), None, None
-
-
-def _in_blocks(m: Tensor) -> Iterator[slice]:
-    """Yield the rows of (S, F) in blocks of half a megabyte; whole on a GPU."""
-    count, width = m.shape
-    step = max(1, (1 << 17) // width) if m.device.type == "cpu" else count or 1
-    for start in range(0, count, step):
-        yield slice(start, start + step)
-
-
-class _SiluOfNorm(torch.autograd.Function):
-    """SiLU(norm(x)).
-
-    Autograd alone would keep the normalised values beside x. They are worked out
-    again in the backward pass.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: nn.Module, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(x, *weights)
-        ctx.norm, ctx.mixed = norm, torch.is_autocast_enabled(x.device.type)
-        return F.silu(norm(x), inplace=True)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> Any:
-        x, *weights = ctx.saved_tensors
-        again = torch.autocast(x.device.type, enabled=ctx.mixed)
-        with torch.enable_grad(), again, _not_followed(ctx.norm):
-            x = x.detach().requires_grad_()
-            normal = ctx.norm(x)
-        asked = [w for w in (x, *weights) if w.requires_grad]
-        slope = normal.detach()  # the norm does not need its result any more
-        torch.ops.aten.silu_backward.grad_input(dy, slope, grad_input=slope)
-        found = iter(torch.autograd.grad(normal, asked, slope))
-        dx, *dw = (next(found) if w.requires_grad else None for w in (x, *weights))
-        return dx, None, *dw
-
-
-@contextmanager
-def _not_followed(norm: nn.Module) -> Iterator[None]:
-    """Let a BatchNorm in training see a batch again without counting it twice."""
-    if not (isinstance(norm, BatchNorm) and norm.training):
-        yield
-        return
-    followed, mean = norm.track_running_stats, norm.running_mean
-    norm.track_running_stats, norm.running_mean = False, None
-    try:
-        yield
-    finally:
-        norm.track_running_stats, norm.running_mean = followed, mean
-
-
-def silu_of_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return SiLU(norm(x)), keeping x alone for the backward pass; (S, F)."""
-    return _SiluOfNorm.apply(x, norm, *norm.parameters())
 
 
 def norm_of_distinct(norm: nn.Module, x: Tensor, counts: Tensor) -> Tensor:
@@ -173,9 +55,6 @@ def norm_of_distinct(norm: nn.Module, x: Tensor, counts: Tensor) -> Tensor:
 def _total_of_ranks(sums: Tensor) -> Tensor:
     """Add up (F,) of all ranks, with gradients."""
     return gather_rows(sums.unsqueeze(0))[0].sum(0)
-
-
-# ------------------------------------------------------------------------ the layers
 
 
 class Dense(nn.Module):
@@ -241,66 +120,6 @@ class Embedding(nn.Module):
         self.triplets = Scalars(-1.0, 1.0, angle_functions, hidden, width, norm)
 
 
-class EdgeGatedConvolution(nn.Module):
-    """The edge-gated graph convolution, on any graph of senders and receivers.
-
-    m_ij = A x_i + B x_j + C e_ij, whose gates are s_ij = sigmoid(m_ij);
-    x_i' = x_i + SiLU(norm(U x_i + sum_j s_ij V x_j / (sum_j s_ij + 1e-6)));
-    e_ij' = e_ij + SiLU(norm(m_ij)). Each of the five maps has a bias.
-
-    Source: X. Bresson and T. Laurent, arXiv:1711.07553; V. P. Dwivedi et al.,
-    arXiv:2003.00982.
-
-    Args:
-        width: F, of nodes and edges alike.
-        norm: one of `NORMS`.
-        last: whether nobody reads e', which is then neither made nor has weights.
-    """
-
-    def __init__(self, width: int, norm: str, last: bool = False) -> None:
-        super().__init__()
-        self.receiver_gate = nn.Linear(width, width)  # A
-        self.sender_gate = nn.Linear(width, width)  # B
-        self.edge_gate = nn.Linear(width, width)  # C
-        self.own = nn.Linear(width, width)  # U
-        self.message = nn.Linear(width, width)  # V
-        self.node_norm = NORMS[norm](width)
-        self.edge_norm = None if last else NORMS[norm](width)
-
-    def forward(
-        self,
-        x: Tensor,
-        e: Tensor,
-        sender: Tensor,
-        receiver: Tensor,
-        place: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Update R nodes and S edges; the last convolution returns e as it is.
-
-        Args:
-            x: of nodes, (R, F).
-            e: of edges, (S, F), or (D, F) where they share rows.
-            sender: (S,), the node j of each edge.
-            receiver: (S,), the node i of each edge.
-            place: (S,), the row of each edge, where they share rows.
-        """
-        c = self.edge_gate(e)
-        m, heard = _Gates.apply(
-            self.receiver_gate(x),
-            self.sender_gate(x),
-            c if place is None else c.index_select(0, place),
-            self.message(x),
-            sender,
-            receiver,
-        )  # (S, F), (R, F)
-        x = x + silu_of_norm(self.node_norm, self.own(x) + heard)
-        if self.edge_norm is not None:
-            if place is not None:
-                e = e.index_select(0, place)  # (S, F)
-            e = e + silu_of_norm(self.edge_norm, m)
-        return x, e
-
-
 class AlignnConvolution(nn.Module):
     """An edge-gated convolution on the crystal graph, then one on its line graph.
 
@@ -308,10 +127,10 @@ class AlignnConvolution(nn.Module):
     triplets.
     """
 
-    def __init__(self, width: int, norm: str, last: bool) -> None:
+    def __init__(self, width: int, norm: str, mean_over: str, last: bool) -> None:
         super().__init__()
-        self.atoms = EdgeGatedConvolution(width, norm)
-        self.edges = EdgeGatedConvolution(width, norm, last)
+        self.atoms = EdgeGatedConvolution(width, norm, mean_over)
+        self.edges = EdgeGatedConvolution(width, norm, mean_over, last)
 
     def forward(
         self,
@@ -342,6 +161,10 @@ class ALIGNN(Encoder):
 
     Differs from the paper:
 
+    - The paper divides a sum of gated messages by the sum of the gates (`mean_over` =
+      `gates`). Where all neighbours send the same, the gates cancel: all crystals of
+      one element, whatever their structure, have one embedding. By default the sum is
+      divided by the number of neighbours.
     - A convolution begins on the crystal graph and ends on the line graph, as in the
       published code; the paper has them the other way round.
     - What depends on an angle or a distance alone is worked out once for all that are
@@ -354,8 +177,9 @@ class ALIGNN(Encoder):
       and 1.16 times fewer triplets, and shares every edge with other encoders.
       `symmetric` adds the missing directions in the step. Mode `radius` lacks none,
       but at 8 Å it has some 200 edges to an atom and 40,000 triplets.
-    - The published program stores a bond between two images of one atom twice in
-      each direction. Here it counts once.
+    - The published program stores an edge between two images of one atom twice, and
+      such an edge does not hear itself, so that a supercell is another crystal. Here
+      it counts once, and hears the one before it in the straight line of images.
 
     Memory: a training step keeps F (2 `convolutions` - 1) numbers of each triplet, and
     some (angle_functions + 3 hidden + 3 F) of each distinct angle.
@@ -368,6 +192,8 @@ class ALIGNN(Encoder):
         distance_functions: how many Gaussians expand a distance.
         angle_functions: how many Gaussians expand the cosine of an angle.
         norm: `batch`, or `layer`, which does not depend on the rest of the batch.
+        mean_over: what the sum of gated messages is divided by, the number of
+            `neighbours` or the sum of the `gates`.
         symmetric: whether to add the reverse of edges that have none.
         elements: the element table, a name in `crysdistill.structures.elements`.
         cutoff: Å, where the Gaussians of distances end; the graph's cutoff.
@@ -382,6 +208,7 @@ class ALIGNN(Encoder):
         "width": 256,
         "convolutions": 4,
         "gated_convolutions": 4,
+        "mean_over": "gates",
         "symmetric": True,
     }
     HEAD: ClassVar[Mapping[str, Any]] = {"layers": 0, "first": False}
@@ -405,6 +232,7 @@ class ALIGNN(Encoder):
         distance_functions: int = 80,
         angle_functions: int = 40,
         norm: Literal["batch", "layer"] = "batch",
+        mean_over: Literal["neighbours", "gates"] = "neighbours",
         symmetric: bool = False,
         elements: str = "cgcnn92",
         cutoff: float = 8.0,
@@ -421,6 +249,7 @@ class ALIGNN(Encoder):
             2, distance_functions=distance_functions, angle_functions=angle_functions
         )
         one_of("norm", norm, NORMS)
+        one_of("mean_over", mean_over, MEANS)
         positive(cutoff=cutoff)
         self.width = self.crystal_width = width
         self.symmetric = symmetric
@@ -433,6 +262,7 @@ class ALIGNN(Encoder):
             "distance_functions": distance_functions,
             "angle_functions": angle_functions,
             "norm": norm,
+            "mean_over": mean_over,
             "symmetric": symmetric,
             "elements": elements,
             "cutoff": cutoff,
@@ -448,11 +278,13 @@ class ALIGNN(Encoder):
             norm,
         )
         self.convolutions = nn.ModuleList(
-            AlignnConvolution(width, norm, last=k == convolutions - 1)
+            AlignnConvolution(width, norm, mean_over, last=k == convolutions - 1)
             for k in range(convolutions)
         )
         self.gated_convolutions = nn.ModuleList(
-            EdgeGatedConvolution(width, norm, last=k == gated_convolutions - 1)
+            EdgeGatedConvolution(
+                width, norm, mean_over, last=k == gated_convolutions - 1
+            )
             for k in range(gated_convolutions)
         )
 
@@ -464,11 +296,19 @@ class ALIGNN(Encoder):
         return {"cutoff": graph.cutoff, **settings}
 
     def forward(self, batch: CrystalBatch, layers: bool = False) -> Embeddings:
-        """Encode a batch; see `Encoder`. Edges are as the last convolution read them."""
+        """Encode a batch; see `Encoder`. Edges are as the last convolution reads."""
         before = None
         if self.symmetric:
             batch, before = add_reverse_edges(batch)
-        triplets = find_triplets(batch)
+        found = self.encode(batch, find_triplets(batch), layers)
+        if before is None or found.edges is None:
+            return found
+        return dataclasses.replace(found, edges=found.edges.index_select(0, before))
+
+    def encode(
+        self, batch: CrystalBatch, triplets: Triplets, layers: bool = False
+    ) -> Embeddings:
+        """Encode a batch whose triplets are known."""
         x, y, (z, place) = self.embed(batch, triplets)
         passed = [x]
         for convolution in self.convolutions:
@@ -481,7 +321,7 @@ class ALIGNN(Encoder):
         return Embeddings(
             x,
             mean_over_atoms(x, batch),
-            edges=y if before is None else y.index_select(0, before),
+            edges=y,
             layers=tuple(passed if layers else ()),
         )
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,11 +20,11 @@ from crysdistill.graphs.batch import (
     sum_over_neighbours,
 )
 from crysdistill.graphs.neighbors import GraphSettings
+from crysdistill.layers.atoms import AtomEmbedding
 from crysdistill.layers.basis import Gaussians
 from crysdistill.layers.distinct import distinct_distances
 from crysdistill.layers.group_norm import NORMS
 from crysdistill.layers.settings import at_least, one_of, positive
-from crysdistill.structures.elements import ELEMENT_TABLES, element_table
 
 SCORES = ("scaled", "published")
 
@@ -40,23 +39,6 @@ class Lengths(NamedTuple):
 
     u: Tensor
     place: Tensor
-
-
-class Embedding(nn.Module):
-    """The first vectors of atoms: linear in what the element table says."""
-
-    element_table: Tensor
-
-    def __init__(self, width: int, elements: str) -> None:
-        super().__init__()
-        one_of("elements", elements, ELEMENT_TABLES)
-        table = torch.from_numpy(element_table(elements))  # (101, features)
-        self.register_buffer("element_table", table)
-        self.linear = nn.Linear(table.shape[1], width)
-
-    def forward(self, batch: CrystalBatch) -> Tensor:
-        """Return the first vectors of atoms, (N, F), worked out once per element."""
-        return self.linear(self.element_table).index_select(0, batch.atomic_numbers)
 
 
 class AttentionConvolution(nn.Module):
@@ -193,7 +175,7 @@ class AttentionCGCNN(Encoder):
         self.elements = elements
         steps = round(cutoff / spacing)
         self.expansion = Gaussians(0.0, steps * spacing, steps + 1, spacing)
-        self.embedding = Embedding(width, elements)
+        self.embedding = AtomEmbedding(width, elements)
         self.convolutions = nn.ModuleList(
             AttentionConvolution(width, steps + 1, heads, scores, norm)
             for _ in range(convolutions)

@@ -14,90 +14,39 @@ from crysdistill.encoders.encoder import Blocks, Embeddings, Encoder, Needs
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import (
     CrystalBatch,
-    gather_centres,
     gather_crystals,
-    gather_neighbours,
     mean_over_atoms,
     mean_over_edges,
     mean_over_neighbours,
 )
 from crysdistill.graphs.neighbors import GraphSettings
 from crysdistill.layers.atoms import AtomEmbedding
-from crysdistill.layers.basis import Gaussians, shifted_softplus
-from crysdistill.layers.distinct import distinct_distances
-from crysdistill.layers.group_norm import DifferentiableGroupNorm
-from crysdistill.layers.normalization import BatchNorm
+from crysdistill.layers.basis import Gaussians
+from crysdistill.layers.dense import ACTIVATIONS, Dense
+from crysdistill.layers.distinct import DistinctEdges, distinct_edges
+from crysdistill.layers.group_norm import NORMS
 from crysdistill.layers.pooling import Set2Set, edges_as_atoms
 from crysdistill.layers.settings import at_least, one_of, positive
-
-NORMS: dict[str, type[nn.Module]] = {
-    "none": nn.Identity,
-    "batch": BatchNorm,
-    "group": DifferentiableGroupNorm,
-}
-"""What may follow each layer of the update networks."""
-
-ACTIVATIONS = {"shifted_softplus": shifted_softplus, "relu": F.relu}
-"""What follows each linear layer."""
 
 ABSENT = {"none": (), "mp2018": (84, 85, 86, 87, 88, *range(95, 101))}
 """Elements without an embedding: in the published weights Po to Ra, and beyond Pu."""
 
 
 class Inputs(NamedTuple):
-    """What the embeddings read: N atoms, D distances, E edges, B crystals.
+    """What the embeddings read: N atoms, D kinds of edges, B crystals.
 
     Args:
         atoms: (N, atom width).
-        u: (D, K), the Gaussians of each distance.
-        place: (E,) int64, the distance of each edge.
+        edges: (D, K), the Gaussians of each kind of edge.
         state: (B, numbers of the state).
+        kinds: which edge is of which kind; None where each is of its own, in order.
+            Edges of a kind are equally long, with equal atoms and equal states.
     """
 
     atoms: Tensor
-    u: Tensor
-    place: Tensor
+    edges: Tensor
     state: Tensor
-
-
-class Dense(nn.Module):
-    """Linear layers, each with activation and norm.
-
-    Args:
-        widths: of the input and of each layer's result.
-        activation: one of `ACTIVATIONS`.
-        norm: one of `NORMS`.
-        skip: whether what entered a layer is added to what left it, from the second
-            layer on, where the widths agree.
-    """
-
-    def __init__(
-        self,
-        widths: Sequence[int],
-        activation: str,
-        norm: str = "none",
-        skip: bool = False,
-    ) -> None:
-        super().__init__()
-        self.activation = ACTIVATIONS[activation]
-        self.skip = skip
-        self.linears = nn.ModuleList(
-            nn.Linear(before, after)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
-        )
-        self.norms = nn.ModuleList(NORMS[norm](after) for after in widths[1:])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (rows, first width) to (rows, last width)."""
-        return self.finish(self.linears[0](x))
-
-    def finish(self, x: Tensor) -> Tensor:
-        """Go on from the product of the first layer, (rows, second width)."""
-        x = self.norms[0](self.activation(x))
-        for linear, norm in zip(self.linears[1:], self.norms[1:], strict=True):
-            y = norm(self.activation(linear(x)))
-            x = x + y if self.skip and x.shape == y.shape else y
-        return x
+    kinds: DistinctEdges | None = None
 
 
 class Embedding(nn.Module):
@@ -128,9 +77,9 @@ class Embedding(nn.Module):
             self.state = LearnedStart(widths[2][-1])
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Return atoms (N, F), edges (D, F) by distance, and states (B, F)."""
+        """Return atoms (N, F), edges (D, F) by kind, and states (B, F)."""
         x = self.activation(inputs.atoms) if self.dense else inputs.atoms
-        return self.atoms(x), self.edges(inputs.u), self.state(inputs.state)
+        return self.atoms(x), self.edges(inputs.edges), self.state(inputs.state)
 
 
 class LearnedStart(nn.Module):
@@ -180,11 +129,14 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.atom_by_atom = atom_by_atom
-        kinds = ("atoms", "edges", "state")
+        # What the first block reads is alike for edges of a kind, and so is what it
+        # makes of it, unless a norm counts the edges.
+        self.keeps_kinds = first and norm == "none"
         self.dense = nn.ModuleDict(
-            {}
-            if first
-            else {kind: Dense((width, hidden, width), activation) for kind in kinds}
+            {
+                name: Dense((width, hidden, width), activation)
+                for name in (() if first else ("atoms", "edges", "state"))
+            }
         )
         after = [hidden] * (layers - 1) + [width]
         self.edges = Dense((4 * width, *after), activation, norm, skip)
@@ -197,46 +149,61 @@ class Block(nn.Module):
         e: Tensor,
         u: Tensor,
         batch: CrystalBatch,
-        place: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        kinds: DistinctEdges | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, DistinctEdges | None]:
         """Update atoms (N, F), edges (E, F) and states (B, F).
 
-        Where `place` (E,) is given, `e` has a row for each distance, (D, F), and
-        `place` says which is whose.
+        Where there are `kinds` of edges, `e` has a row for each, (D, F), and what is
+        returned has them too as long as edges of a kind stay alike.
         """
-        before = (x, e if place is None else e.index_select(0, place), u)
+        before = (x, e, u)
         if self.dense:
             x, e, u = (
-                self.dense[kind](value)
-                for kind, value in (("atoms", x), ("edges", e), ("state", u))
+                self.dense[name](value)
+                for name, value in (("atoms", x), ("edges", e), ("state", u))
             )
-        e = self.update_edges(x, e, u, batch, place)  # (E, F)
-        heard = mean_over_neighbours(e, batch)  # (N, F)
+        e = self.update_edges(x, e, u, batch, kinds)
+        if kinds is not None and not self.keeps_kinds:
+            before = (before[0], before[1].index_select(0, kinds.place), before[2])
+            kinds = None
+        every = e if kinds is None else e.index_select(0, kinds.place)  # (E, F)
+        heard = mean_over_neighbours(every, batch)  # (N, F)
         x = self.atoms(torch.cat((x, heard, gather_crystals(u, batch)), dim=1))
         if self.atom_by_atom:
             edges = mean_over_atoms(heard, batch)  # (B, F)
         else:
-            edges = mean_over_edges(e, batch)
+            edges = mean_over_edges(every, batch)
         u = self.state(torch.cat((edges, mean_over_atoms(x, batch), u), dim=1))
-        return before[0] + x, before[1] + e, before[2] + u
+        return before[0] + x, before[1] + e, before[2] + u, kinds
 
     def update_edges(
-        self, x: Tensor, e: Tensor, u: Tensor, batch: CrystalBatch, place: Tensor | None
+        self,
+        x: Tensor,
+        e: Tensor,
+        u: Tensor,
+        batch: CrystalBatch,
+        kinds: DistinctEdges | None,
     ) -> Tensor:
-        """Return phi_e of [v_j | v_i | e_ij | u], (E, F).
+        """Return phi_e of [v_j | v_i | e_ij | u], (E, F), or (D, F) of kinds that stay.
 
         The product of its first layer with v_j, v_i and u is taken once per atom and
-        crystal, and in the first block that with e_ij once per distance.
+        crystal, and that with e_ij once per kind.
         """
         first = self.edges.linears[0]
         neighbour, centre, edge, state = first.weight.chunk(4, dim=1)
-        here = F.linear(x, centre, first.bias)  # (N, F_h)
+        there = F.linear(x, neighbour)  # (N, F_h)
+        here = F.linear(x, centre, first.bias)
         here = here + gather_crystals(F.linear(u, state), batch)
-        z = F.linear(e, edge)  # (E or D, F_h)
-        if place is not None:
-            z = z.index_select(0, place)
-        z = z + gather_neighbours(F.linear(x, neighbour), batch)
-        return self.edges.finish(z + gather_centres(here, batch))
+        z = F.linear(e, edge)  # (E, F_h) or (D, F_h)
+        ends = batch.edge_index
+        if kinds is not None:
+            if self.keeps_kinds:
+                ends = ends[:, kinds.example]
+            else:
+                z = z.index_select(0, kinds.place)
+        z += there.index_select(0, ends[0])
+        z += here.index_select(0, ends[1])
+        return self.edges.finish(z)
 
 
 class Readout(nn.Module):
@@ -357,6 +324,13 @@ class MEGNet(Encoder):
         "activation": "shifted_softplus",
         "first": False,
     }
+    SMALL: ClassVar[Mapping[str, Any]] = {
+        "width": 8,
+        "hidden": 8,
+        "convolutions": 2,
+        "layers": 2,
+        "atom_width": 8,
+    }
 
     def __init__(
         self,
@@ -428,7 +402,10 @@ class MEGNet(Encoder):
         self.embedding = Embedding(
             AtomEmbedding(atom_width, elements, degrees, dense, ABSENT[absent]),
             dense,
-            [(inputs, hidden, width) for inputs in (atom_width, gaussians, state_inputs)],
+            [
+                (inputs, hidden, width)
+                for inputs in (atom_width, gaussians, state_inputs)
+            ],
             activation,
         )
         self.convolutions = nn.ModuleList(
@@ -447,12 +424,13 @@ class MEGNet(Encoder):
 
     def features(self, batch: CrystalBatch) -> Inputs:
         """Return what the embeddings read."""
-        distance, place = distinct_distances(batch)
+        elements = self.embedding.elements
+        kinds = distinct_edges(batch, elements.kinds(batch))
         return Inputs(
-            self.embedding.elements(batch),
-            self.expansion(distance),
-            place,
-            distance.new_zeros(batch.num_graphs, self.state_inputs),
+            elements(batch),
+            self.expansion(kinds.distances),
+            batch.cell.new_zeros(batch.num_graphs, self.state_inputs),
+            kinds,
         )
 
     def encode(
@@ -460,10 +438,12 @@ class MEGNet(Encoder):
     ) -> Embeddings:
         """Encode what `features` returned."""
         x, e, u = self.embedding(inputs)
-        passed = [x]
-        for k, convolution in enumerate(self.convolutions):
-            x, e, u = convolution(x, e, u, batch, None if k else inputs.place)
+        passed, kinds = [x], inputs.kinds
+        for convolution in self.convolutions:
+            x, e, u, kinds = convolution(x, e, u, batch, kinds)
             passed.append(x)
+        if kinds is not None:
+            e = e.index_select(0, kinds.place)  # (E, F)
         return Embeddings(
             atoms=x,
             crystals=self.pooling(x, e, u, batch),

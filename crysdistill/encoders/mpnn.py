@@ -21,17 +21,9 @@ from crysdistill.graphs.neighbors import GraphSettings
 from crysdistill.layers.atoms import AtomEmbedding
 from crysdistill.layers.basis import Gaussians
 from crysdistill.layers.distinct import distinct_distances
-from crysdistill.layers.group_norm import DifferentiableGroupNorm
-from crysdistill.layers.normalization import BatchNorm
+from crysdistill.layers.group_norm import NORMS
 from crysdistill.layers.pooling import Pooling
 from crysdistill.layers.settings import at_least, one_of, positive
-
-NORMS: dict[str, type[nn.Module]] = {
-    "none": nn.Identity,
-    "batch": BatchNorm,
-    "group": DifferentiableGroupNorm,
-}
-"""What may normalise the messages."""
 
 _CACHED = 1 << 19
 """Numbers that a group of atoms may hold on a CPU: what its cache holds."""
@@ -250,6 +242,7 @@ class MPNN(Encoder):
         "activation": "relu",
         "first": False,
     }
+    SMALL: ClassVar[Mapping[str, Any]] = {"width": 8, "hidden": 8, "convolutions": 2}
 
     def __init__(
         self,

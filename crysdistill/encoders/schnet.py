@@ -17,17 +17,9 @@ from crysdistill.graphs.neighbors import GraphSettings
 from crysdistill.layers.atoms import AtomEmbedding
 from crysdistill.layers.basis import Gaussians, cosine_cutoff, shifted_softplus
 from crysdistill.layers.distinct import distinct_distances
-from crysdistill.layers.group_norm import DifferentiableGroupNorm
-from crysdistill.layers.normalization import BatchNorm
+from crysdistill.layers.group_norm import NORMS
 from crysdistill.layers.pooling import Pooling
 from crysdistill.layers.settings import at_least, one_of, positive
-
-NORMS: dict[str, type[nn.Module]] = {
-    "none": nn.Identity,
-    "batch": BatchNorm,
-    "group": DifferentiableGroupNorm,
-}
-"""What may normalise the atoms after each convolution."""
 
 
 class Lengths(NamedTuple):
@@ -87,7 +79,7 @@ def _blocks(edges: Tensor, x: Tensor) -> Iterator[slice]:
 
 
 class Interaction(nn.Module):
-    """The interaction block: x_i' = BN(x_i + I(x)_i), with
+    """The interaction block: x_i' = BN(x_i + I(x)_i).
 
     I(x) = W_3 ssp(W_2 sum_j (W_1 x_j) * W(d_ij) + b_2) + b_3, where the filter is
     W(d) = C(d) (V_2 ssp(V_1 u(d) + c_1) + c_2), C the cosine cutoff, and ssp the
@@ -123,9 +115,7 @@ class Interaction(nn.Module):
         hidden = shifted_softplus(self.filter_in(lengths.u))  # (D, filters)
         filters = self.filter_out(hidden) * lengths.cutoff.unsqueeze(1)
         x = self.before(x)  # (N, filters)
-        y = _FilteredSum.apply(
-            x, filters.to(x.dtype), batch.edge_index, lengths.place
-        )
+        y = _FilteredSum.apply(x, filters.to(x.dtype), batch.edge_index, lengths.place)
         return self.last(shifted_softplus(self.after(y)))  # (N, F)
 
     def forward(self, x: Tensor, lengths: Lengths, batch: CrystalBatch) -> Tensor:
@@ -194,6 +184,7 @@ class SchNet(Encoder):
         "activation": "relu",
         "first": False,
     }
+    SMALL: ClassVar[Mapping[str, Any]] = {"width": 8, "filters": 8, "convolutions": 2}
 
     def __init__(
         self,

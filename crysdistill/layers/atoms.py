@@ -52,18 +52,22 @@ class AtomEmbedding(nn.Module):
         self.register_buffer("element_table", torch.from_numpy(table))
         self.linear = nn.Linear(table.shape[1] + degrees, width, bias=bias)
 
-    def by_element(self) -> Tensor:
-        """Return what each element has, degree aside: (101, F)."""
-        columns = self.element_table.shape[1]
-        weight, bias = self.linear.weight[:, :columns], self.linear.bias
-        return F.linear(self.element_table, weight, bias)
+    def kinds(self, batch: CrystalBatch) -> Tensor:
+        """Return numbers that differ where the first vectors may, (N,)."""
+        if not self.degrees:
+            return batch.atomic_numbers
+        return batch.atomic_numbers * self.degrees + self._degree(batch)
 
     def forward(self, batch: CrystalBatch) -> Tensor:
         """Return the first vectors of all atoms, (N, F)."""
-        x = self.by_element().index_select(0, batch.atomic_numbers)  # (N, F)
+        columns = self.element_table.shape[1]
+        weight, bias = self.linear.weight, self.linear.bias
+        by_element = F.linear(self.element_table, weight[:, :columns], bias)  # (101, F)
+        x = by_element.index_select(0, batch.atomic_numbers)  # (N, F)
         if self.degrees:
-            ptr = batch.neighbor_ptr
-            degree = (ptr[1:] - ptr[:-1] + 1).clamp(max=self.degrees - 1)  # (N,)
-            columns = self.linear.weight[:, -self.degrees :]
-            x = x + columns.mT.index_select(0, degree)
+            x = x + weight[:, columns:].mT.index_select(0, self._degree(batch))
         return x
+
+    def _degree(self, batch: CrystalBatch) -> Tensor:
+        ptr = batch.neighbor_ptr
+        return (ptr[1:] - ptr[:-1] + 1).clamp(max=self.degrees - 1)  # (N,)

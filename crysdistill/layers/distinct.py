@@ -10,15 +10,27 @@ from torch import Tensor
 from crysdistill.graphs.batch import CrystalBatch, distances
 
 _BITS = 11
-"""Of a number that holds two kinds of atoms and 2^41 lengths."""
+"""Of a key that holds the kinds of two atoms and one of 2^41 lengths."""
 
 
 class Distinct(NamedTuple):
-    """The distinct edges of a batch, D kinds of E edges.
+    """The distinct distances of a batch, D of them for E edges.
 
     In a crystal both directions of an edge are equally long, and so are the edges of
-    a shell: what depends on the distance alone is worked out for D rows, a seventh of
+    a shell: what depends on the distance alone is worked out for D rows, a sixth of
     E in the crystals of the Materials Project.
+
+    Args:
+        distances: (D,), Å.
+        place: (E,) int64, the row of each edge.
+    """
+
+    distances: Tensor
+    place: Tensor
+
+
+class DistinctEdges(NamedTuple):
+    """The distinct edges of a batch, D kinds of E edges.
 
     Args:
         distances: (D,), Å.
@@ -31,30 +43,39 @@ class Distinct(NamedTuple):
     example: Tensor
 
 
-def distinct_edges(batch: CrystalBatch, kinds: Tensor | None = None) -> Distinct:
-    """Return the edges of a batch that differ in length.
+def distinct_distances(batch: CrystalBatch) -> Distinct:
+    """Return the distinct distances of a batch.
 
     Distances are rounded to 2e-6 Å, about what float32 coordinates round away
     (1e-10 Å in float64), each by itself, so that those of one crystal do not depend
     on the others in its batch. Where somebody asks for derivatives with respect to
-    positions, every edge is of its own kind.
+    positions, every edge keeps a row of its own.
+    """
+    length, step = distances(batch), _step(batch)  # (E,)
+    if length.requires_grad:
+        return Distinct(length, torch.arange(len(length), device=length.device))
+    keys, place = torch.unique((length / step).round(), return_inverse=True)
+    return Distinct(keys * step, place)
+
+
+def distinct_edges(batch: CrystalBatch, kinds: Tensor) -> DistinctEdges:
+    """Return the edges of a batch that differ in length, neighbour or centre.
 
     Args:
-        batch: whose edges.
-        kinds: (N,) int64 below 2048, of atoms; edges then differ also where their
-            neighbours or their centres do.
+        batch: whose edges; lengths count as in `distinct_distances`.
+        kinds: (N,) int64 below 2048, of atoms.
     """
-    length = distances(batch)  # (E,)
+    length, step = distances(batch), _step(batch)  # (E,)
     each = torch.arange(len(length), device=length.device)
     if length.requires_grad:
-        return Distinct(length, each, each)
-    step = 1e-10 if length.dtype == torch.float64 else 2e-6
-    keys = (length / step).round().long()
-    if kinds is not None:
-        neighbour, centre = kinds[batch.edge_index]
-        keys = (keys << 2 * _BITS) + (neighbour << _BITS) + centre
+        return DistinctEdges(length, each, each)
+    neighbour, centre = kinds[batch.edge_index]
+    keys = (length / step).round().long() << 2 * _BITS
+    keys += (neighbour << _BITS) + centre
     keys, place = torch.unique(keys, return_inverse=True)
-    if kinds is not None:
-        keys = keys >> 2 * _BITS
     example = torch.empty_like(keys).scatter_(0, place, each)
-    return Distinct(keys.to(length.dtype) * step, place, example)
+    return DistinctEdges((keys >> 2 * _BITS).to(length.dtype) * step, place, example)
+
+
+def _step(batch: CrystalBatch) -> float:
+    return 1e-10 if batch.cell.dtype == torch.float64 else 2e-6

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError
 
-from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.objectives.objective import Embedded, Objective
 from crysdistill.store.store import Store
@@ -82,22 +81,18 @@ class Properties(Objective):
         self.scores = Scores(self.outputs)
         self.by_mean = torch.nn.ModuleList(MeanAbsoluteError() for _ in normalizers)
 
-    def place(self, columns: list[str]) -> None:
-        """Remember where in `batch.targets` the labels stand."""
-        self.places = [columns.index(name) for name in self.columns]
-
     def forward(
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> Tensor:
         """Return this rank's share of the balanced loss."""
-        losses, counts = self.outputs.losses(self._output(seen), self._labels(batch))
+        losses, counts = self.outputs.losses(self._output(seen), self.labels(batch))
         return self.balance(losses, counts)
 
     def update(
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> None:
         """Add a validation batch to the numbers."""
-        labels = self._labels(batch)
+        labels = self.labels(batch)
         self.scores.update(self._output(seen), labels)
         for t, (target, scale) in enumerate(
             zip(self.targets, self.outputs.normalizers, strict=True)
@@ -123,16 +118,3 @@ class Properties(Objective):
 
     def _output(self, seen: tuple[Embedded, ...]) -> Tensor:
         return self.head(seen[0].crystals)
-
-    def _labels(self, batch: CrystalBatch) -> Tensor:
-        """Return (B, T), NaN where not known.
-
-        Raises:
-            InputError: the batch carries no labels.
-        """
-        if batch.targets.shape[1] <= max(self.places):
-            raise InputError(
-                f"the batch lacks labels of {', '.join(self.columns)}; ask the loader "
-                "for them"
-            )
-        return batch.targets[:, self.places]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -199,8 +198,3 @@ class TeacherAnswers:
         if block is None:
             raise InputError(f"the teacher does not answer for {level}")
         return block
-
-
-def rows_of(rows: Tensor | np.ndarray) -> Tensor:
-    """Return rows of a store as int64, each once, in order."""
-    return torch.from_numpy(np.unique(np.asarray(rows, dtype=np.int64)))

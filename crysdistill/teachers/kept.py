@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -42,7 +42,7 @@ class About:
     """What a folder of answers holds.
 
     Args:
-        teacher: what people call it.
+        teacher: what people call it, today.
         key: follows from the teacher and from the structures.
         crystals: of the store.
         atoms: of the store.
@@ -50,7 +50,7 @@ class About:
         crystal_width: F', or None.
     """
 
-    teacher: str
+    teacher: str = field(compare=False)
     key: str
     crystals: int
     atoms: int

@@ -64,11 +64,12 @@ from torch import Tensor
 
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch
+from crysdistill.store.origins import check_licence
 from crysdistill.store.store import Store
 from crysdistill.teachers.answers import Block, TeacherAnswers
 from crysdistill.teachers.matching import Match, match_atoms, match_ids
 from crysdistill.teachers.tables import open_table
-from crysdistill.teachers.tables.layout import ABOUT, LAYER
+from crysdistill.teachers.tables.layout import ABOUT, LAYER, ranges
 from crysdistill.teachers.teacher import Answer, Foreign, Teacher
 from crysdistill.transfer.weights import Provenance
 
@@ -94,7 +95,7 @@ class TableTeacher(Teacher):
         widths = self.table.widths
         self.atom_width = widths[self._atoms] if self._atoms else None
         self.crystal_width = widths.get("crystals")
-        self.learned = _learned(self.table.about, self.name)
+        self.learned = _learned(path, self.table.about)
         self._told = False
         self._last: TeacherAnswers | None = None
 
@@ -151,9 +152,8 @@ class TableTeacher(Teacher):
         block = self._spread(values, first, counts, rows)
         if match.moved:
             order = torch.arange(len(values))
-            places = torch.from_numpy(np.repeat(first, counts))
-            own = places + torch.from_numpy(_within(counts))
-            order[own] = places + torch.from_numpy(match.order)
+            theirs = np.repeat(first, counts) + match.order  # (N,)
+            order[ranges(first, counts)] = torch.from_numpy(theirs)
             block.order = order
         if not self._told:
             self._tell(match, len(rows))
@@ -206,16 +206,21 @@ class TableTeacher(Teacher):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _within(counts: np.ndarray) -> np.ndarray:
-    """Return 0, 1, ... for each crystal, one after the other."""
-    before = np.cumsum(counts) - counts
-    return np.arange(counts.sum()) - np.repeat(before, counts)
-
-
-def _learned(about: Mapping[str, str], name: str) -> Foreign:
+def _learned(path: Path, about: Mapping[str, str]) -> Foreign:
     """Return what a table says of the model that made it."""
     if ABOUT in about:
-        facts = json.loads(about[ABOUT])
-        return Foreign(Provenance(**facts["provenance"]), facts["kind"])
-    origin = about.get("origin") or f"the table {name}, which does not say its origin"
-    return Foreign(Provenance(licence=about.get("licence", ""), origin=origin))
+        try:
+            facts = json.loads(about[ABOUT])
+            return Foreign(Provenance(**facts["provenance"]), facts["kind"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{path}: what it says of its weights cannot be read; write it again "
+                "with `crysdistill embed`"
+            ) from None
+    licence = about.get("licence", "")
+    try:
+        check_licence(licence)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    origin = about.get("origin") or f"the table {path.name}, of unknown origin"
+    return Foreign(Provenance(licence=licence, origin=origin))

@@ -86,6 +86,23 @@ class ParquetTable(Table):
     def _batches(self, columns: Sequence[str]) -> Iterator[Any]:
         return self._file.iter_batches(_ROWS, columns=columns, use_threads=False)
 
+    def _columns(self, name: str, wanted: np.ndarray) -> Iterator[tuple[int, Any]]:
+        """Yield parts of a column, and the row where each begins.
+
+        Row groups without a wanted row are passed over.
+        """
+        start = 0
+        for group in range(self._file.num_row_groups):
+            end = start + self._file.metadata.row_group(group).num_rows
+            if wanted[start:end].any():
+                place = start
+                for batch in self._file.iter_batches(
+                    _ROWS, [group], [name], use_threads=False
+                ):
+                    yield place, batch.column(0)
+                    place += len(batch)
+            start = end
+
     def _lengths(self, name: str) -> np.ndarray:
         """Return how many values each row of a list column has."""
         parts = [_lengths(batch.column(0)) for batch in self._batches([name])]
@@ -135,14 +152,13 @@ class ParquetTable(Table):
         wanted = np.zeros(len(self.ids), dtype=bool)
         wanted[rows] = True
         lengths = np.zeros(len(self.ids), np.int64)
-        parts, start = [], 0
-        for batch in self._batches([name]):
-            column, end = batch.column(0), start + len(batch)
+        parts = []
+        for start, column in self._columns(name, wanted):
+            end = start + len(column)
             sizes, inside = _lengths(column), wanted[start:end]
             lengths[start:end] = np.where(inside, sizes, 0)
             values = column.flatten().to_numpy(zero_copy_only=False)
             parts.append(values[np.repeat(inside, sizes)])
-            start = end
         flat = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         vectors = np.ones(len(self.ids), np.int64) if counts is None else counts
         wrong = np.flatnonzero(wanted & (lengths != vectors * width))

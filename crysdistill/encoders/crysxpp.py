@@ -1,0 +1,98 @@
+"""CrysXPP, CGCNN with a selector of element features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from crysdistill.encoders.cgcnn import CGCNN
+from crysdistill.structures.elements import CGCNN_BLOCKS
+
+
+class FeatureSelector(nn.Linear):
+    """W (mask * features) + b, with a learned factor for each feature.
+
+    Args:
+        features: of the element table.
+        width: F.
+    """
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__(features, width)
+        self.mask = nn.Parameter(torch.ones(features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Embed element vectors (elements, features) as (elements, F)."""
+        return super().forward(features * self.mask)
+
+
+class CrysXPP(CGCNN):
+    """The property predictor of CrysXPP.
+
+    A CGCNN of three convolutions whose element features are first weighed by learned
+    factors; what factor a feature ends with says how much the property needs it
+    (`feature_weights`). The convolutions start, as a rule, from CrysXPP's autoencoder:
+    a CGCNN without the embedding's bias, trained to reconstruct connectivity and
+    element features.
+
+    Source: K. Das et al., npj Comput. Mater. 8, 43 (2022),
+    doi:10.1038/s41524-022-00716-8. Convolutions: see `CGCNN`.
+
+    Differs from the paper:
+
+    - The L1 penalty that makes the factors sparse is no part of an encoder; the
+      published training loop does not have it either.
+
+    Args:
+        width: F, of the atom and crystal embeddings.
+        convolutions: how many.
+        elements: the element table, a name in `crysdistill.structures.elements`.
+        cutoff: Å, where the Gaussians end; the graph's cutoff.
+        spacing: Å, between Gaussians.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    name: ClassVar[str] = "crysxpp"
+
+    def __init__(
+        self,
+        width: int = 64,
+        convolutions: int = 3,
+        elements: str = "cgcnn92",
+        cutoff: float = 8.0,
+        spacing: float = 0.2,
+    ) -> None:
+        super().__init__(
+            width, convolutions, elements=elements, cutoff=cutoff, spacing=spacing
+        )
+        self.settings = {
+            "width": width,
+            "convolutions": convolutions,
+            "elements": elements,
+            "cutoff": cutoff,
+            "spacing": spacing,
+        }
+        self.embedding = FeatureSelector(self.element_table.shape[1], width)
+
+    @classmethod
+    def for_properties(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Change nothing: atoms are averaged as they are."""
+        return dict(settings)
+
+    def feature_weights(self) -> dict[str, Tensor]:
+        """Return the learned factors of element features, by the property they encode.
+
+        Returns:
+            For each block of the element table, such as `electronegativity`, the
+            factors of its bins; 1 where a feature counts as it did at the start.
+        """
+        mask = self.embedding.mask.detach()
+        if self.elements != "cgcnn92":
+            return {self.elements: mask}
+        parts = mask.split(list(CGCNN_BLOCKS.values()))
+        return dict(zip(CGCNN_BLOCKS, parts, strict=True))
