@@ -47,7 +47,7 @@ PLAIN = OptimizerSettings(name="sgd", lr=0.01, schedule="constant")
 DENSITY = Target("density", "1/Å³")
 
 
-def graph_of(name: str, cutoff: float = 5.0) -> GraphSettings:
+def graph_of(name: str, cutoff: float = 6.0) -> GraphSettings:
     """The graph that an encoder likes best; with few neighbours, for speed."""
     return GraphSettings(cutoff, 8, ENCODERS[name].NEEDS.graphs[0])
 

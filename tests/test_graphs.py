@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from crysdistill import graphs
 from crysdistill.errors import BadStructure
+from crysdistill.graphs import batch as graphs
 from crysdistill.graphs.batch import GraphSettings, make_batch
 from crysdistill.graphs.neighbors import find_neighbors
 from crysdistill.structures.crystal import Crystal
@@ -34,25 +34,6 @@ def test_layout(crystals):
     assert torch.equal(batch.batch[batch.edge_index[0]], batch.batch[centre])
     assert batch.num_graphs == len(crystals)
     assert batch.material_ids[0] == "fcc-Cu"
-
-
-def test_verbs_equal_loops(crystals):
-    batch = make_batch([*crystals, random_crystal(1)])
-    x = torch.randn(batch.num_nodes, 5)
-    edges = batch.edge_index.T.tolist()
-    messages = torch.randn(len(edges), 5)
-    total = torch.zeros(batch.num_nodes, 5)
-    for message, (_, i) in zip(messages, edges, strict=True):
-        total[i] += message
-    torch.testing.assert_close(graphs.sum_over_neighbours(messages, batch), total)
-    neighbour = torch.stack([x[j] for j, _ in edges])
-    centre = torch.stack([x[i] for _, i in edges])
-    assert torch.equal(graphs.gather_neighbours(x, batch), neighbour)
-    assert torch.equal(graphs.gather_centres(x, batch), centre)
-    mean = torch.stack(
-        [x[a:b].mean(0) for a, b in zip(batch.ptr, batch.ptr[1:], strict=False)]
-    )
-    torch.testing.assert_close(graphs.mean_over_atoms(x, batch), mean)
 
 
 def test_published_padding_points_at_atom_0_of_the_crystal():

@@ -41,6 +41,36 @@ def test_nearest_equals_brute_force(seed):
         start += count
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_radius_keeps_all_that_brute_force_finds(seed):
+    c = random_crystal(seed)
+    g = find_neighbors(c.frac_coords, c.cell, GraphSettings(7.0, mode="radius"))
+    every = sorted(
+        (i, round(d, 5), j, image)  # an atom and its images come in pairs
+        for i, j, image, d in brute_force(c.frac_coords, c.cell, 7.0)
+    )
+    np.testing.assert_allclose(g.distances, [d for _, d, _, _ in every], atol=1e-5)
+    assert g.neighbor.tolist() == [j for _, _, j, _ in every]
+    assert g.shifts.tolist() == [list(image) for *_, image in every]
+    centres = np.repeat(np.arange(len(c.frac_coords)), g.counts)
+    assert centres.tolist() == [i for i, *_ in every]
+
+
+@pytest.mark.parametrize(
+    ("name", "cutoff", "count"),
+    [("fcc-Cu", 4.0, 18), ("bcc-Fe", 2.6, 8), ("NaCl", 4.0, 18), ("diamond", 3.0, 28)],
+)
+def test_shells_within_a_radius(name, cutoff, count):
+    """12 + 6; 8; 6 + 12; 4 + 12 + 12."""
+    c = from_structure(name, structures()[name])
+    g = find_neighbors(c.frac_coords, c.cell, GraphSettings(cutoff, mode="radius"))
+    assert set(g.counts.tolist()) == {count}
+
+
+def test_mode_radius_does_not_count_neighbours():
+    assert GraphSettings(5.0, 99, "radius") == GraphSettings(5.0, 1, "radius")
+
+
 # Atoms up to and including the shell that holds the twelfth neighbour.
 SHELLS = {
     "fcc-Cu": 12,

@@ -205,7 +205,7 @@ def check(kept: int) -> DatasetCheck:
 
 def header(kind: str, *checks: DatasetCheck) -> WeightsHeader:
     provenance = Provenance(checks=list(checks))
-    return WeightsHeader(kind, {}, "", SMALL_GRAPH, provenance, "")  # type: ignore[arg-type]
+    return WeightsHeader(kind, {}, SMALL_GRAPH, provenance, "")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ GRAPHS = [
     GraphSettings(cutoff=6.0, max_neighbors=5, mode="nearest"),
     GraphSettings(cutoff=7.0, max_neighbors=40, mode="cgcnn"),
     GraphSettings(mode="cgcnn"),
+    GraphSettings(cutoff=6.0, mode="radius"),
 ]
 
 

@@ -22,7 +22,7 @@ from crysdistill.graphs.triplets import (
     find_triplets,
     sum_over_triplets,
 )
-from tests.conftest import from_structure, random_crystal, structures
+from tests.conftest import random_crystal
 
 
 def some_batch(**settings) -> CrystalBatch:
@@ -49,8 +49,8 @@ def doubled(batch: CrystalBatch) -> CrystalBatch:
         ("diamond", 4, {1.0: 1, -1 / 3: 3}),
     ],
 )
-def test_angles_of_structure_types(name, neighbours, cosines):
-    crystal = from_structure(name, structures()[name])
+def test_angles_of_structure_types(crystals, name, neighbours, cosines):
+    crystal = {c.material_id: c for c in crystals}[name]
     batch = make_batch([crystal], GraphSettings(max_neighbors=neighbours))
     triplets = find_triplets(batch)
     assert batch.num_edges == neighbours * batch.num_nodes
@@ -180,9 +180,8 @@ def test_no_crystals():
 # ----------------------------------------------------------------------- equal angles
 
 
-def test_fcc_has_five_angles():
-    crystal = from_structure("Cu", structures()["fcc-Cu"])
-    triplets = find_triplets(make_batch([crystal]))
+def test_fcc_has_five_angles(crystals):
+    triplets = find_triplets(make_batch(crystals[:1]))
     angles = distinct_angles(triplets)
     torch.testing.assert_close(
         angles.cosine, torch.tensor([-1, -0.5, 0, 0.5, 1]), atol=2e-6, rtol=0
@@ -246,6 +245,6 @@ def test_reverse_edges_are_added_where_they_are_missing(mode):
 
 
 def test_a_graph_of_a_radius_has_both_directions():
-    batch = some_batch(mode="radius", cutoff=4.0)
+    batch = some_batch(mode="radius", cutoff=4.5)
     whole, _ = add_reverse_edges(batch)
     assert edges_of(whole) == edges_of(batch)

@@ -66,7 +66,7 @@ class _Scalars(nn.Module):
         super().__init__()
         centres = torch.linspace(*ends, count)
         self.register_buffer("centres", centres, persistent=False)
-        self.gamma = 1 / float(centres.diff().mean())
+        self.gamma = (count - 1) / (ends[1] - ends[0])
         self.hidden = _Dense(count, s["hidden"], norm)
         self.dense = _Dense(s["hidden"], s["width"], norm)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from crysdistill.encoders.alignn import ALIGNN
 from crysdistill.encoders.attention_cgcnn import AttentionCGCNN
 from crysdistill.encoders.cgcnn import CGCNN
+from crysdistill.encoders.crysxpp import CrysXPP
 from crysdistill.encoders.deeper_gatgnn import DeeperGATGNN
 from crysdistill.encoders.encoder import Blocks, Embeddings, Encoder, Needs, Work
 from crysdistill.encoders.gatgnn import GATGNN
@@ -17,8 +19,10 @@ from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs.neighbors import GraphSettings
 
 ENCODERS: dict[str, type[Encoder]] = {
+    "alignn": ALIGNN,
     "attention_cgcnn": AttentionCGCNN,
     "cgcnn": CGCNN,
+    "crysxpp": CrysXPP,
     "deeper_gatgnn": DeeperGATGNN,
     "gatgnn": GATGNN,
     "megnet": MEGNet,

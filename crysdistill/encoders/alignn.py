@@ -26,7 +26,7 @@ from crysdistill.layers.edge_gated import MEANS, NORMS, EdgeGatedConvolution
 from crysdistill.layers.normalization import BatchNorm
 from crysdistill.layers.settings import at_least, one_of, positive
 from crysdistill.ranks import gather_rows, sum_over_ranks
-from crysdistill.structures.elements import element_table
+from crysdistill.structures.elements import ELEMENT_TABLES, element_table
 
 
 def norm_of_distinct(norm: nn.Module, x: Tensor, counts: Tensor) -> Tensor:
@@ -248,6 +248,7 @@ class ALIGNN(Encoder):
         at_least(
             2, distance_functions=distance_functions, angle_functions=angle_functions
         )
+        one_of("elements", elements, ELEMENT_TABLES)
         one_of("norm", norm, NORMS)
         one_of("mean_over", mean_over, MEANS)
         positive(cutoff=cutoff)

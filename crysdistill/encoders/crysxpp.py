@@ -58,6 +58,13 @@ class CrysXPP(CGCNN):
     """
 
     name: ClassVar[str] = "crysxpp"
+    HEAD: ClassVar[Mapping[str, Any]] = {
+        "hidden": 128,
+        "layers": 1,
+        "activation": "softplus",
+        "first": True,
+    }
+    SMALL: ClassVar[Mapping[str, Any]] = {"width": 8, "convolutions": 2}
 
     def __init__(
         self,

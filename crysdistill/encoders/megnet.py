@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -53,28 +53,29 @@ class Embedding(nn.Module):
     """The first vectors of atoms, edges and the state, all of width F.
 
     Args:
-        elements: the embedding of elements.
-        dense: whether that is a layer with activation, as in MatDeepLearn.
-        widths: of the input, F_h and F, for atoms, edges and the state.
-        activation: one of `ACTIVATIONS`.
+        settings: those of `MEGNet`.
     """
 
-    def __init__(
-        self,
-        elements: AtomEmbedding,
-        dense: bool,
-        widths: Sequence[Sequence[int]],
-        activation: str,
-    ) -> None:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__()
-        self.elements = elements
-        self.dense = dense
+        s, activation = settings, settings["activation"]
+        width, hidden, inputs = s["width"], s["hidden"], s["state_inputs"]
+        self.dense = s["embedding"] == "dense"
         self.activation = ACTIVATIONS[activation]
-        self.atoms, self.edges = (Dense(w, activation) for w in widths[:2])
-        if widths[2][0]:
-            self.state: nn.Module = Dense(widths[2], activation)
-        else:
-            self.state = LearnedStart(widths[2][-1])
+        self.elements = AtomEmbedding(
+            s["atom_width"],
+            s["elements"],
+            s["degrees"],
+            bias=self.dense,
+            absent=ABSENT[s["absent"]],
+        )
+        self.atoms = Dense((s["atom_width"], hidden, width), activation)
+        self.edges = Dense((s["gaussians"], hidden, width), activation)
+        self.state = (
+            Dense((inputs, hidden, width), activation)
+            if inputs
+            else LearnedStart(width)
+        )
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         """Return atoms (N, F), edges (D, F) by kind, and states (B, F)."""
@@ -105,30 +106,15 @@ class Block(nn.Module):
     each, except in the first block.
 
     Args:
-        width: F, of atoms, edges and state.
-        hidden: F_h, of the hidden layers.
-        layers: of each phi.
+        settings: those of `MEGNet`.
         first: whether this is the first block.
-        activation: one of `ACTIVATIONS`.
-        norm: one of `NORMS`, in each phi.
-        skip: of each phi: see `Dense`.
-        atom_by_atom: whether the mean of e' is that over atoms of the means over their
-            neighbours, and not that over edges.
     """
 
-    def __init__(
-        self,
-        width: int,
-        hidden: int,
-        layers: int,
-        first: bool,
-        activation: str,
-        norm: str,
-        skip: bool,
-        atom_by_atom: bool,
-    ) -> None:
+    def __init__(self, settings: Mapping[str, Any], first: bool) -> None:
         super().__init__()
-        self.atom_by_atom = atom_by_atom
+        width, hidden = settings["width"], settings["hidden"]
+        activation, norm = settings["activation"], settings["norm"]
+        self.atom_by_atom = settings["edge_mean"] == "atoms"
         # What the first block reads is alike for edges of a kind, and so is what it
         # makes of it, unless a norm counts the edges.
         self.keeps_kinds = first and norm == "none"
@@ -138,10 +124,11 @@ class Block(nn.Module):
                 for name in (() if first else ("atoms", "edges", "state"))
             }
         )
-        after = [hidden] * (layers - 1) + [width]
-        self.edges = Dense((4 * width, *after), activation, norm, skip)
-        self.atoms = Dense((3 * width, *after), activation, norm, skip)
-        self.state = Dense((3 * width, *after), activation, norm, skip)
+        after = [hidden] * (settings["layers"] - 1) + [width]
+        self.edges, self.atoms, self.state = (
+            Dense((parts * width, *after), activation, norm, settings["skip"])
+            for parts in (4, 3, 3)
+        )
 
     def forward(
         self,
@@ -210,17 +197,17 @@ class Readout(nn.Module):
     """From atoms, edges and state to one vector, [atoms | edges | state].
 
     Args:
-        width: F.
-        steps: of set2set over atoms and over edges; 0 for means.
-        atom_by_atom: see `Block`.
+        settings: those of `MEGNet`.
     """
 
-    def __init__(self, width: int, steps: int, atom_by_atom: bool) -> None:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__()
-        self.atom_by_atom = atom_by_atom
-        self.atoms = Set2Set(width, steps) if steps else None
-        self.edges = Set2Set(width, steps) if steps else None
-        self.width = (5 if steps else 3) * width
+        width, steps = settings["width"], settings["steps"]
+        reads = settings["pooling"] == "set2set"
+        self.atom_by_atom = settings["edge_mean"] == "atoms"
+        self.atoms = Set2Set(width, steps) if reads else None
+        self.edges = Set2Set(width, steps) if reads else None
+        self.width = (5 if reads else 3) * width
 
     def forward(self, x: Tensor, e: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
         """Return (B, 5 F), or (B, 3 F) of means."""
@@ -397,22 +384,12 @@ class MEGNet(Encoder):
         self.width = width
         self.elements = elements
         self.state_inputs = state_inputs
-        dense, by_atom = embedding == "dense", edge_mean == "atoms"
         self.expansion = Gaussians(0.0, cutoff + beyond, gaussians, gaussian_width)
-        self.embedding = Embedding(
-            AtomEmbedding(atom_width, elements, degrees, dense, ABSENT[absent]),
-            dense,
-            [
-                (inputs, hidden, width)
-                for inputs in (atom_width, gaussians, state_inputs)
-            ],
-            activation,
-        )
+        self.embedding = Embedding(self.settings)
         self.convolutions = nn.ModuleList(
-            Block(width, hidden, layers, k == 0, activation, norm, skip, by_atom)
-            for k in range(convolutions)
+            Block(self.settings, first=k == 0) for k in range(convolutions)
         )
-        self.pooling = Readout(width, steps if pooling == "set2set" else 0, by_atom)
+        self.pooling = Readout(self.settings)
         self.crystal_width = self.pooling.width
 
     @classmethod

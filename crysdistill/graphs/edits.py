@@ -103,13 +103,14 @@ def repeat_cell(batch: CrystalBatch, times: Tensor) -> CrystalBatch:
     neighbour = batch.edge_index[0, edge] - batch.ptr[own] + ptr[own]
     neighbour = neighbour + _ravel(there - shift * along_e, along_e) * sizes[own]
 
-    larger = replace(
+    return replace(
         batch,
         atomic_numbers=batch.atomic_numbers[atom],
         masked_atoms=batch.masked_atoms[atom] if "masked_atoms" in batch else None,
         copy_of=batch.copy_of[atom] if "copy_of" in batch else atom,
         frac_coords=(batch.frac_coords[atom] + place) / along,
         cell=batch.cell * times.unsqueeze(2),
+        batch=crystal,
         ptr=ptr,
         num_nodes=len(atom),
         edge_index=torch.stack((neighbour, centre)),
@@ -117,8 +118,6 @@ def repeat_cell(batch: CrystalBatch, times: Tensor) -> CrystalBatch:
         neighbor_ptr=neighbor_ptr,
         padding=batch.padding[edge] if "padding" in batch else None,
     )
-    larger.batch = crystal
-    return larger
 
 
 def _ravel(place: Tensor, times: Tensor) -> Tensor:

@@ -137,7 +137,11 @@ class _Gates(torch.autograd.Function):
     def backward(ctx: Any, dm: Tensor | None, d_mean: Tensor | None) -> Any:
         m, v, sender, receiver, weight, mean = ctx.saved_tensors
         # Of the sum over j of s_ij v_j:
-        d_total = torch.zeros_like(v, dtype=weight.dtype) if d_mean is None else d_mean / weight
+        d_total = (
+            torch.zeros_like(v, dtype=weight.dtype)
+            if d_mean is None
+            else d_mean / weight
+        )
         d_weight = None if mean is None else d_total * mean
         dc = torch.empty_like(m)
         da, db, dv = (torch.zeros_like(v, dtype=weight.dtype) for _ in range(3))
