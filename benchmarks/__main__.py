@@ -16,6 +16,7 @@ from benchmarks import (
     building,
     cold,
     distillation,
+    encoders,
     epochs,
     graph_building,
     ingest,
@@ -24,6 +25,7 @@ from benchmarks import (
     scaling,
     sharing,
     step,
+    teacher_table,
 )
 
 BENCHMARKS = {
@@ -37,6 +39,8 @@ BENCHMARKS = {
     "epochs": epochs.measure,
     "cold": cold.measure,
     "distillation": distillation.measure,
+    "encoders": encoders.measure,
+    "teacher_table": teacher_table.measure,
     "scaling": scaling.measure,
     "pretraining": pretraining.measure,
 }

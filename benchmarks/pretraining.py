@@ -26,7 +26,7 @@ from benchmarks.timing import Row, data, take_turns
 from crysdistill.corpus.build import build
 from crysdistill.encoders import CGCNN
 from crysdistill.graphs.batch import CrystalBatch, GraphSettings, distances
-from crysdistill.objectives import CRYSGNN, Clean, make_objective
+from crysdistill.objectives import CRYSGNN, make_objective
 from crysdistill.store.store import Store
 from crysdistill.structures.elements import cgcnn92
 from crysdistill.structures.symmetry import crystal_system
@@ -162,20 +162,15 @@ def _ours(published: bool) -> PretrainModule:
     """Return what `pretrain` trains, in one of its two forms."""
     encoder = CGCNN(convolutions=5, bias=False, normalize=True)
     objectives = {
-        name: make_objective(name, encoder.width, published=published)
-        for name in CRYSGNN
+        name: make_objective(name, encoder, published=published) for name in CRYSGNN
     }
-    if not published:  # one pass of the encoder for all, as `shared_view` has it
-        (view,) = {o.view for o in objectives.values() if o.view != Clean()}
-        for objective in objectives.values():
-            objective.view = view
     weights = dict.fromkeys(CRYSGNN, 0.25)
     return PretrainModule(encoder, objectives, weights, OptimizerSettings(), 0)
 
 
 def _copy_weights(published: PublishedPretraining, ours: PretrainModule) -> None:
     """Give ours the weights of the published layout."""
-    encoder, objectives = ours.encoder, ours._named()
+    encoder, objectives = ours.encoder, ours.named()
     encoder.embedding.load_state_dict(published.embedding.state_dict())
     for theirs, mine in zip(published.convolutions, encoder.convolutions, strict=True):
         for k, part in enumerate(("gate", "core")):

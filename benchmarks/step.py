@@ -12,9 +12,9 @@ from benchmarks.graph_building import structures
 from benchmarks.published import PublishedCGCNN, published_gaussians
 from benchmarks.timing import Row, take_turns
 from crysdistill.encoders import CGCNN
+from crysdistill.encoders.cgcnn import find_edges
 from crysdistill.graphs.batch import CrystalBatch, GraphSettings, distances, make_batch
-from crysdistill.kernels.gate.compiled import CompiledEdges
-from crysdistill.kernels.gate.gated_sum import find_edges
+from crysdistill.kernels.gate.merged_edges import CompiledEdges
 from crysdistill.structures.crystal import Crystal
 from crysdistill.structures.elements import cgcnn92
 from crysdistill.transfer.heads import PropertyHead

@@ -99,7 +99,7 @@ def parameter_table(weights: Path) -> Table:
     encoder = load_encoder(weights)
     names = ("node_features", "connectivity", "space_group", "crystal_system")
     parts = {"encoder": encoder} | {
-        name: make_objective(name, encoder.width, published=True) for name in names
+        name: make_objective(name, encoder, published=True) for name in names
     }
     table = Table("part", "parameters", "published", title="CrysGNN")
     total = 0

@@ -18,6 +18,7 @@ from typing import Any
 
 from crysdistill.files import PARTIAL
 from crysdistill.training import (
+    checkpoints,
     distill,
     engine,
     labelled,
@@ -26,7 +27,6 @@ from crysdistill.training import (
     supervised,
     train,
 )
-from crysdistill.training.resume import checkpoints
 from crysdistill.training.resume.metrics_log import MetricsLog
 
 RUNS: dict[str, Callable[[Any], Path]] = {

@@ -167,7 +167,8 @@ class TestCommandLines:
         ("build a -o s.h5 --cutoff -1", "`cutoff` is -1.0 but must be positive"),
         (
             "build a -o s.h5 --graph shell",
-            "`mode` is 'shell' but must be one of shells, nearest, cgcnn; "
+            "`mode` is 'shell' but must be one of shells, nearest, radius, "
+            "cgcnn; "
             "did you mean `shells`?",
         ),
     ],

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import json
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
-from pymatgen.core import Lattice, Structure
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,11 +21,18 @@ from crysdistill.graphs.batch import (
     distances,
     make_batch,
 )
-from crysdistill.objectives import Connectivity, Embedded, NodeFeatures, connectivity
+from crysdistill.objectives import (
+    Connectivity,
+    Embedded,
+    NodeFeatures,
+    connectivity,
+    make_objective,
+)
 from crysdistill.structures.elements import CGCNN_BLOCKS
 from crysdistill.transfer.heads import PropertyHead
-from tests.conftest import from_structure, random_crystal
-from tests.reference_outputs import agree, arrays
+from tests.conftest import random_crystal
+from tests.reference_outputs import agree
+from tests.six_crystals import arrays, six_crystals
 
 PUBLISHED_GRAPH = GraphSettings(cutoff=8.0, max_neighbors=12, mode="cgcnn")
 
@@ -121,9 +126,7 @@ def lengths(gaussians: Tensor) -> Tensor:
     return (0.2 * largest + 0.1 + 0.1 * step).squeeze(-1).float()
 
 
-@pytest.mark.parametrize(
-    "folder", ["CrysXPP_predictor", "CrysXPP_predictor_published"]
-)
+@pytest.mark.parametrize("folder", ["CrysXPP_predictor", "CrysXPP_predictor_published"])
 def test_the_predictor_answers_as_published(shared_data, folder):
     published = Published(shared_data, folder)
     torch.testing.assert_close(
@@ -146,27 +149,9 @@ def head(weights: dict[str, Tensor], x: Tensor) -> Tensor:
     return x
 
 
-def crystals_of(shared_data, names: list[str]) -> list:
-    """Read crystals of mp36k by id."""
-    found = {}
-    path = shared_data / "mp36k" / "structures.jsonl.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            if any(f'"{name}"' in line[:40] for name in names):
-                row = json.loads(line)
-                structure = Structure(
-                    Lattice(row["lattice"]), row["species"], row["frac"]
-                )
-                found[row["id"]] = from_structure(row["id"], structure)
-    return [found[name] for name in names]
-
-
-NAMES = ["mp-39", "mp-30496", "mp-29677", "mp-29752", "mp-29644", "mp-31515"]
-
-
 def test_published_predictions_follow_from_crystals(shared_data):
     published = Published(shared_data, "CrysXPP_predictor_published")
-    batch = make_batch(crystals_of(shared_data, NAMES), PUBLISHED_GRAPH)
+    batch = make_batch(six_crystals(shared_data), PUBLISHED_GRAPH)
     with torch.no_grad():
         found = published.encoder()(batch).crystals
         output = head(published.weights, found)
@@ -181,13 +166,14 @@ def test_published_predictions_follow_from_crystals(shared_data):
 def test_the_autoencoder_is_cgcnn_and_two_objectives(shared_data, folder, monkeypatch):
     published = Published(shared_data, folder)
     weights, outputs = published.weights, published.outputs
-    features = NodeFeatures(published.width, mask_fraction=0.0, normalize=False)
+    encoder = published.encoder()
+    features = make_objective("node_features", encoder, published=True, normalize=False)
     features.decoder.load_state_dict(part(weights, "fc_atom_feature"))
-    edges = Connectivity.published(published.width)
+    edges = make_objective("connectivity", encoder, published=True)
     edges.bilinear.load_state_dict(part(weights, "fc_adj"))
     edges.mix.load_state_dict(part(weights, "fc1"))
     with torch.no_grad():
-        found = published.encoder()(published.batch, layers=True)
+        found = encoder(published.batch, layers=True)
         published.layers_agree(found.layers)
         logits = features.decoder(found.atoms)
     close(logits, outputs["atom_feature_logits"])
@@ -196,10 +182,10 @@ def test_the_autoencoder_is_cgcnn_and_two_objectives(shared_data, folder, monkey
     monkeypatch.setattr(connectivity.F, "normalize", lambda x, dim: x)
     labels, log_prob, losses = [], [], []
     ptr = published.batch.ptr.tolist()
-    for crystal, (start, end) in enumerate(zip(ptr, ptr[1:], strict=False)):
+    for crystal, (start, end) in enumerate(pairwise(ptr)):
         alone = one_crystal(published.batch, crystal)
         with torch.no_grad():
-            one = published.encoder()(alone)
+            one = encoder(alone)
             seen = (Embedded(alone, one),)
             losses.append([edges(seen, alone, 0), features(seen, alone, 0)])
             h = one.atoms

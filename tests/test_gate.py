@@ -11,15 +11,19 @@ import threading
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from crysdistill.encoders import CGCNN
+from crysdistill.encoders import CGCNN, cgcnn
+from crysdistill.encoders.cgcnn import (
+    PlainEdges,
+    PublishedConvolution,
+    find_edges,
+    gated_sum,
+)
 from crysdistill.graphs.batch import GraphSettings, make_batch, replace
-from crysdistill.kernels.gate import compiled, update
-from crysdistill.kernels.gate import gated_sum as gated_sums
-from crysdistill.kernels.gate.compiled import CompiledEdges
-from crysdistill.kernels.gate.gated_sum import PlainEdges, find_edges, gated_sum
+from crysdistill.kernels.gate import merged_edges
+from crysdistill.kernels.gate.merged_edges import CompiledEdges
 from crysdistill.kernels.gate.table import GaussianTable
+from crysdistill.kernels.softplus import softplus
 from crysdistill.layers.normalization import BatchNorm
 from crysdistill.ranks import rank, sum_over_ranks
 from crysdistill.structures.crystal import Crystal
@@ -55,15 +59,10 @@ def cubic(elements: int, a: float) -> Crystal:
     return Crystal("cube", np.array([elements]), np.zeros((1, 3)), cell)
 
 
-def plain_update(x, total, norm) -> torch.Tensor:
-    return F.softplus(x + norm(total))
-
-
 def plainly(encoder: CGCNN, batch, monkeypatch) -> torch.Tensor:
     """Run an encoder without compiled code."""
     with monkeypatch.context() as patch:
-        patch.setattr("crysdistill.encoders.cgcnn.updated", plain_update)
-        patch.setattr(gated_sums, "merge_edges", lambda *_: None)
+        patch.setattr(cgcnn, "merge_edges", lambda *_: None)
         return encoder(batch).atoms
 
 
@@ -293,8 +292,8 @@ def everything(batch) -> list[torch.Tensor]:
     norms = BatchNorm(32), BatchNorm(32)
     places = GaussianTable(8.0, 0.2)
     edges = find_edges(batch, places)
-    products, table = draw(batch.num_nodes, 2, 4, 16), draw(2, len(edges.rows), 2, 16)
-    bias = draw(2, 2, 16)
+    products, table = draw(batch.num_nodes, 2, 64), draw(len(edges.rows), 64)
+    bias = draw(64)
     output = gated_sum(products, bias, table, edges, norms)
     wanted = [products, bias, table, *norms[0].parameters(), *norms[1].parameters()]
     along = draw(batch.num_nodes, 32).detach()
@@ -302,17 +301,16 @@ def everything(batch) -> list[torch.Tensor]:
     return [output.detach(), *gradients, *norms[0].buffers(), *norms[1].buffers()]
 
 
-def test_bits_of_the_update_do_not_depend_on_the_number_of_threads(monkeypatch):
-    monkeypatch.setattr(update, "ROWS", 8)
+def test_bits_of_the_update_do_not_depend_on_the_number_of_threads():
     source = torch.Generator().manual_seed(0)
-    x, total, along = torch.randn(3, 61, 32, generator=source).unbind()
+    x, total, along = torch.randn(3, 2500, 32, generator=source).unbind()
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            norm = BatchNorm(32)
+            norm = PublishedConvolution(32, 4).atom_norm
             both = x.clone().requires_grad_(), total.clone().requires_grad_()
-            output = update.updated(*both, norm)
+            output = softplus(both[0] + norm(both[1]))
             gradients = torch.autograd.grad(
                 (output * along).sum(), [*both, *norm.parameters()]
             )
@@ -321,12 +319,25 @@ def test_bits_of_the_update_do_not_depend_on_the_number_of_threads(monkeypatch):
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
-    expected = plain_update(x, total, BatchNorm(32))
-    torch.testing.assert_close(found[0][0], expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_norm_in_order_equals_that_of_pytorch():
+    source = torch.Generator().manual_seed(0)
+    x, along = torch.randn(2, 2500, 32, generator=source)
+    x += 3
+    found = []
+    for norm in (BatchNorm(32, in_order=True), torch.nn.BatchNorm1d(32).double()):
+        norm.weight.data = torch.linspace(0.5, 2, 32).to(norm.weight.dtype)
+        y = x.to(norm.weight.dtype).requires_grad_()
+        output = norm(y)
+        gradients = torch.autograd.grad((output * along).sum(), [y, *norm.parameters()])
+        found.append([t.float() for t in (output, *gradients, *norm.buffers())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=2e-5)
 
 
 def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch):
-    monkeypatch.setattr(compiled, "PART", 64)
+    monkeypatch.setattr(merged_edges, "PART", 64)
     batch = some_batch(crystals=20)
     assert len(find_edges(batch, CGCNN().table).parts) > 4
     before = torch.get_num_threads()
@@ -345,13 +356,13 @@ def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch):
 def test_parts_add_up(monkeypatch):
     batch = some_batch(crystals=20)
     whole = everything(batch)
-    monkeypatch.setattr(compiled, "PART", 64)
+    monkeypatch.setattr(merged_edges, "PART", 64)
     for one, two in zip(whole, everything(batch), strict=True):
         torch.testing.assert_close(one, two, atol=2e-4, rtol=1e-4)
 
 
 def test_several_threads_may_train_at_once(monkeypatch):
-    monkeypatch.setattr(compiled, "PART", 64)
+    monkeypatch.setattr(merged_edges, "PART", 64)
     batch, found = some_batch(crystals=20), []
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -376,12 +387,13 @@ def test_several_threads_may_train_at_once(monkeypatch):
 def test_a_fork_leaves_no_threads_behind():
     code = """
 import os, sys, torch
-from crysdistill.kernels.gate import compiled, threads
+from crysdistill.kernels import threads
+from crysdistill.kernels.gate import merged_edges
 from tests.test_gate import everything, some_batch
 
 torch.set_num_threads(1)  # its own pool does not live through a fork
 torch.get_num_threads = lambda: 2
-compiled.PART = 64
+merged_edges.PART = 64
 batch = some_batch(crystals=20)
 expected = everything(batch)
 assert threads._pools

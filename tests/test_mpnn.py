@@ -32,7 +32,7 @@ NAMES = {
 
 
 def batch_of(count: int = 5, dtype: torch.dtype = torch.float32) -> CrystalBatch:
-    graph = GraphSettings(5.0, mode="radius")  # atoms with 1 to 20 neighbours
+    graph = GraphSettings(5.0, mode="radius")  # 5 to 22 neighbours
     batch = make_batch([random_crystal(seed, 1 + seed) for seed in range(count)], graph)
     return with_tensors(
         batch, frac_coords=batch.frac_coords.to(dtype), cell=batch.cell.to(dtype)

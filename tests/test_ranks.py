@@ -119,6 +119,13 @@ def test_training_does_not_depend_on_the_number_of_processes(store, tmp_path, ch
         check_alike(one, found[0])
 
 
+MORE = {
+    "properties": {
+        "targets": [Target("density"), Target("class", task="classification")]
+    }
+}
+
+
 @pytest.mark.parametrize("published", [False, True])
 def test_pretraining_does_not_depend_on_the_number_of_processes(
     store, tmp_path, published
@@ -128,8 +135,9 @@ def test_pretraining_does_not_depend_on_the_number_of_processes(
     config = PretrainConfig(
         corpus=store,
         encoder=SMALL_ENCODER,
-        objectives={name: {"published": published} for name in names},
-        shared_view=False,
+        objectives={
+            name: {"published": published, **MORE.get(name, {})} for name in names
+        },
         held_out=0.2,
         optimizer=PLAIN,
         trainer=replace(SHORT, batch_size=7),  # the last has fewer than four ranks

@@ -17,6 +17,7 @@ import torch
 
 from crysdistill.cli import VERBS
 from crysdistill.demo import demo_sets
+from crysdistill.encoders import ENCODERS
 from tests.optimade_server import reference_server, resource
 from tests.test_layers import LAYERS, ROOT
 from tests.test_published_cgcnn import published_checkpoint
@@ -198,9 +199,23 @@ def test_the_first_screen_has_the_two_commands():
     assert README.index("make test") < 1000
 
 
+def named_in(section: str) -> list[str]:
+    """Return the first column of the table of a section."""
+    text = README.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `([\w-]+)` \|", text, re.M)
+
+
 def test_every_verb_is_in_the_table():
-    table = re.findall(r"^\| `([\w-]+)` \|", README, re.M)
-    assert sorted(table) == sorted(VERBS)
+    assert sorted(named_in("What each verb does")) == sorted(VERBS)
+
+
+def test_every_encoder_is_in_the_table_with_its_graphs():
+    assert sorted(named_in("Encoders")) == sorted(ENCODERS)
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", README, re.M)
+    graphs = dict(rows)
+    for name, kind in ENCODERS.items():
+        said = graphs[name].strip().replace("as `cgcnn`", graphs["cgcnn"].strip())
+        assert said == ", ".join(kind.NEEDS.graphs), name
 
 
 def test_what_is_where():
@@ -220,5 +235,7 @@ def test_what_is_where():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / page).read_text("utf-8")):
+    text = (ROOT / page).read_text("utf-8")
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)  # code has no links
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (ROOT / target).exists(), f"{page}: no {target}"

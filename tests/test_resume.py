@@ -235,7 +235,7 @@ class TestResume:
 
         def log_planned(self):
             self.log("val_mae", values[self.trainer.global_step])
-            self.val_metric.reset()
+            self.scores.reset()
             self.val_means.compute()
 
         monkeypatch.setattr(
@@ -254,7 +254,7 @@ class TestResume:
         def log_planned(self):
             value = max(1.0, 4.0 - self.trainer.global_step)  # best after one epoch
             self.log("val_mae", value)
-            self.val_metric.reset()
+            self.scores.reset()
             self.val_means.compute()
 
         monkeypatch.setattr(

@@ -13,9 +13,8 @@ import torch
 
 from crysdistill.errors import InputError
 from crysdistill.ranks import rank
-from crysdistill.training import engine
+from crysdistill.training import checkpoints, engine
 from crysdistill.training.checkpoints import Checkpoints
-from crysdistill.training.resume import checkpoints
 from crysdistill.training.settings import OptimizerSettings, SplitSettings
 from crysdistill.training.train import TrainConfig, train
 from tests.together import together

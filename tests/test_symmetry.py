@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from crysdistill import symmetry
+from crysdistill.structures import symmetry
 from crysdistill.structures.crystal import Crystal
 from crysdistill.structures.readers import read_flat
 from crysdistill.structures.symmetry import (

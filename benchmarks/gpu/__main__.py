@@ -111,7 +111,8 @@ def measure(
     torch.manual_seed(0)
     module = MODULES[what](store).to(device)
     encoder = next(part for part in module.modules() if isinstance(part, Encoder))
-    views = {o.view for o in getattr(module, "objectives", {}).values()}
+    objectives = getattr(module, "objectives", {})
+    views = {view for one in objectives.values() for view in one.views}
     passes = max(1, len(views))  # of the encoder in a step
     if mode == "compiled":
         torch._dynamo.reset()  # each row compiles anew, or torch gives up

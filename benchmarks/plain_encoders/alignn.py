@@ -14,7 +14,7 @@ class _Gated(nn.Module):
 
     def __init__(self, s: dict[str, Any], norm: type[nn.Module], last: bool) -> None:
         super().__init__()
-        width, self.by_gates = s["width"], s["mean_over"] == "gates"
+        width, self.offset = s["width"], s["gate_offset"]
         for name in ("receiver_gate", "sender_gate", "edge_gate", "own", "message"):
             setattr(self, name, nn.Linear(width, width))
         self.node_norm = norm(width)
@@ -27,11 +27,8 @@ class _Gated(nn.Module):
         gate = torch.sigmoid(m)
         values = self.message(x)
         top = torch.zeros_like(values).index_add(0, receiver, gate * values[sender])
-        if self.by_gates:
-            below = torch.zeros_like(values).index_add(0, receiver, gate) + 1e-6
-        else:
-            below = torch.bincount(receiver, minlength=len(x)).clamp(min=1)[:, None]
-        x_new = self.own(x) + top / below
+        below = torch.zeros_like(values).index_add(0, receiver, gate)
+        x_new = self.own(x) + top / (below + self.offset)
         x = x + F.silu(self.node_norm(x_new))
         if self.edge_norm is not None:
             e = e + F.silu(self.edge_norm(m))

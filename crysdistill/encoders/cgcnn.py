@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,75 +12,99 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crysdistill.encoders.encoder import Blocks, Embeddings, Encoder, Needs, Work
-from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs.batch import (
     CrystalBatch,
     distances,
+    gather_centres,
     gather_neighbours,
     mean_over_atoms,
     sum_over_neighbours,
 )
 from crysdistill.graphs.neighbors import GraphSettings
-from crysdistill.kernels.gate.gated_sum import (
-    CompiledEdges,
-    PlainEdges,
-    find_edges,
-    gated_sum,
-)
-from crysdistill.kernels.gate.table import GaussianTable
-from crysdistill.kernels.gate.update import updated
+from crysdistill.kernels.gate.compiled import compiled_gated_sum
+from crysdistill.kernels.gate.merged_edges import CompiledEdges, merge_edges
+from crysdistill.kernels.gate.table import GaussianTable, read
+from crysdistill.kernels.softplus import softplus
+from crysdistill.layers.basis import Gaussians
 from crysdistill.layers.normalization import BatchNorm
+from crysdistill.layers.settings import at_least, one_of, positive
 from crysdistill.structures.elements import element_table
 
 
-class GaussianExpansion(nn.Module):
-    """Distances on a grid of Gaussians.
-
-    u_k(d) = exp(-((d - mu_k) / spacing)^2) with mu_k = 0, spacing, ..., cutoff. There
-    is no factor 2 in the exponent, as in the published code.
+@dataclass(frozen=True)
+class PlainEdges:
+    """The edges of a batch as PyTorch reads them.
 
     Args:
-        cutoff: Å, the last centre.
-        spacing: Å, between centres, and the width of each Gaussian.
+        batch: whose edges they are.
+        row: (E,), the first of four rows of the table.
+        weights: (E, 4), of those rows.
+        rows: (2 M, K), the Gaussians at all knots.
     """
 
-    centres: Tensor
-
-    def __init__(self, cutoff: float, spacing: float) -> None:
-        super().__init__()
-        count = round(cutoff / spacing) + 1
-        self.width = count
-        self.spacing = spacing
-        self.register_buffer(
-            "centres", torch.arange(count) * spacing, persistent=False
-        )  # (K,)
-
-    def forward(self, distance: Tensor) -> Tensor:
-        """Expand distances (E,) in Å to (E, K)."""
-        steps = (distance.unsqueeze(1) - self.centres) / self.spacing  # (E, K)
-        return torch.exp(-steps.square())
+    batch: CrystalBatch
+    row: Tensor
+    weights: Tensor
+    rows: Tensor
 
 
-class EdgeLinear(nn.Module):
-    """The weights of W [v_i | v_j | u_ij] + b, applied without the concatenation.
+def find_edges(batch: CrystalBatch, table: GaussianTable) -> PlainEdges | CompiledEdges:
+    """Return the edges of a batch, with the places of their lengths in a table."""
+    merged = merge_edges(batch, table)
+    if merged is not None:
+        return merged
+    return PlainEdges(batch, *table.locate(distances(batch)), table.rows)
 
-    The product with v_i and v_j is the same for all edges of an atom, so it is taken
-    once per atom; that with u_ij depends on the distance alone, and is read from a
-    table. Both are summed where they are used: see `GatedConvolution`.
+
+def gated_sum(
+    products: Tensor,
+    bias: Tensor,
+    table: Tensor,
+    edges: PlainEdges | CompiledEdges,
+    norms: tuple[BatchNorm, BatchNorm] | None = None,
+) -> Tensor:
+    """Sum sigmoid(gate) softplus(core) over the neighbours of each atom, (N, F).
+
+    Of z_ij = own_i + other_j + table(d_ij) + bias the gate is one half and the core the
+    other, each after its batch norm, if there is one. On the CPU compiled code does the
+    same without a row for each edge.
 
     Args:
-        width: F, of atoms and of the result.
-        basis: K, of edges.
+        products: (N, 2, 2 F), `own` and `other` of each atom.
+        bias: (2 F,).
+        table: (2 M, 2 F); see `GaussianTable`.
+        edges: of the batch.
+        norms: of gate and core; their running statistics move where they train.
     """
+    if isinstance(edges, CompiledEdges):
+        return compiled_gated_sum(products, bias, table, edges, norms)
+    own, other = products.unbind(1)  # (N, 2 F) each
+    along = read(table, edges.row, edges.weights)  # (E, 2 F)
+    halves = (part.chunk(2, dim=1) for part in (own + bias, other, along))
+    gate, core = (
+        gather_centres(of_centre, edges.batch)
+        + gather_neighbours(of_neighbour, edges.batch)
+        + of_edge
+        for of_centre, of_neighbour, of_edge in zip(*halves, strict=True)
+    )  # (E, F) each
+    if norms is not None:
+        gate, core = norms[0](gate), norms[1](core)
+    messages = torch.sigmoid(gate) * F.softplus(core)  # (E, F)
+    return sum_over_neighbours(messages, edges.batch)
 
-    def __init__(self, width: int, basis: int) -> None:
-        super().__init__()
-        self.sizes = [width, width, basis]
-        self.linear = nn.Linear(2 * width + basis, width)
+
+def edge_linear(width: int, basis: int) -> nn.Sequential:
+    """Return W [v_i | v_j | u_ij] + b; weights files have its name."""
+    linear = nn.Linear(2 * width + basis, width)
+    return nn.Sequential(OrderedDict(linear=linear))
 
 
 class GatedConvolution(nn.Module):
     """Eq. 5 as printed: v_i' = v_i + sum_j sigmoid(z W_f + b_f) * g(z W_s + b_s).
+
+    z = [v_i | v_j | u_ij] is nowhere put together. The product with v_i and v_j is the
+    same for all edges of an atom, so it is taken once per atom; that with u_ij depends
+    on the distance alone, and is read from a table.
 
     Gate and core are two Linears here and one of twice the width in the published
     code: the same numbers.
@@ -86,8 +112,9 @@ class GatedConvolution(nn.Module):
 
     def __init__(self, width: int, basis: int) -> None:
         super().__init__()
-        self.gate = EdgeLinear(width, basis)  # W_f and b_f
-        self.core = EdgeLinear(width, basis)  # W_s and b_s
+        self.sizes = [width, width, basis]
+        self.gate = edge_linear(width, basis)  # W_f and b_f
+        self.core = edge_linear(width, basis)  # W_s and b_s
 
     def messages(
         self,
@@ -98,33 +125,25 @@ class GatedConvolution(nn.Module):
     ) -> Tensor:
         """Return the sum over neighbours of gate times core, (N, F).
 
+        Under autocast the products may come in half precision; from there on everything
+        is in single precision.
+
         Args:
             x: of atoms, (N, F); where `kinds` are given, of each kind of atom.
             edges: of the batch.
             norms: of gate and core.
             kinds: (N,), where atoms of a kind are alike.
         """
-        width = x.shape[1]
-        lanes = edges.lanes or width
-        gate, core = self.gate.linear, self.core.linear
-        weights = _in_blocks(torch.stack((gate.weight, core.weight)), lanes)
-        # Each is of gate and core: (C, 2, lanes, F) twice, and (C, 2, lanes, K).
-        centre, neighbour, edge = weights.split(self.gate.sizes, dim=3)
-        weight = torch.cat((centre, neighbour), dim=1)  # (C, 4, lanes, F)
-        bias = _in_blocks(torch.stack((gate.bias, core.bias)), lanes)  # (C, 2, lanes)
-        products = F.linear(x, weight.flatten(0, 2))  # (N, 4 F)
+        both = zip(self.gate.parameters(), self.core.parameters(), strict=True)
+        weight, bias = (torch.cat(parts) for parts in both)
+        centre, neighbour, edge = weight.split(self.sizes, dim=1)  # (2 F, F) twice
+        products = F.linear(x, torch.cat((centre, neighbour)))  # (N, 4 F)
         if kinds is not None:
             products = products.index_select(0, kinds)
+        products = products.to(weight.dtype).unflatten(1, (2, -1))  # (N, 2, 2 F)
         with torch.autocast(x.device.type, enabled=False):
-            table = edges.rows @ edge.flatten(1, 2).mT  # (C, 2 M, 2 lanes)
-        total = gated_sum(
-            products.view(len(products), len(weight), 4, lanes),
-            bias,
-            table.unflatten(2, (2, lanes)),
-            edges,
-            norms,
-        )
-        return total if total.shape[1] == width else total[:, :width]
+            table = F.linear(edges.rows, edge)  # (2 M, 2 F)
+            return gated_sum(products, bias, table, edges, norms)
 
     def forward(
         self,
@@ -135,16 +154,6 @@ class GatedConvolution(nn.Module):
         """Update atoms (N, F); the arguments are those of `messages`."""
         total = self.messages(x, edges, kinds=kinds)
         return total + (x if kinds is None else x.index_select(0, kinds))
-
-
-def _in_blocks(parts: Tensor, lanes: int) -> Tensor:
-    """Cut rows into blocks: (P, F, ...) to (C, P, lanes, ...), filled up with zeros."""
-    missing = -parts.shape[1] % lanes
-    if missing:
-        parts = torch.cat(
-            (parts, parts.new_zeros(len(parts), missing, *parts.shape[2:])), dim=1
-        )
-    return parts.unflatten(1, (-1, lanes)).transpose(0, 1)
 
 
 class PublishedConvolution(GatedConvolution):
@@ -161,7 +170,7 @@ class PublishedConvolution(GatedConvolution):
         super().__init__(width, basis)
         self.gate_norm = BatchNorm(width)
         self.core_norm = BatchNorm(width)
-        self.atom_norm = BatchNorm(width)
+        self.atom_norm = BatchNorm(width, in_order=True)
 
     def forward(
         self,
@@ -174,7 +183,7 @@ class PublishedConvolution(GatedConvolution):
         total = self.messages(x, edges, norms, kinds)  # (N, F)
         if kinds is not None:
             x = x.index_select(0, kinds)
-        return updated(x, total, self.atom_norm)
+        return softplus(x + self.atom_norm(total))
 
 
 class SharedConvolution(nn.Module):
@@ -243,17 +252,9 @@ class CGCNN(Encoder):
         normalize: bool = False,
     ) -> None:
         super().__init__()
-        if convolution not in CONVOLUTIONS:
-            raise InputError(
-                f"`convolution` is {convolution!r} but must be one of "
-                f"{', '.join(CONVOLUTIONS)}{did_you_mean(convolution, CONVOLUTIONS)}"
-            )
-        for name, value in (("width", width), ("convolutions", convolutions)):
-            if value < 1:
-                raise InputError(f"`{name}` is {value} but must be at least 1")
-        for name, length in (("cutoff", cutoff), ("spacing", spacing)):
-            if not length > 0:
-                raise InputError(f"`{name}` is {length} but must be positive")
+        one_of("convolution", convolution, CONVOLUTIONS)
+        at_least(1, width=width, convolutions=convolutions)
+        positive(cutoff=cutoff, spacing=spacing)
         self.width = self.crystal_width = width
         self.normalize = normalize
         self.elements = elements
@@ -269,11 +270,11 @@ class CGCNN(Encoder):
         }
         self.register_buffer("element_table", torch.from_numpy(element_table(elements)))
         self.embedding = nn.Linear(self.element_table.shape[1], width, bias=bias)
-        self.expansion = GaussianExpansion(cutoff, spacing)
+        steps = round(cutoff / spacing)
+        self.expansion = Gaussians(0.0, steps * spacing, steps + 1, spacing)
         self.table = GaussianTable(cutoff, spacing)
         self.convolutions = nn.ModuleList(
-            CONVOLUTIONS[convolution](width, self.expansion.width)
-            for _ in range(convolutions)
+            CONVOLUTIONS[convolution](width, steps + 1) for _ in range(convolutions)
         )
 
     @classmethod
@@ -338,7 +339,7 @@ class CGCNN(Encoder):
         Eq. 4 has the products 2 N F (2 F + K), three times, and Gaussians.
         """
         width, layers = self.width, len(self.convolutions)
-        basis = self.expansion.width
+        basis = self.expansion.count
         if self.settings["convolution"] == "eq4":
             flops = 6.0 * atoms * width * (2 * width + basis) + 2.0 * edges * width
             moved = 4.0 * (24 * atoms * width + 4 * edges * width)

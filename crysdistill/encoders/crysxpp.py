@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,11 @@ class FeatureSelector(nn.Linear):
 class CrysXPP(CGCNN):
     """The property predictor of CrysXPP.
 
-    A CGCNN of three convolutions whose element features are first weighed by learned
-    factors; what factor a feature ends with says how much the property needs it
-    (`feature_weights`). The convolutions start, as a rule, from CrysXPP's autoencoder:
-    a CGCNN without the embedding's bias, trained to reconstruct connectivity and
-    element features.
+    A CGCNN whose element features are first weighed by learned factors. What a factor
+    moved to hints at how much the property needs the feature (`feature_weights`), no
+    more: the weights behind it can make up for it. The convolutions start, as a rule,
+    from CrysXPP's autoencoder: a CGCNN without the embedding's bias, trained to
+    reconstruct connectivity and element features.
 
     Source: K. Das et al., npj Comput. Mater. 8, 43 (2022),
     doi:10.1038/s41524-022-00716-8. Convolutions: see `CGCNN`.
@@ -49,6 +49,7 @@ class CrysXPP(CGCNN):
     Args:
         width: F, of the atom and crystal embeddings.
         convolutions: how many.
+        convolution: `published`, `eq5` or `eq4`; see `CGCNN`.
         elements: the element table, a name in `crysdistill.structures.elements`.
         cutoff: Å, where the Gaussians end; the graph's cutoff.
         spacing: Å, between Gaussians.
@@ -58,6 +59,7 @@ class CrysXPP(CGCNN):
     """
 
     name: ClassVar[str] = "crysxpp"
+    embedding: FeatureSelector
     HEAD: ClassVar[Mapping[str, Any]] = {
         "hidden": 128,
         "layers": 1,
@@ -70,20 +72,13 @@ class CrysXPP(CGCNN):
         self,
         width: int = 64,
         convolutions: int = 3,
+        convolution: Literal["published", "eq5", "eq4"] = "published",
         elements: str = "cgcnn92",
         cutoff: float = 8.0,
         spacing: float = 0.2,
     ) -> None:
-        super().__init__(
-            width, convolutions, elements=elements, cutoff=cutoff, spacing=spacing
-        )
-        self.settings = {
-            "width": width,
-            "convolutions": convolutions,
-            "elements": elements,
-            "cutoff": cutoff,
-            "spacing": spacing,
-        }
+        super().__init__(width, convolutions, convolution, elements, cutoff, spacing)
+        del self.settings["bias"], self.settings["normalize"]
         self.embedding = FeatureSelector(self.element_table.shape[1], width)
 
     @classmethod
@@ -99,7 +94,7 @@ class CrysXPP(CGCNN):
             factors of its bins; 1 where a feature counts as it did at the start.
         """
         mask = self.embedding.mask.detach()
-        if self.elements != "cgcnn92":
-            return {self.elements: mask}
+        if self.settings["elements"] != "cgcnn92":
+            return {self.settings["elements"]: mask}
         parts = mask.split(list(CGCNN_BLOCKS.values()))
         return dict(zip(CGCNN_BLOCKS, parts, strict=True))

@@ -125,10 +125,10 @@ class Block(nn.Module):
             }
         )
         after = [hidden] * (settings["layers"] - 1) + [width]
-        self.edges, self.atoms, self.state = (
-            Dense((parts * width, *after), activation, norm, settings["skip"])
-            for parts in (4, 3, 3)
-        )
+        more = (activation, norm, settings["skip"])
+        self.edges = Dense((4 * width, *after), *more)
+        self.atoms = Dense((3 * width, *after), *more)
+        self.state = Dense((3 * width, *after), *more)
 
     def forward(
         self,
@@ -176,7 +176,7 @@ class Block(nn.Module):
         The product of its first layer with v_j, v_i and u is taken once per atom and
         crystal, and that with e_ij once per kind.
         """
-        first = self.edges.linears[0]
+        first: Any = self.edges.linears[0]
         neighbour, centre, edge, state = first.weight.chunk(4, dim=1)
         there = F.linear(x, neighbour)  # (N, F_h)
         here = F.linear(x, centre, first.bias)

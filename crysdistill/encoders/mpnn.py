@@ -120,7 +120,8 @@ class _MatrixSum(torch.autograd.Function):
 class EdgeNetwork(nn.Module):
     """m_i = mean over neighbours j of x_j A(d_ij), plus x_i R + b.
 
-    A(d) is a matrix, V_2 relu(V_1 u(d) + c_1) + c_2.
+    A(d) is a matrix, V_2 relu(V_1 u(d) + c_1) + c_2. It takes H F^2 multiplications
+    to make for each edge; `_MatrixSum` takes H F for an edge and H F^2 for an atom.
 
     Args:
         width: F, of atoms and messages.

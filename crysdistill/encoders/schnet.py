@@ -115,7 +115,11 @@ class Interaction(nn.Module):
         hidden = shifted_softplus(self.filter_in(lengths.u))  # (D, filters)
         filters = self.filter_out(hidden) * lengths.cutoff.unsqueeze(1)
         x = self.before(x)  # (N, filters)
-        y = _FilteredSum.apply(x, filters.to(x.dtype), batch.edge_index, lengths.place)
+        # In float32 or wider: half precision cannot add up many neighbours.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = _FilteredSum.apply(
+            x.to(wide), filters.to(wide), batch.edge_index, lengths.place
+        )  # (N, filters)
         return self.last(shifted_softplus(self.after(y)))  # (N, F)
 
     def forward(self, x: Tensor, lengths: Lengths, batch: CrystalBatch) -> Tensor:

@@ -17,38 +17,34 @@ from torch.autograd.function import once_differentiable
 
 from crysdistill.layers.normalization import BatchNorm
 
-__all__ = ["MEANS", "NORMS", "EdgeGatedConvolution"]
+__all__ = ["NORMS", "EdgeGatedConvolution"]
 
 NORMS: dict[str, type[nn.Module]] = {"batch": BatchNorm, "layer": nn.LayerNorm}
 """Norms of nodes and edges by name."""
-
-MEANS = ("neighbours", "gates")
-"""What a sum of gated messages may be divided by."""
 
 
 class EdgeGatedConvolution(nn.Module):
     """The edge-gated graph convolution, on any graph of senders and receivers.
 
     m_ij = A x_i + B x_j + C e_ij, whose gates are s_ij = sigmoid(m_ij);
-    x_i' = x_i + SiLU(norm(U x_i + sum_j s_ij V x_j / w_i));
-    e_ij' = e_ij + SiLU(norm(m_ij)). Each of the five maps has a bias. w_i is the
-    number of senders, or sum_j s_ij + 1e-6.
+    x_i' = x_i + SiLU(norm(U x_i + sum_j s_ij V x_j / (sum_j s_ij + w)));
+    e_ij' = e_ij + SiLU(norm(m_ij)). Each of the five maps has a bias.
 
-    Source: X. Bresson and T. Laurent, arXiv:1711.07553, without w; V. P. Dwivedi et
-    al., arXiv:2003.00982, with the sum of gates.
+    Source: X. Bresson and T. Laurent, arXiv:1711.07553; V. P. Dwivedi et al.,
+    arXiv:2003.00982.
 
     Args:
         width: F, of nodes and edges alike.
         norm: one of `NORMS`.
-        mean_over: w, one of `MEANS`.
+        offset: w, which is published as 1e-6.
         last: whether nobody reads e', which is then neither made nor has weights.
     """
 
     def __init__(
-        self, width: int, norm: str, mean_over: str, last: bool = False
+        self, width: int, norm: str, offset: float = 1e-6, last: bool = False
     ) -> None:
         super().__init__()
-        self.mean_over = mean_over
+        self.offset = offset
         self.receiver_gate = nn.Linear(width, width)  # A
         self.sender_gate = nn.Linear(width, width)  # B
         self.edge_gate = nn.Linear(width, width)  # C
@@ -82,7 +78,7 @@ class EdgeGatedConvolution(nn.Module):
             self.message(x),
             sender,
             receiver,
-            self.mean_over == "gates",
+            self.offset,
         )  # (S, F), (R, F)
         x = x + silu_of_norm(self.node_norm, self.own(x) + heard)
         if self.edge_norm is not None:
@@ -93,7 +89,9 @@ class EdgeGatedConvolution(nn.Module):
 
 
 class _Gates(torch.autograd.Function):
-    """m_ij = a_i + b_j + c_ij, and sum_j s_ij v_j / w_i with s_ij = sigmoid(m_ij).
+    """m_ij = a_i + b_j + c_ij, and sum_j s_ij v_j / (sum_j s_ij + w).
+
+    s_ij = sigmoid(m_ij).
 
     Autograd alone would keep the gates s and the gathered v, a row for each pair. Here
     m stays, which takes the place of c, and the rest is worked out again, block by
@@ -109,51 +107,38 @@ class _Gates(torch.autograd.Function):
         v: Tensor,
         sender: Tensor,
         receiver: Tensor,
-        by_gates: bool,
+        offset: float,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(v.dtype, torch.float32)
         total = torch.zeros_like(v, dtype=wide)
-        if by_gates:
-            weight = torch.full_like(total, 1e-6)  # (R, F)
-        else:
-            senders = torch.bincount(receiver, minlength=len(v)).clamp(min=1)
-            weight = senders.to(wide).unsqueeze(1)  # (R, 1)
+        weight = torch.full_like(total, offset)
         for rows in _in_blocks(c):
             i, j = receiver[rows], sender[rows]
             m = c[rows].add_(a.index_select(0, i)).add_(b.index_select(0, j))
             gate = m.to(wide).sigmoid()
-            if by_gates:
-                weight.index_add_(0, i, gate)
+            weight.index_add_(0, i, gate)
             total.index_add_(0, i, gate.mul_(v.index_select(0, j)))
         mean = total.div_(weight)
         ctx.mark_dirty(c)
         ctx.set_materialize_grads(False)
-        kept = mean if by_gates else None
-        ctx.save_for_backward(c, v, sender, receiver, weight, kept)
+        ctx.save_for_backward(c, v, sender, receiver, mean, weight)
         return c, mean.to(v.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dm: Tensor | None, d_mean: Tensor | None) -> Any:
-        m, v, sender, receiver, weight, mean = ctx.saved_tensors
-        # Of the sum over j of s_ij v_j:
-        d_total = (
-            torch.zeros_like(v, dtype=weight.dtype)
-            if d_mean is None
-            else d_mean / weight
-        )
-        d_weight = None if mean is None else d_total * mean
+        m, v, sender, receiver, mean, weight = ctx.saved_tensors
+        d_total = mean.new_zeros(mean.shape) if d_mean is None else d_mean / weight
         dc = torch.empty_like(m)
-        da, db, dv = (torch.zeros_like(v, dtype=weight.dtype) for _ in range(3))
+        da, db, dv = (torch.zeros_like(mean) for _ in range(3))
         for rows in _in_blocks(m):
             i, j = receiver[rows], sender[rows]
-            gate = m[rows].to(weight.dtype).sigmoid()
+            gate = m[rows].to(mean.dtype).sigmoid()
             slope = d_total.index_select(0, i)
             dv.index_add_(0, j, gate * slope)
-            slope *= v.index_select(0, j)
-            if d_weight is not None:  # the gate is in the denominator too
-                slope -= d_weight.index_select(0, i)
-            slope.mul_(gate).mul_(gate.neg_().add_(1))  # ds / dm = s (1 - s)
+            # d mean_i / d s_ij = (v_j - mean_i) / weight_i; ds / dm = s (1 - s)
+            slope *= v.index_select(0, j) - mean.index_select(0, i)
+            slope.mul_(gate).mul_(gate.neg_().add_(1))
             if dm is not None:
                 slope += dm[rows]
             da.index_add_(0, i, slope)
@@ -181,7 +166,8 @@ class _SiluOfNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, norm: nn.Module, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
         ctx.norm, ctx.mixed = norm, torch.is_autocast_enabled(x.device.type)
-        return F.silu(norm(x), inplace=True)
+        normal = norm(x)  # no rows pass a norm as they are
+        return F.silu(normal, inplace=normal is not x)
 
     @staticmethod
     @once_differentiable
@@ -192,7 +178,8 @@ class _SiluOfNorm(torch.autograd.Function):
             x = x.detach().requires_grad_()
             normal = ctx.norm(x)
         asked = [w for w in (x, *weights) if w.requires_grad]
-        slope = normal.detach()  # the norm does not need its result any more
+        # The norm does not need its result any more; but see above for no rows.
+        slope = normal.detach() if len(x) else torch.empty_like(x)
         torch.ops.aten.silu_backward.grad_input(dy, slope, grad_input=slope)
         found = iter(torch.autograd.grad(normal, asked, slope, allow_unused=True))
         dx, *dw = (next(found) if w.requires_grad else None for w in (x, *weights))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError
+from torchmetrics import MeanAbsoluteError, Metric
 
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.objectives.objective import Embedded, Objective
@@ -100,7 +100,7 @@ class Properties(Objective):
             if not scale.classes:
                 truth = labels[~torch.isnan(labels[:, t]), t]
                 mean = target.inverse(torch.full_like(truth, scale.mean))
-                self.by_mean[t].update(mean, truth)
+                cast(Metric, self.by_mean[t]).update(mean, truth)
 
     def compute(self) -> dict[str, float]:
         """Return the number of each target beside its chance level."""
@@ -111,7 +111,7 @@ class Properties(Objective):
         ):
             chance = 1 / max(2, self.outputs.normalizers[t].classes)
             if kind == "mae":
-                chance = float(self.by_mean[t].compute())
+                chance = float(cast(Metric, self.by_mean[t]).compute())
             numbers[f"{name}_{kind}"] = found[name]
             numbers[f"{name}_{kind}_chance"] = chance
         return numbers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
@@ -63,7 +63,7 @@ class SupervisedModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Let what the companion reads be where the batches are, if it fits."""
         if self.companion is not None:
-            self.companion.place(self.device)  # type: ignore[operator]
+            cast(Companion, self.companion).place(self.device)
 
     def losses(self, batch: CrystalBatch, seed: int) -> dict[str, Tensor]:
         """Return this rank's share of what is learned from, as `loss`, and its parts.
@@ -75,7 +75,8 @@ class SupervisedModule(L.LightningModule):
         found = self._property_losses(output, batch.targets)
         if self.companion is None:
             return {**found, "loss": found["property"]}
-        parts = self.companion.losses(embeddings, batch, found["property"])
+        companion = cast(Companion, self.companion)
+        parts = companion.losses(embeddings, batch, found["property"])
         return {**found, **parts}
 
     def _property_losses(self, output: Tensor, labels: Tensor) -> dict[str, Tensor]:

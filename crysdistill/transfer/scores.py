@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, Metric
@@ -62,29 +64,36 @@ class Scores(nn.Module):
             truth, value = labels[known, t], found[known, t]
             if kind != "mae":
                 value = value if kind == "auc" else value.long()
-                self.metrics[t].update(value, truth.long())
+                self._metric(t).update(value, truth.long())
                 continue
-            self.metrics[t].update(value, truth)
+            self._metric(t).update(value, truth)
             target, scale = self.outputs.targets[t], self.outputs.normalizers[t]
             on_scale = [scale.normalize(target.forward(x)) for x in (value, truth)]
-            self.scaled[t].update(*on_scale)
+            self._scaled(t).update(*on_scale)
 
     def compute(self) -> dict[str, float]:
         """Return the metric of each target by its name, and `score`."""
         found = {}
         wrong = []
         for t, kind in enumerate(self.kinds):
-            value = float(self.metrics[t].compute())
+            value = float(self._metric(t).compute())
             found[self.outputs.names[t]] = value
             wrong.append(
-                float(self.scaled[t].compute()) if kind == "mae" else 1 - value
+                float(self._scaled(t).compute()) if kind == "mae" else 1 - value
             )
         return {**found, "score": sum(wrong) / len(wrong)}
 
     def reset(self) -> None:
         """Forget all batches."""
-        for metric in (*self.metrics, *self.scaled):
-            metric.reset()
+        for t in range(len(self.kinds)):
+            self._metric(t).reset()
+            self._scaled(t).reset()
+
+    def _metric(self, t: int) -> Metric:
+        return cast(Metric, self.metrics[t])
+
+    def _scaled(self, t: int) -> Metric:
+        return cast(Metric, self.scaled[t])
 
 
 def _metric(classes: int) -> Metric:

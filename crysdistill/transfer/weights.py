@@ -401,10 +401,11 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
         raise InputError(
             f"{source} holds weights of another architecture; {'; '.join(problems)}"
         )
-    table = "encoder.element_table"
-    if table in own and not torch.equal(own[table], tensors[table].to(own[table])):
-        raise InputError(
-            f"{source}: the element table differs from the one in crysdistill "
-            f"{__version__}; its predictions would not be those of the trained model"
-        )
+    for table in (name for name in own if name.endswith("element_table")):
+        if not torch.equal(own[table], tensors[table].to(own[table])):
+            raise InputError(
+                f"{source}: the element table differs from the one in crysdistill "
+                f"{__version__}; its predictions would not be those of the trained "
+                "model"
+            )
     module.load_state_dict(dict(tensors))

@@ -1,0 +1,143 @@
+"""A training step of every encoder, against the plainest form of its published layout.
+
+The plain forms (`benchmarks/plain_encoders/`) are ordinary PyTorch with a row for every
+edge, and with the same weights; tests hold their outputs against ours. CrysXPP is CGCNN
+with a factor on the element vector: `step` measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn.models.schnet import InteractionBlock
+
+from benchmarks.graph_building import structures
+from benchmarks.plain_encoders.alignn import PlainALIGNN
+from benchmarks.plain_encoders.attention_cgcnn import PlainAttentionCGCNN
+from benchmarks.plain_encoders.deeper_gatgnn import PlainDeeperGATGNN
+from benchmarks.plain_encoders.gatgnn import PlainGATGNN
+from benchmarks.plain_encoders.megnet import PlainMEGNet
+from benchmarks.plain_encoders.mpnn import PlainMPNN
+from benchmarks.plain_encoders.schnet import PlainSchNet
+from benchmarks.step import kept_for_backward
+from benchmarks.timing import Row, take_turns
+from crysdistill.encoders import ENCODERS, Encoder, make_encoder
+from crysdistill.graphs.batch import CrystalBatch, distances, make_batch
+from crysdistill.graphs.triplets import find_triplets
+from crysdistill.structures.crystal import Crystal
+
+CRYSTALS, MOST_ATOMS = 64, 40
+
+
+class _ALIGNN(nn.Module):
+    """The plain ALIGNN on a batch: its line graph is made in the step, as ours is."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.plain = PlainALIGNN(encoder.settings, encoder.element_table.shape[1])
+        self.table = encoder.element_table
+
+    def forward(self, batch: CrystalBatch) -> Tensor:
+        """Return the atoms after the last block, (N, F)."""
+        found = find_triplets(batch)
+        pairs = torch.stack((found.first, found.second))
+        atoms = self.table[batch.atomic_numbers]
+        return self.plain(
+            atoms, distances(batch), batch.edge_index, found.cosine, pairs
+        )[-1]
+
+
+PLAIN: dict[str, Callable[[Any], nn.Module]] = {
+    "alignn": _ALIGNN,
+    "attention_cgcnn": PlainAttentionCGCNN,
+    "deeper_gatgnn": PlainDeeperGATGNN,
+    "gatgnn": PlainGATGNN,
+    "megnet": PlainMEGNet,
+    "mpnn": PlainMPNN,
+    "schnet": PlainSchNet,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "deeper_gatgnn": {"convolutions": 5},
+    "alignn": {"symmetric": False},
+}
+"""What differs from our defaults, so that both forms read the same graph in seconds."""
+
+REPEATS_PER_EDGE = ("attention_cgcnn", "deeper_gatgnn", "gatgnn", "megnet", "mpnn")
+
+
+def step(model: nn.Module, batch: CrystalBatch) -> None:
+    """Forward and backward, with a loss on all that a model returns."""
+    model.zero_grad()
+    found = model(batch)
+    if isinstance(found, Tensor):
+        found = (found,)
+    elif not isinstance(found, tuple):
+        found = (found.atoms, found.crystals)
+    sum(x.square().mean() for x in found).backward()
+
+
+class PyGSchNet(nn.Module):
+    """The interactions of PyG's SchNet on the same graph, with as many of each."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        width, count = encoder.width, len(encoder.blocks().convolutions)
+        basis = encoder.basis.count
+        cutoff = encoder.settings["cutoff"]
+        filters = encoder.settings.get("filters", width)
+        self.embedding = nn.Embedding(101, width)
+        self.centres = encoder.basis.centres
+        self.width = encoder.basis.width
+        self.blocks = nn.ModuleList(
+            InteractionBlock(width, basis, filters, cutoff) for _ in range(count)
+        )
+
+    def forward(self, batch: CrystalBatch) -> Tensor:
+        """Return atoms (N, F)."""
+        d = distances(batch)
+        u = torch.exp(-((d.unsqueeze(1) - self.centres) / self.width).square())
+        x = self.embedding(batch.atomic_numbers)
+        for block in self.blocks:
+            x = x + block(x, batch.edge_index, d, u)
+        return x
+
+
+def measure() -> Iterator[Row]:
+    """Compare steps on the same batch of real crystals, one thread."""
+    chosen = structures(CRYSTALS, MOST_ATOMS)
+    crystals = [Crystal.from_pymatgen(s, str(i)) for i, s in enumerate(chosen)]
+    for name, plain_form in PLAIN.items():
+        graph = ENCODERS[name].GRAPH
+        batch = make_batch(crystals, graph)
+        torch.manual_seed(0)
+        ours = make_encoder(name, graph, **SETTINGS.get(name, {})).train()
+        plain = plain_form(ours).train()
+        candidates = {"plain": plain, "ours": ours}
+        if name == "schnet":
+            candidates["pyg"] = PyGSchNet(ours).train()
+        seconds = take_turns(
+            {key: partial(step, model, batch) for key, model in candidates.items()},
+            repeats=5,
+        )
+        kept = {
+            key: kept_for_backward(model, batch) for key, model in candidates.items()
+        }
+        what = (
+            f"training step of {name}, {CRYSTALS} crystals, {batch.num_edges:,} edges"
+        )
+        cost = {
+            key: f"{1e3 * seconds[key]:,.0f} ms, keeps {kept[key] / 2**20:,.0f} MiB"
+            for key in candidates
+        }
+        for other in candidates.keys() - {"ours"}:
+            yield Row(
+                f"{what}; against {'its plain form' if other == 'plain' else 'PyG'}",
+                cost[other],
+                cost["ours"],
+                seconds[other] / seconds["ours"],
+                ">= 1.5x" if name in REPEATS_PER_EDGE else ">= 1x",
+            )
