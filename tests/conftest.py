@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,9 @@ def from_structure(name: str, structure: Structure) -> Crystal:
     )
 
 
+@cache
 def structures() -> dict[str, Structure]:
-    """Structure types whose neighbours are textbook knowledge."""
+    """Structure types whose neighbours are textbook knowledge; copy before a change."""
     make = Structure.from_spacegroup
     return {
         "fcc-Cu": make("Fm-3m", Lattice.cubic(3.61), ["Cu"], [[0, 0, 0]]),

@@ -11,7 +11,7 @@ from torch import nn
 
 from crysdistill.encoders import CGCNN, make_encoder
 from crysdistill.errors import InputError
-from crysdistill.graphs.batch import GraphSettings, distances, make_batch
+from crysdistill.graphs.batch import GraphSettings, distances, make_batch, replace
 from crysdistill.structures.elements import cgcnn92, element_table, onehot
 from tests.conftest import from_structure, random_crystal, structures
 
@@ -193,3 +193,21 @@ def test_element_table_equals_the_published_one(shared_data):
     assert len(published) == 100
     for number, vector in published.items():
         assert cgcnn92()[int(number)].tolist() == vector
+
+
+def test_a_masked_atom_may_have_a_vector_that_learns():
+    torch.manual_seed(0)
+    plain = CGCNN(width=6, convolutions=1)
+    told = CGCNN(width=6, convolutions=1, token=True)
+    state = told.state_dict()
+    assert set(state) - set(plain.state_dict()) == {"embedding.token"}
+    told.load_state_dict({**plain.state_dict(), "embedding.token": torch.ones(6)})
+    batch = make_batch([random_crystal(0, 4)])
+    seen = plain(batch).atoms
+    assert torch.equal(told(batch).atoms, seen)
+    hidden = replace(batch, atomic_numbers=batch.atomic_numbers.clone())
+    hidden.atomic_numbers[1] = 0
+    found = told(hidden, layers=True)
+    assert found.layers[0][1].tolist() == [1.0] * 6
+    found.atoms.sum().backward()
+    assert told.embedding.token.grad.abs().max() > 0

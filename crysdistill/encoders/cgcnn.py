@@ -26,6 +26,7 @@ from crysdistill.kernels.gate.merged_edges import CompiledEdges, merge_edges
 from crysdistill.kernels.gate.table import GaussianTable, read
 from crysdistill.kernels.softplus import softplus
 from crysdistill.layers.basis import Gaussians
+from crysdistill.layers.elements import ElementEmbedding
 from crysdistill.layers.normalization import BatchNorm
 from crysdistill.layers.settings import at_least, one_of, positive
 from crysdistill.structures.elements import element_table
@@ -230,6 +231,8 @@ class CGCNN(Encoder):
         spacing: Å, between Gaussians.
         bias: whether the embedding of elements has a bias (CrysGNN has none).
         normalize: whether to average unit vectors.
+        token: whether a masked atom has a vector of its own, which learns; otherwise
+            it has the embedding's bias.
 
     Raises:
         InputError: a setting is out of range.
@@ -237,6 +240,7 @@ class CGCNN(Encoder):
 
     name: ClassVar[str] = "cgcnn"
     NEEDS: ClassVar[Needs] = Needs(graphs=("shells", "nearest", "radius", "cgcnn"))
+    SMALL: ClassVar[Mapping[str, Any]] = {"width": 8, "convolutions": 2}
 
     element_table: Tensor
 
@@ -250,6 +254,7 @@ class CGCNN(Encoder):
         spacing: float = 0.2,
         bias: bool = True,
         normalize: bool = False,
+        token: bool = False,
     ) -> None:
         super().__init__()
         one_of("convolution", convolution, CONVOLUTIONS)
@@ -267,9 +272,11 @@ class CGCNN(Encoder):
             "spacing": spacing,
             "bias": bias,
             "normalize": normalize,
+            "token": token,
         }
         self.register_buffer("element_table", torch.from_numpy(element_table(elements)))
-        self.embedding = nn.Linear(self.element_table.shape[1], width, bias=bias)
+        columns = self.element_table.shape[1]
+        self.embedding = ElementEmbedding(columns, width, bias, token)
         steps = round(cutoff / spacing)
         self.expansion = Gaussians(0.0, steps * spacing, steps + 1, spacing)
         self.table = GaussianTable(cutoff, spacing)

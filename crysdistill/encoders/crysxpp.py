@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from crysdistill.encoders.cgcnn import CGCNN
+from crysdistill.layers.elements import ElementEmbedding
 from crysdistill.structures.elements import CGCNN_BLOCKS
 
 
-class FeatureSelector(nn.Linear):
+class FeatureSelector(ElementEmbedding):
     """W (mask * features) + b, with a learned factor for each feature.
 
     Args:
@@ -78,7 +79,8 @@ class CrysXPP(CGCNN):
         spacing: float = 0.2,
     ) -> None:
         super().__init__(width, convolutions, convolution, elements, cutoff, spacing)
-        del self.settings["bias"], self.settings["normalize"]
+        for key in ("bias", "normalize", "token"):
+            del self.settings[key]
         self.embedding = FeatureSelector(self.element_table.shape[1], width)
 
     @classmethod

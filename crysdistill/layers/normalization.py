@@ -65,7 +65,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 @torch.no_grad()
-def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def moments(x: Tensor) -> tuple[Tensor | float, Tensor, Tensor]:
     """Return how many rows all ranks hold, and their mean and variance, (F,)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     rows = max(len(x), 1)
@@ -75,7 +75,9 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return count, mean.to(wide.dtype), var.to(wide.dtype)
 
 
-def over_ranks(rows: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def over_ranks(
+    rows: int, mean: Tensor, var: Tensor
+) -> tuple[Tensor | float, Tensor, Tensor]:
     """Return rows, mean and variance of all ranks from those of this one, in float64.
 
     Args:
@@ -83,6 +85,8 @@ def over_ranks(rows: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Te
         mean: (F,) float64.
         var: (F,) float64, divided by `rows` and not by one less.
     """
+    if world_size() == 1:
+        return float(rows), mean, var
     n = torch.full((1,), float(rows), dtype=torch.float64, device=mean.device)
     # In double precision, so that the difference of two large sums stays exact.
     sums = sum_over_ranks(torch.cat((n, n * mean, n * (var + mean.square()))))
@@ -106,10 +110,8 @@ def moments_of_sums(
     offset, square = sums.sum(axis=0) / max(rows, 1)
     mean = torch.from_numpy(pivot + offset)
     var = torch.from_numpy(np.maximum(square - np.square(offset), 0))
-    if world_size() == 1:
-        return float(rows), mean.float(), var.float()
-    count, all_mean, all_var = over_ranks(rows, mean, var)
-    return count.item(), all_mean.float(), all_var.float()
+    count, mean, var = over_ranks(rows, mean, var)
+    return float(count), mean.float(), var.float()
 
 
 class _Normalize(torch.autograd.Function):
@@ -123,19 +125,20 @@ class _Normalize(torch.autograd.Function):
         bias: Tensor,
         mean: Tensor,
         inverse: Tensor,
-        count: Tensor,
+        count: Tensor | float,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, inverse, count)
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.count = count
         return (x - mean).mul_(inverse * weight).add_(bias).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        x, weight, mean, inverse, count = ctx.saved_tensors
+        x, weight, mean, inverse = ctx.saved_tensors
         centred = x - mean  # (rows, F)
         dy = dy.to(centred.dtype)
         d_bias, d_weight = dy.sum(dim=0), (dy * centred).sum(dim=0) * inverse
         # The gradients of weight and bias stay this rank's own: DDP adds them up.
-        both = sum_over_ranks(torch.cat((d_bias, d_weight)).double()) / count
+        both = sum_over_ranks(torch.cat((d_bias, d_weight)).double()) / ctx.count
         along_bias, along_weight = both.to(centred.dtype).chunk(2)
         dx = centred.mul_(-along_weight * inverse).add_(dy).sub_(along_bias)
         dx = dx.mul_(weight * inverse)

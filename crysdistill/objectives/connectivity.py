@@ -69,6 +69,8 @@ class Connectivity(Objective):
         balance: 0 weighs balanced classes equally, 1 gives them equal shares.
         mask_fraction: the chance of each atom that its element is hidden from the
             encoder; 0, as in CrysGNN, hides none.
+        normalize: whether the decoder sees embeddings of length one; CrysXPP's sees
+            them as they are.
 
     Raises:
         InputError: a setting is out of range.
@@ -91,9 +93,11 @@ class Connectivity(Objective):
         weights: Literal["balanced", "published"] = "balanced",
         balance: float = 0.5,
         mask_fraction: float = 0.15,
+        normalize: bool = True,
     ) -> None:
         super().__init__()
         self.views = (masked_or_clean(mask_fraction),)
+        self.normalize = normalize
         for name, value, known in (
             ("pairs", pairs, ("sampled", "all")),
             ("weights", weights, ("balanced", "published")),
@@ -113,11 +117,15 @@ class Connectivity(Objective):
         self.mix = nn.Linear(CLASSES, CLASSES)
         self.totals = Totals(both=1, said=1, connected=BINS, others=BINS)
 
+    def _atoms(self, seen: tuple[Embedded, ...]) -> Tensor:
+        atoms = seen[0].atoms
+        return F.normalize(atoms, dim=1) if self.normalize else atoms
+
     def forward(
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> Tensor:
         """Return the weighted mean negative log-likelihood of the pairs, in nats."""
-        h = F.normalize(seen[0].atoms, dim=1)  # (N, F)
+        h = self._atoms(seen)  # (N, F)
         if self.pairs == "sampled":
             chosen = sampled_pairs(batch, seed)
             logits = self._logits_of(chosen, h)
@@ -148,7 +156,7 @@ class Connectivity(Objective):
     ) -> None:
         """Add a validation batch to the numbers."""
         chosen = sampled_pairs(batch, seed)
-        logits = self._logits_of(chosen, F.normalize(seen[0].atoms, dim=1))
+        logits = self._logits_of(chosen, self._atoms(seen))
         connected = chosen.labels > 0
         p = logits[:, 1:].logsumexp(dim=1) - logits[:, 0]
         p = p.sigmoid()  # p(1) + ... + p(5)

@@ -10,8 +10,8 @@ backward computes again. Gate and core stand side by side in rows of 2 F:
 - norm: (3, 2 F), mean, scale and shift: y = (z - mean) scale + shift.
 
 Each function works on some crystals, from `begin` to `end`, and writes to their atoms
-alone; sums and gradients of the table have a place for each call. Of each crystal W u(d)
-is read from the table once for each length.
+alone; sums and gradients of the table have a place for each call. W u(d) is read from
+the table once for each length of a crystal.
 
 The inner loops run over channels, and each touches few rows: LLVM makes vectors of a
 loop only where it need not compare more than eight pairs of addresses, where nothing

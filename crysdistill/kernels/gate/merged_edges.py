@@ -37,7 +37,7 @@ class MergedEdges(NamedTuple):
         length: (E,) uint32, which of the crystal's lengths it has.
         times: (E,) float32, how many edges have this centre, neighbour and length.
         lengths: (B + 1,) int64, the first length of each crystal.
-        row: (L,) uint32, the first of four rows of the table for each length.
+        row: (L,) int64, the first of four rows of the table for each length.
         weights: (L, 4) float32, of those four rows.
     """
 
@@ -96,24 +96,26 @@ def merge_edges(batch: CrystalBatch, table: GaussianTable) -> CompiledEdges | No
     padding = getattr(batch, "padding", None)
     if padding is not None:
         distance[padding.numpy()] = batch.padding_distance
+    first, lengths = np.zeros(atoms + 1, np.int64), np.zeros(len(ptr), np.int64)
+    neighbour, length = np.empty((2, count), np.uint32)
+    times, known = np.empty(count, np.float32), np.empty(count)
+    merge(distance, edge_index, ptr, first, neighbour, length, times, lengths, known)
+    rows, row, weights = table.excerpt(torch.from_numpy(known[: lengths[-1]]))
     edges = MergedEdges(
         atoms=ptr,
-        first=np.empty(atoms + 1, np.int64),
-        neighbour=np.empty(count, np.uint32),
-        length=np.empty(count, np.uint32),
-        times=np.empty(count, np.float32),
-        lengths=np.empty(len(ptr), np.int64),
-        row=np.empty(count, np.uint32),
-        weights=np.empty((count, 4), np.float32),
+        first=first,
+        neighbour=neighbour,
+        length=length,
+        times=times,
+        lengths=lengths,
+        row=row.numpy(),
+        weights=weights.float().numpy(),
     )
-    used = np.empty(table.knots, bool)
-    found = merge(distance, edge_index, table.step, used, edges)
-    rows = table.at(torch.from_numpy(used.nonzero()[0]))
-    size = max(PART, -(-found // PARTS))
-    before = edges.first[ptr]  # (B + 1,), edges before each crystal
-    cuts = np.searchsorted(before, np.arange(size, found, size))
-    bounds = np.unique([0, *cuts, len(ptr) - 1])
-    return CompiledEdges(count, rows, edges, list(pairwise(bounds.tolist())))
+    size = max(PART, -(-first[-1] // PARTS))
+    # Where the edges before a crystal reach a multiple of the size.
+    cuts = np.searchsorted(first[ptr], np.arange(size, first[-1], size))
+    bounds = np.unique([0, *cuts, len(ptr) - 1]).tolist()
+    return CompiledEdges(count, rows, edges, list(pairwise(bounds)))
 
 
 @machine_code
@@ -164,11 +166,15 @@ def measure(
 def merge(
     distance: np.ndarray,
     edge_index: np.ndarray,
-    step: float,
-    used: np.ndarray,
-    edges: MergedEdges,
-) -> int:
-    """Fill merged edges and return their number.
+    atoms: np.ndarray,
+    first: np.ndarray,
+    neighbour: np.ndarray,
+    length: np.ndarray,
+    times: np.ndarray,
+    lengths: np.ndarray,
+    known: np.ndarray,
+) -> None:
+    """Fill merged edges, each array with room for all edges.
 
     Small cells reach the same neighbour through several of their sides at the same
     distance; messages of such edges are equal, so one is computed and counted.
@@ -176,67 +182,48 @@ def merge(
     Args:
         distance: (E,) float64, Å.
         edge_index: (2, E), neighbours and centres, in the order of centres.
-        step: Å, between knots.
-        used: (M,) bool, what to fill: which knots of the table are used. Others are
-            left out where `edges.row` counts rows.
-        edges: what to fill, with room for all edges and lengths.
+        atoms: (B + 1,), as all that follow see `MergedEdges`.
+        first: what to fill; zeros.
+        neighbour: what to fill.
+        length: what to fill.
+        times: what to fill.
+        lengths: what to fill; zeros.
+        known: Å, what to fill: the lengths of all crystals, (L,).
     """
-    total, knots = len(distance), len(used)
-    order = np.empty(total, np.int64)  # of each centre's edges by their length
-    length = np.empty(total, np.int64)
-    stop = np.empty(len(edges.first), np.int64)
-    used[:] = False
-    edges.first[0] = edges.lengths[0] = 0
-    begin, new, lengths = 0, 0, 0
-    for b in range(len(edges.atoms) - 1):
+    order = np.empty(len(distance), np.int64)  # of each centre's edges by their length
+    kind = np.empty(len(distance), np.int64)  # of the crystal's lengths
+    stop = np.empty(len(first), np.int64)
+    begin, new, found = 0, 0, 0
+    for b in range(len(atoms) - 1):
         end = begin
-        for i in range(edges.atoms[b], edges.atoms[b + 1]):
+        for i in range(atoms[b], atoms[b + 1]):
             stop[i] = end
-            while end < total and edge_index[1, end] == i:
+            while end < len(distance) and edge_index[1, end] == i:
                 end += 1
-        shortest = np.nan
         for e in begin + np.argsort(distance[begin:end], kind="mergesort"):
-            if not distance[e] - shortest <= SAME:  # NaN is like no other
-                shortest = distance[e]
-                x = shortest / step
-                m = 0
-                if x >= knots - 1:
-                    m, x = knots - 2, np.float64(knots - 1)
-                elif x > 0:  # not NaN
-                    m = int(x)
-                t = x - m
-                used[m] = used[m + 1] = True
-                edges.row[lengths] = m
-                edges.weights[lengths, 0] = (1 + 2 * t) * (1 - t) * (1 - t)
-                edges.weights[lengths, 1] = t * (1 - t) * (1 - t)
-                edges.weights[lengths, 2] = t * t * (3 - 2 * t)
-                edges.weights[lengths, 3] = -t * t * (1 - t)
-                lengths += 1
+            # NaN is like no other.
+            if found == lengths[b] or not distance[e] - known[found - 1] <= SAME:
+                known[found] = distance[e]
+                found += 1
+            kind[e] = found - 1 - lengths[b]
             i = edge_index[1, e]
             order[stop[i]] = e
             stop[i] += 1
-            length[e] = lengths - 1 - edges.lengths[b]
+        lengths[b + 1] = found
         k = begin
-        for i in range(edges.atoms[b], edges.atoms[b + 1]):
+        for i in range(atoms[b], atoms[b + 1]):
             while k < stop[i]:
                 e = order[k]
-                same = new - 1
-                while same >= edges.first[i] and edges.length[same] == length[e]:
-                    if edges.neighbour[same] == edge_index[0, e]:
-                        break
-                    same -= 1
-                if same < edges.first[i] or edges.length[same] != length[e]:
-                    edges.neighbour[new] = edge_index[0, e]
-                    edges.length[new] = length[e]
-                    edges.times[new] = 0
-                    same = new
+                same = first[i]
+                while same < new and (
+                    length[same] != kind[e] or neighbour[same] != edge_index[0, e]
+                ):
+                    same += 1
+                if same == new:
+                    neighbour[new], length[new] = edge_index[0, e], kind[e]
+                    times[new] = 0
                     new += 1
-                edges.times[same] += 1
+                times[same] += 1
                 k += 1
-            edges.first[i + 1] = new
-        edges.lengths[b + 1] = lengths
+            first[i + 1] = new
         begin = end
-    rank = np.cumsum(used)
-    for k in range(lengths):
-        edges.row[k] = 2 * (rank[edges.row[k]] - 1)
-    return new

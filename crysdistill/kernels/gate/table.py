@@ -45,12 +45,6 @@ class GaussianTable(nn.Module):
         rows[-1] = 0.0
         self.register_buffer("rows", rows.flatten(0, 1).float(), persistent=False)
 
-    def at(self, knots: Tensor) -> Tensor:
-        """Return the rows of some knots, (2 M, K), of no fewer than two."""
-        if len(knots) < 2:
-            return self.rows[:4]
-        return self.rows.unflatten(0, (-1, 2)).index_select(0, knots).flatten(0, 1)
-
     def locate(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first of four rows for each distance, and their weights.
 
@@ -67,6 +61,23 @@ class GaussianTable(nn.Module):
         first = x.detach().nan_to_num(0.0).floor().clamp(0, self.knots - 2)
         t = x - first
         return 2 * first.long(), hermite(t).to(distance.dtype)
+
+    def excerpt(self, distance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the rows that some distances need, and their places among these.
+
+        Args:
+            distance: (L,), Å, on the CPU.
+
+        Returns:
+            (2 M, K), fewer than all; the first of four rows for each distance, (L,);
+            and their weights, (L, 4).
+        """
+        row, weights = self.locate(distance)
+        knot = row // 2
+        used = torch.zeros(self.knots, dtype=torch.bool)
+        used[knot] = used[knot + 1] = True
+        rows = self.rows.unflatten(0, (-1, 2))[used].flatten(0, 1)
+        return rows, 2 * (used.cumsum(0) - 1)[knot], weights
 
 
 def hermite(t: Tensor) -> Tensor:
