@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"
@@ -13,36 +16,42 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk, a quota or a limit that leaves no room."""
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> Path:
-    """Write a file so that even a power cut leaves the old one or the new one.
+@contextmanager
+def whole(path: Path, own: bool = False) -> Iterator[Path]:
+    """Yield where to write a file that is at `path` once nothing has gone wrong.
 
-    The partial file lies in the same folder, since only within a file system is a
-    rename one step. It must be on the disk before the rename is: otherwise a crash may
-    leave the new name with nothing behind it.
+    Even a power cut leaves the old file or the new one. The partial file lies in the
+    same folder, since only within a file system is a rename one step. It must be on the
+    disk before the rename is: otherwise a crash may leave the new name with nothing
+    behind it.
 
     Args:
         path: a file that is there is replaced.
-        content: all of it.
-
-    Returns:
-        The path.
+        own: whether others may be writing the same file; the last one stays.
 
     Raises:
         OSError: it cannot be written; what was there before is as it was.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    name = f"{path.name}.{secrets.token_hex(8)}" if own else path.name
+    partial = path.with_name(name + PARTIAL)
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield partial
+        with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
         _sync_folder(path.parent)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)  # a write does not say of which file
+        # A write does not say of which file.
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            error.filename = str(path)
         raise
+
+
+def write_whole(path: Path, content: bytes | memoryview, own: bool = False) -> Path:
+    """Write a file of this content and return its path; see `whole`."""
+    with whole(path, own) as partial:
+        partial.write_bytes(content)
     return path
 
 

@@ -6,7 +6,6 @@ sum to threads of its own, in every process; here the one that needs it reads it
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from multiprocessing.connection import Client, Connection, Listener
@@ -115,8 +114,6 @@ def _listen(folder: str) -> Listener | None:
     """Listen to others; None if the folder's name is too long for a socket."""
     try:
         # Room for all to wait: they are let in once it is known that all have come.
-        return Listener(
-            None if sys.platform == "win32" else f"{folder}/socket", backlog=MANY
-        )
+        return Listener(f"{folder}/socket", backlog=MANY)
     except OSError:
         return None

@@ -32,9 +32,6 @@ def interrupts_held() -> Iterator[None]:
     It reaches every process of a terminal; only this one has something to say to it.
     A process that ignored it by its own first line would end with a traceback before.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
     if signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
         resource_tracker.ensure_running()  # lifts the block in the thread it starts in
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -46,5 +43,4 @@ def interrupts_held() -> Iterator[None]:
 
 def let_interrupt() -> None:
     """Answer Ctrl-C from now on, also one that came since this process began."""
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -50,12 +50,12 @@ def test_batches_by_edges_are_full_and_alike():
     loads = [int(made.edges[part].sum()) for part in batches(made)]
     assert loads == made.loads.tolist()
     assert min(loads) > 0.98 * max(loads)
-    assert made.waste == pytest.approx(1 - np.mean(loads) / 50_000)
-    assert made.waste < 0.02
+    assert np.mean(loads) > 0.98 * 50_000
     # No packing can do with fewer than all edges need.
     assert len(made) <= 1.02 * made.edges.sum() / 50_000 + 1
     # By number the heaviest batch is far from the mean.
-    assert Batches(sizes(5000), 64, shuffle=True).waste > 0.2
+    loads = Batches(sizes(5000), 64, shuffle=True).loads
+    assert loads.mean() < 0.8 * loads.max()
 
 
 def test_epochs_differ_and_repeat():
@@ -115,7 +115,7 @@ def test_nothing_to_batch():
     for budget in (None, 10):
         for shuffle in (False, True):
             made = Batches(np.zeros(0, int), 4, budget, shuffle)
-            assert (len(made), made.waste) == (len(batches(made)), 0.0)
+            assert len(made) == len(batches(made))
             assert len(made.heaviest()) == 0
 
 

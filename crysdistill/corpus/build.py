@@ -35,6 +35,7 @@ from crysdistill.corpus.shards import (
     read_shard,
 )
 from crysdistill.errors import InputError, did_you_mean
+from crysdistill.files import write_whole
 from crysdistill.graphs.neighbors import GraphSettings
 from crysdistill.locks import only_one, room_for
 from crysdistill.sources import open_sources
@@ -235,9 +236,8 @@ def _check_resumable(
             f"{parts} holds an interrupted build of other sources or settings; "
             "delete it to start anew"
         )
-    partial = manifest.with_suffix(".partial")
-    partial.write_text(json.dumps({**identity, "hash": digest}, indent=2))
-    partial.replace(manifest)
+    text = json.dumps({**identity, "hash": digest}, indent=2)
+    write_whole(manifest, text.encode())
 
 
 def _chunks(sources: Sequence[Source]) -> Iterator[list[Record]]:

@@ -8,13 +8,13 @@ Both steps leave a file beside the shards, so that an interrupted build goes on.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crysdistill.corpus.merge import merge_shards
+from crysdistill.files import write_whole
 
 if TYPE_CHECKING:
     from crysdistill.overlap.exclusion import Exclusion
@@ -110,12 +110,7 @@ class Firewall:
             found = Exclusion.from_dict(json.loads(path.read_bytes()))
         else:
             found = self._search(shards, folder / EVERYTHING, facts)
-            partial = path.with_suffix(".partial")
-            with partial.open("w", encoding="utf-8") as file:
-                json.dump(found.to_dict(), file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            write_whole(path, json.dumps(found.to_dict()).encode())
         facts["checks"] = [check.to_dict() for check in found.checks]
         return found.rows
 

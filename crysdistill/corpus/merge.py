@@ -16,6 +16,7 @@ import xxhash
 from rich.progress import Progress
 
 from crysdistill.corpus.shards import Rejection, read_list, read_shard
+from crysdistill.files import whole
 from crysdistill.store.checks import structures_hash
 from crysdistill.store.fingerprints import NEIGHBORS
 from crysdistill.store.layout import FORMAT, SCHEMA
@@ -83,29 +84,26 @@ def _merge(
     step: Callable[[float], None],
 ) -> tuple[int, list[Rejection]]:
     survey = _look(paths, drop, step)
-    partial = out.with_name(out.name + ".partial")
-    _check_space(partial, _size(survey, len(facts["properties"])))
-    with h5py.File(partial, "w") as file:
-        _write(file, paths, survey, len(facts["properties"]), step)
-        hashes, checksums = _hashes(file, lambda share: step(share * len(paths)))
-        identity = {"graph": facts["graph"], "arrays": hashes}
-        text = json.dumps(identity, sort_keys=True)
-        facts = {
-            **facts,
-            "sources": survey.sources,
-            "hashes": hashes,
-            "checksums": checksums,
-            "structures_hash": structures_hash(hashes),
-            "hash": hashlib.sha256(text.encode()).hexdigest(),
-        }
-        text = json.dumps(facts, sort_keys=True)
-        file.attrs["format"] = FORMAT
-        file.attrs["schema"] = SCHEMA
-        file.attrs["facts"] = text
-        file.attrs["checksum"] = xxhash.xxh3_128_hexdigest(text.encode())
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(out)
+    with whole(out) as partial:
+        _check_space(partial, _size(survey, len(facts["properties"])))
+        with h5py.File(partial, "w") as file:
+            _write(file, paths, survey, len(facts["properties"]), step)
+            hashes, checksums = _hashes(file, lambda share: step(share * len(paths)))
+            identity = {"graph": facts["graph"], "arrays": hashes}
+            text = json.dumps(identity, sort_keys=True)
+            facts = {
+                **facts,
+                "sources": survey.sources,
+                "hashes": hashes,
+                "checksums": checksums,
+                "structures_hash": structures_hash(hashes),
+                "hash": hashlib.sha256(text.encode()).hexdigest(),
+            }
+            text = json.dumps(facts, sort_keys=True)
+            file.attrs["format"] = FORMAT
+            file.attrs["schema"] = SCHEMA
+            file.attrs["facts"] = text
+            file.attrs["checksum"] = xxhash.xxh3_128_hexdigest(text.encode())
     return sum(int(keep.sum()) for keep in survey.keep), survey.rejections
 
 

@@ -8,8 +8,6 @@ processes start in a fraction of a second.
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ import xxhash
 
 from crysdistill.corpus.filters import Filters
 from crysdistill.errors import BadStructure
+from crysdistill.files import whole
 from crysdistill.graphs.neighbors import GraphSettings, Neighbors, find_neighbors
 from crysdistill.sources.records import Record, parse
 from crysdistill.store.fingerprints import NEIGHBORS, fingerprint, pack
@@ -172,14 +171,10 @@ def _printable(text: str) -> str:
 
 def write_shard(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a shard so that it is there whole or not at all."""
-    # Its own name: a worker may outlive a killed build by a moment, or be given up by
-    # a cluster and go on.
-    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
-    with partial.open("wb") as file:
+    # A worker may outlive a killed build by a moment, or be given up by a cluster and
+    # go on.
+    with whole(path, own=True) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def read_shard(path: Path, *names: str) -> dict[str, np.ndarray]:

@@ -1,1 +1,1 @@
-"""Periodic neighbours, the batch of crystals, and the verbs that models are written in."""
+"""Periodic neighbours, the batch of crystals, and the verbs of models."""

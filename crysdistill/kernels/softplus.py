@@ -35,7 +35,7 @@ PART = 2**15
 
 
 @inlined
-def exp_of_minus(a: float) -> float:
+def exp_of_minus(a: np.float32) -> np.float32:
     """Return exp(-a) for a >= 0, to 1e-7 of itself; 1.2e-38 from a = 87.3 on.
 
     exp(-a) = 2^n exp(r) with r between -ln(2)/2 and ln(2)/2, and exp(r) by a
@@ -56,7 +56,7 @@ def exp_of_minus(a: float) -> float:
 
 
 @inlined
-def log_of_one_plus(y: float) -> float:
+def log_of_one_plus(y: np.float32) -> np.float32:
     """Return log(1 + y) for y from 0 to 1, to 1e-7 of itself.
 
     log(1 + y) / y by a polynomial of degree 8. NaN stays NaN.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from rich.progress import (
 from rich.text import Text
 
 from crysdistill.errors import InputError
+from crysdistill.files import whole, write_whole
 from crysdistill.locks import only_one, room_for
 from crysdistill.sources.services import Page
 from crysdistill.sources.specs import open_service
@@ -216,7 +216,7 @@ class _Pages:
     def note(self, **facts: Any) -> None:
         """Add to what is known of this download."""
         self._noted.update(facts)
-        _write(self.folder / _MANIFEST, json.dumps(self._noted).encode())
+        write_whole(self.folder / _MANIFEST, json.dumps(self._noted).encode())
 
     def add(self, page: Page, total: int | None) -> None:
         """Keep one more page."""
@@ -226,7 +226,7 @@ class _Pages:
             for line in (head, *page.entries)
         )
         path = self.folder / f"{len(self.files):08d}.page"
-        _write(path, lines)
+        write_whole(path, lines)
         self.files.append(path)
         self.count += len(page.entries)
         self.cursor, self.total = page.cursor, total
@@ -236,16 +236,6 @@ class _Pages:
         for path in self.files:
             with path.open("rb") as file:
                 yield from islice(file, 1, None)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that is there as a whole or not at all, even if power fails."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 class _Rate(ProgressColumn):
@@ -298,25 +288,25 @@ def _assemble(pages: _Pages, out: Path, limit: int | None) -> None:
     """Write all pages as one file, and its origin beside it."""
     if pages.origin is None:
         raise RuntimeError(f"{pages.folder}: pages without {_MANIFEST}")
-    partial = out.with_name(out.name + ".partial")
-    count = 0
-    with (
-        partial.open("wb") as raw,
-        gzip.GzipFile("", "wb", _COMPRESSION, raw, mtime=0) as file,
-    ):
-        for line in islice(pages.lines(), limit):
-            file.write(line)
-            count += 1
-    with partial.open("rb") as written:
-        digest = hashlib.file_digest(written, "sha256").hexdigest()
-    content = {
-        "origin": pages.origin.to_dict(),
-        "spec": pages.spec,
-        "count": count,
-        "total": pages.total,
-        "bytes": partial.stat().st_size,
-        "sha256": digest,
-    }
-    # A snapshot is never there without its origin.
-    _write(origin_path(out), json.dumps(content, indent=2).encode() + b"\n")
-    partial.replace(out)
+    with whole(out) as partial:
+        count = 0
+        with (
+            partial.open("wb") as raw,
+            gzip.GzipFile("", "wb", _COMPRESSION, raw, mtime=0) as file,
+        ):
+            for line in islice(pages.lines(), limit):
+                file.write(line)
+                count += 1
+        with partial.open("rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+        content = {
+            "origin": pages.origin.to_dict(),
+            "spec": pages.spec,
+            "count": count,
+            "total": pages.total,
+            "bytes": partial.stat().st_size,
+            "sha256": digest,
+        }
+        # A snapshot is never there without its origin.
+        text = json.dumps(content, indent=2) + "\n"
+        write_whole(origin_path(out), text.encode())

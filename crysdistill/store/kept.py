@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,14 +53,8 @@ def _read_or_compute(
     arrays = {name: np.ascontiguousarray(a) for name, a in compute().items()}
     with suppress(OSError):  # a folder that is read-only, a disk that is full
         folder.mkdir(exist_ok=True)
-        _write(path, save(arrays, metadata={"key": text}))
+        write_whole(path, save(arrays, metadata={"key": text}), own=True)
     return arrays
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that other runs may be writing too."""
-    own = path.with_name(f"{secrets.token_hex(8)}.safetensors")
-    write_whole(own, content).replace(path)
 
 
 def _plain(value: Any) -> Any:

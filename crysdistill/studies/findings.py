@@ -42,16 +42,13 @@ MEASURED = (
 """How results are measured unless `facts["measured"]` says otherwise."""
 
 
-def findings(
-    group: ResultGroup, results: pd.DataFrame, test_train_ratio: float = 0.0
-) -> list[str]:
+def findings(group: ResultGroup, results: pd.DataFrame) -> list[str]:
     """Return what a group of arms shows, in sentences; none without a comparison.
 
     Args:
         group: one of `result_groups`.
         results: the same results; they are read once more to compare the distilled arm
             with the one whose teacher has random weights.
-        test_train_ratio: see `corrected_variance`.
     """
     best, reference = group.best, group.reference
     if best is None or reference is None or not best.changes:
@@ -68,7 +65,7 @@ def findings(
     return [
         f"{start}, {metric_name(group.metric)} {value}, {change} against "
         f"{reference.arm}: {best.judgement}.",
-        *_control_findings(group, best, check_results(results), test_train_ratio),
+        *_control_findings(group, best, check_results(results)),
     ]
 
 
@@ -118,7 +115,6 @@ def limits(
     groups: Sequence[ResultGroup],
     reference: str,
     overlap: Mapping[str, Any] | None,
-    test_train_ratio: float = 0.0,
 ) -> list[str]:
     """Return what the results do not show, in sentences.
 
@@ -127,7 +123,6 @@ def limits(
         groups: from `result_groups`.
         reference: the arm that the others are compared with.
         overlap: its `word` and `meaning`; None if nothing is known.
-        test_train_ratio: see `corrected_variance`.
     """
     seeds = table["seed"].nunique()
     said = [
@@ -143,13 +138,8 @@ def limits(
     if seeds > 1:
         said.append(
             "The intervals describe the spread between seeds on this dataset, not on "
-            "other chemistries. "
-            + (
-                "Those of changes are widened because the splits share crystals "
-                if test_train_ratio
-                else "Seeds share crystals, which makes them somewhat too narrow "
-            )
-            + "(Nadeau and Bengio 2003, doi:10.1023/A:1024068626366)."
+            "other chemistries. Seeds share crystals, which makes them somewhat too "
+            "narrow (Nadeau and Bengio 2003, doi:10.1023/A:1024068626366)."
         )
     if any(len(group.rows) > 2 for group in groups):
         said.append(
@@ -179,7 +169,7 @@ def _change_text(change: float, interval: tuple[float, float], pairs: int) -> st
 
 
 def _control_findings(
-    group: ResultGroup, best: ResultRow, table: pd.DataFrame, test_train_ratio: float
+    group: ResultGroup, best: ResultRow, table: pd.DataFrame
 ) -> list[str]:
     """Say where a control does as well as what is claimed."""
     said = []
@@ -195,10 +185,7 @@ def _control_findings(
     if set(pair) <= {row.arm for row in group.rows if row.n}:
         mask = (table["target"] == group.target) & (table["metric"] == group.metric)
         mask &= (table["labels"] == group.labels) & table["arm"].isin(pair)
-        compared = compare_paired(
-            table[mask], "random-teacher", test_train_ratio=test_train_ratio
-        )
-        found = compared.iloc[0]
+        found = compare_paired(table[mask], "random-teacher").iloc[0]
         ends = (found["change_low"], found["change_high"])
         change = _change_text(found["change"], ends, found["n"])
         said.append(

@@ -28,8 +28,6 @@ from crysdistill.studies.tables import ResultGroup, console_table, result_groups
 
 __all__ = ["console_table", "write_report"]
 
-_CLASSIFICATION = {"auc", "average_precision", "accuracy", "balanced_accuracy", "f1"}
-_CLASSIFICATION |= {"mcc", "precision", "recall", "log_loss", "brier"}
 _SHOWN_ELSEWHERE = {"arms", "overlap", "settings", "versions", "measured"}
 
 
@@ -44,7 +42,6 @@ def write_report(
     predictions: pd.DataFrame | None = None,
     next_steps: Sequence[str] = (),
     reference: str = "scratch",
-    test_train_ratio: float = 0.0,
 ) -> Path:
     """Write the report of a study and return where it lies.
 
@@ -65,7 +62,6 @@ def write_report(
             truth`, and `labels` if that differs.
         next_steps: what to do now; a command stands alone or between backticks.
         reference: the arm that the others are compared with, if it is there.
-        test_train_ratio: for splits that overlap; see `corrected_variance`.
 
     Raises:
         InputError: a table lacks a column, the results cannot be used, or the path is a
@@ -76,7 +72,7 @@ def write_report(
         raise InputError(f"{path} is a folder; give the name of an HTML file")
     facts = dict(facts or {})
     table = check_results(results)
-    groups = result_groups(table, reference, facts.get("arms"), test_train_ratio)
+    groups = result_groups(table, reference, facts.get("arms"))
     overlap = _overlap(facts.get("overlap"))
     page = _environment().get_template("report.html.j2")
     text = page.render(
@@ -84,7 +80,7 @@ def write_report(
         lead=_lead(table),
         tally=tally(groups) if len(groups) > 1 else [],
         reference=reference,
-        targets=_targets(groups, table, test_train_ratio),
+        targets=_targets(groups, table),
         pretraining=None if pretraining is None else _pretraining(pretraining),
         parity=[] if predictions is None else _parity(predictions, groups),
         curves=[] if curves is None else _curves(curves, groups, reference),
@@ -96,7 +92,7 @@ def write_report(
         facts={k: v for k, v in facts.items() if k not in _SHOWN_ELSEWHERE},
         settings=_flat(facts.get("settings", {})),
         versions=facts.get("versions", {}),
-        limits=limits(table, groups, reference, overlap, test_train_ratio),
+        limits=limits(table, groups, reference, overlap),
         runs=_runs(table, groups),
         next_steps=list(next_steps),
     )
@@ -134,7 +130,7 @@ def _lead(table: pd.DataFrame) -> str:
 
 
 def _targets(
-    groups: Sequence[ResultGroup], table: pd.DataFrame, test_train_ratio: float
+    groups: Sequence[ResultGroup], table: pd.DataFrame
 ) -> list[dict[str, Any]]:
     """Return the result tables and figures, target by target."""
     shown = []
@@ -147,7 +143,7 @@ def _targets(
                 pictures.append(figures.values_figure(group))
             if any(row.changes for row in group.rows):
                 pictures.append(figures.changes_figure(group))
-            said = findings(group, table, test_train_ratio)
+            said = findings(group, table)
             panels.append({"group": group, "figures": pictures, "findings": said})
         over_labels = []
         if len(of_target) > 1:
@@ -212,7 +208,7 @@ def _parity(
         labels = f", {group.labels:,} training labels" if said else ""
         panel = {"group": group, "labels": labels, "worst": [], "arm": arms[-1]}
         parts = [part[part["arm"] == arm] for arm in arms]
-        if group.metric in _CLASSIFICATION:
+        if group.metric == "auc":
             panel["figures"] = [
                 figures.roc_figure(p, arm) for p, arm in zip(parts, arms, strict=True)
             ]
@@ -316,12 +312,11 @@ def _runs(table: pd.DataFrame, groups: Sequence[ResultGroup]) -> list[dict[str, 
     for group in groups:
         mask = (table["target"] == group.target) & (table["metric"] == group.metric)
         part = table.loc[mask & (table["labels"] == group.labels)]
-        keys = list(dict.fromkeys(zip(part["fold"], part["seed"], strict=True)))
-        folds = part["fold"].nunique() > 1
-        heads = [f"fold {f}, seed {s}" if folds else f"seed {s}" for f, s in keys]
-        wide = part.set_index(["arm", "fold", "seed"])["value"]
+        seeds = list(dict.fromkeys(part["seed"]))
+        heads = [f"seed {seed}" for seed in seeds]
+        wide = part.set_index(["arm", "seed"])["value"]
         rows = [
-            (row.arm, [float(wide.get((row.arm, *key), math.nan)) for key in keys])
+            (row.arm, [float(wide.get((row.arm, seed), math.nan)) for seed in seeds])
             for row in group.rows
         ]
         shown.append({"group": group, "heads": heads, "rows": rows})

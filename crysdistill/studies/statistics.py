@@ -2,7 +2,7 @@
 
 Results are a tidy table with one row for each run: the columns `arm`, `target`,
 `metric`, `labels` (number of training labels), `seed` and `value` (on test); besides
-them `unit`, `validation` and `fold` if there are any. Other columns are left alone.
+them `unit` and `validation` if there are any. Other columns are left alone.
 """
 
 from __future__ import annotations
@@ -19,15 +19,8 @@ from crysdistill.errors import InputError, did_you_mean
 REQUIRED = ("arm", "target", "metric", "labels", "seed", "value")
 """The columns without which results cannot be judged."""
 
-HIGHER_IS_BETTER = {
-    **dict.fromkeys(
-        ("mae", "mse", "rmse", "medae", "loss", "log_loss", "brier"), False
-    ),
-    **dict.fromkeys(("auc", "average_precision", "accuracy", "f1", "mcc", "r2"), True),
-    **dict.fromkeys(("balanced_accuracy", "precision", "recall"), True),
-    **dict.fromkeys(("pearson", "spearman", "kendall"), True),
-}
-"""The metrics that can be judged, and whether more of one is better."""
+HIGHER_IS_BETTER = {"mae": False, "auc": True, "accuracy": True, "score": False}
+"""The metrics by which runs are judged, and whether more of one is better."""
 
 BETTER = "better"
 WORSE = "worse"
@@ -52,8 +45,7 @@ def check_results(results: pd.DataFrame) -> pd.DataFrame:
         results: one row for each run; see the top of this module.
 
     Returns:
-        A copy with `unit` ("" where absent), `validation` (NaN where absent) and `fold`
-        (0 where absent).
+        A copy with `unit` ("" where absent) and `validation` (NaN where absent).
 
     Raises:
         InputError: a column is missing, there is no row, a metric is unknown, a target
@@ -72,7 +64,7 @@ def check_results(results: pd.DataFrame) -> pd.DataFrame:
     if results.empty:
         raise InputError("the results have no row; run at least one arm")
     table = results.copy().reset_index(drop=True)
-    for name, default in (("unit", ""), ("validation", np.nan), ("fold", 0)):
+    for name, default in (("unit", ""), ("validation", np.nan)):
         if name not in columns:
             table[name] = default
     table["unit"] = table["unit"].astype(object).fillna("").astype(str)
@@ -98,7 +90,7 @@ def check_results(results: pd.DataFrame) -> pd.DataFrame:
                 f"the target `{target}` has the units {', '.join(map(repr, units))}; "
                 "convert its values to one of them"
             )
-    run = [*_GROUP, "arm", "fold", "seed"]
+    run = [*_GROUP, "arm", "seed"]
     twice = table[table.duplicated(run)]
     if not twice.empty:
         row = twice.iloc[0]
@@ -123,64 +115,27 @@ def higher_is_better(metric: str) -> bool:
     return HIGHER_IS_BETTER[metric]
 
 
-def corrected_variance(
-    values: Sequence[float] | np.ndarray, test_train_ratio: float = 0.0
-) -> float:
-    """Return the variance of the mean of values from splits that overlap.
-
-    Splits of one dataset share training crystals, so that their results vary less than
-    those of independent samples would; s²/n is then too small. The correction is made
-    for training and test parts that are all the data together, as in k-fold or repeated
-    hold-out. For small training subsets of a large pool it is far too cautious.
-
-    Source: C. Nadeau, Y. Bengio, Machine Learning 52, 239-281 (2003),
-    doi:10.1023/A:1024068626366, corrected resampled t test.
-
-    Args:
-        values: one for each split, (n,).
-        test_train_ratio: size of the test part over size of the training part; 0 gives
-            the plain s²/n of independent values.
-
-    Returns:
-        The variance of the mean, in the unit of the values squared; NaN for n < 2.
-
-    Raises:
-        InputError: the ratio is negative.
-    """
-    if test_train_ratio < 0:
-        raise InputError(
-            f"`test_train_ratio` is {test_train_ratio} but must not be negative"
-        )
-    x = np.asarray(values, float)
-    if len(x) < 2:
-        return float("nan")
-    return float((1 / len(x) + test_train_ratio) * x.var(ddof=1))  # (1/J + n₂/n₁) S²
-
-
 def t_interval(
     values: Sequence[float] | np.ndarray,
     confidence: float = 0.95,
-    test_train_ratio: float = 0.0,
 ) -> Interval:
     """Return Student's confidence interval of a mean.
 
     Args:
         values: a sample, (n,).
         confidence: probability with which such intervals hold the true mean.
-        test_train_ratio: see `corrected_variance`.
 
     Returns:
         The interval in the unit of the values; NaN for n < 2.
 
     Raises:
-        InputError: the confidence is not between 0 and 1, or the ratio is negative.
+        InputError: the confidence is not between 0 and 1.
     """
     if not 0 < confidence < 1:
         raise InputError(f"`confidence` is {confidence} but must be between 0 and 1")
-    variance = corrected_variance(values, test_train_ratio)
-    if np.isnan(variance):
+    if len(values) < 2:
         return Interval(float("nan"), float("nan"))
-    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * np.sqrt(variance)
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
     mean = float(np.mean(values))
     return Interval(mean - float(half), mean + float(half))
 
@@ -252,19 +207,17 @@ def compare_paired(
     results: pd.DataFrame,
     reference: str = "scratch",
     confidence: float = 0.95,
-    test_train_ratio: float = 0.0,
 ) -> pd.DataFrame:
     """Compare every arm with one of them, over the seeds that both have.
 
-    Runs of one seed (and fold) share the split, so their differences are judged, by a
-    paired t test. Holm's correction counts all arms of the same target, metric and
-    number of labels.
+    Runs of one seed share the split, so their differences are judged, by a paired t
+    test. Holm's correction counts all arms of the same target, metric and number of
+    labels.
 
     Args:
         results: one row for each run; see the top of this module.
         reference: the arm that the others are compared with.
         confidence: of the intervals; p values are held against 1 - confidence.
-        test_train_ratio: see `corrected_variance`.
 
     Returns:
         One row for each other arm, with the columns `target, unit, metric, labels, arm,
@@ -289,7 +242,7 @@ def compare_paired(
         )
     rows: list[dict[str, Any]] = []
     for key, group in _groups(table):
-        runs = group[np.isfinite(group["value"])].set_index(["fold", "seed"])
+        runs = group[np.isfinite(group["value"])].set_index("seed")
         values = {arm: part["value"] for arm, part in runs.groupby("arm", sort=False)}
         empty = pd.Series(dtype=float)
         other = values.get(reference, empty)
@@ -304,7 +257,6 @@ def compare_paired(
                 other.loc[common].to_numpy(float),
                 higher_is_better(key["metric"]),
                 confidence,
-                test_train_ratio,
             )
             unpaired = len(part) - len(common)
             head = {"arm": arm, "reference": reference, "unpaired": unpaired}
@@ -340,7 +292,6 @@ def _pairs(
     reference: np.ndarray,
     higher: bool,
     confidence: float,
-    test_train_ratio: float,
 ) -> dict[str, Any]:
     """Return the comparison of values, (n,), with those of the reference, (n,)."""
     n = len(values)
@@ -348,7 +299,7 @@ def _pairs(
         return {"n": 0, "wins": 0, "p": np.nan, "verdict": NO_PAIR}
     differences = values - reference
     difference = float(differences.mean())
-    low, high = t_interval(differences, confidence, test_train_ratio)
+    low, high = t_interval(differences, confidence)
     scale = abs(float(reference.mean()))
     percent = 100 / scale if scale > 0 else np.nan
     if n == 1:
@@ -369,16 +320,16 @@ def _pairs(
         "change_low": low * percent,
         "change_high": high * percent,
         "wins": int(((differences > 0) if higher else (differences < 0)).sum()),
-        "p": _p_value(differences, test_train_ratio),
+        "p": _p_value(differences),
         "verdict": verdict,
     }
 
 
-def _p_value(differences: np.ndarray, test_train_ratio: float) -> float:
+def _p_value(differences: np.ndarray) -> float:
     """Return the two-sided p value of a mean difference of zero; NaN for n < 2."""
-    error = np.sqrt(corrected_variance(differences, test_train_ratio))
-    if np.isnan(error):
+    if len(differences) < 2:
         return float("nan")
+    error = stats.sem(differences)
     if error == 0:  # the same difference in every pair
         return float(differences.mean() == 0)
     t = differences.mean() / error

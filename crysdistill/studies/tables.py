@@ -31,14 +31,13 @@ ARM_DESCRIPTIONS = {
     "frozen-all": "pretrained encoder frozen, only the head learns",
     "mean": "control: mean of the training labels",
     "forest": "control: random forest on the composition",
-    "ridge": "ridge regression on frozen embeddings",
 }
 """What each arm is, in one line; `describe` also knows `frozen-0`, `frozen-1`, ..."""
 
 CONTROLS = ("scratch-large", "random-teacher", "mean", "forest")
 """Arms that claim nothing: a gain must be larger than theirs."""
 
-_SHORT = {"mae", "mse", "rmse", "auc", "mcc"}
+_SHORT = {"mae", "auc"}
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,6 @@ def result_groups(
     results: pd.DataFrame,
     reference: str = "scratch",
     about: Mapping[str, str] | None = None,
-    test_train_ratio: float = 0.0,
 ) -> list[ResultGroup]:
     """Return results as groups of arms that may be compared, best arm first.
 
@@ -217,7 +215,6 @@ def result_groups(
         results: one row for each run; see `crysdistill.studies.statistics`.
         reference: the arm that the others are compared with, if it is there.
         about: descriptions of arms, beside those of `ARM_DESCRIPTIONS`.
-        test_train_ratio: see `corrected_variance`.
 
     Raises:
         InputError: the results cannot be used; see `check_results`.
@@ -245,7 +242,7 @@ def result_groups(
         )
         rows.setdefault(group, []).append(row)
     if reference in set(table["arm"]):
-        pairs = compare_paired(table, reference, test_train_ratio=test_train_ratio)
+        pairs = compare_paired(table, reference)
         for line in pairs.to_dict("records"):
             group = tuple(line[name] for name in key)
             found = rows[group]
@@ -320,7 +317,7 @@ def _best_first(rows: Sequence[ResultRow], metric: str) -> tuple[ResultRow, ...]
 def _changes(table: pd.DataFrame, key: Mapping, line: Mapping) -> tuple[float, ...]:
     """Return the difference of each pair in percent of the reference's mean."""
     mask = np.logical_and.reduce([table[name] == value for name, value in key.items()])
-    runs = table[mask & np.isfinite(table["value"])].set_index(["fold", "seed"])
+    runs = table[mask & np.isfinite(table["value"])].set_index("seed")
     mine = runs.loc[runs["arm"] == line["arm"], "value"]
     other = runs.loc[runs["arm"] == line["reference"], "value"]
     pairs = (mine - other.reindex(mine.index)).dropna()

@@ -147,12 +147,6 @@ class Batches:
                 best, most = order[starts[number] : starts[number + 1]], loads[number]
         return best
 
-    @property
-    def waste(self) -> float:
-        """The share of the budget (without one: of the heaviest batch) left free."""
-        most = self.edge_budget or self.loads.max(initial=1)
-        return 1.0 - float(self.loads.mean()) / most if len(self.loads) else 0.0
-
     def imbalance(self, ranks: int) -> float:
         """Return how much more the busiest rank has to do than the average one.
 

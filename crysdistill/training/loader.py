@@ -108,6 +108,12 @@ class BatchLoader:
         edges = int(self.batches.edges[chosen].sum())
         return self._batch(chosen).to(self._device), len(chosen), edges
 
+    def few(self) -> CrystalBatch:
+        """Return a batch of two crystals, the same on all ranks."""
+        batch = self._near.batch(self.rows[:2], self.targets)
+        batch.crystals_of_all = batch.num_graphs
+        return batch.to(self._device)
+
     def __iter__(self) -> Iterator[CrystalBatch]:
         epoch, first = self._next
         # Whoever iterates may stop before the end: the next pass is the next epoch.

@@ -46,12 +46,11 @@ class HeaviestFirst(Callback):
         crystals = edges = 0
         failed = False
         try:
+            # Compiled functions are compiled now: where memory is short later, the
+            # compiler would end the process.
+            _try(trainer, pl_module, self.loader.few())
             batch, crystals, edges = self.loader.heaviest(self.epochs)
-            # Without the other ranks: where one runs out of memory, none waits for it.
-            with alone(), trainer.precision_plugin.forward_context():
-                loss = pl_module.losses(batch, 0)["loss"]  # type: ignore[operator]
-                learned = [p for p in pl_module.parameters() if p.requires_grad]
-                torch.autograd.grad(loss, learned, allow_unused=True)
+            _try(trainer, pl_module, batch)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -63,6 +62,15 @@ class HeaviestFirst(Callback):
             torch.cuda.empty_cache()
         if sum_over_ranks(torch.tensor(int(failed))).item():
             raise InputError(_advice(device, crystals, edges))
+
+
+def _try(trainer: L.Trainer, module: L.LightningModule, batch: CrystalBatch) -> None:
+    """Compute gradients and forget them."""
+    # Without the other ranks: where one runs out of memory, none waits for it.
+    with alone(), trainer.precision_plugin.forward_context():
+        loss = module.losses(batch, 0)["loss"]  # type: ignore[operator]
+        learned = [p for p in module.parameters() if p.requires_grad]
+        torch.autograd.grad(loss, learned, allow_unused=True)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

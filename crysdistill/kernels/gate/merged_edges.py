@@ -214,14 +214,17 @@ def merge(
         for i in range(atoms[b], atoms[b + 1]):
             while k < stop[i]:
                 e = order[k]
-                same = first[i]
-                while same < new and (
-                    length[same] != kind[e] or neighbour[same] != edge_index[0, e]
+                same = new - 1
+                while (
+                    same >= first[i]
+                    and length[same] == kind[e]
+                    and neighbour[same] != edge_index[0, e]
                 ):
-                    same += 1
-                if same == new:
+                    same -= 1
+                if same < first[i] or length[same] != kind[e]:
                     neighbour[new], length[new] = edge_index[0, e], kind[e]
                     times[new] = 0
+                    same = new
                     new += 1
                 times[same] += 1
                 k += 1

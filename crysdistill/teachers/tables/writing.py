@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crysdistill.errors import InputError
-from crysdistill.files import PARTIAL
+from crysdistill.files import whole
 
 _GROUP = 4096  # crystals of a row group of Parquet
 
@@ -97,21 +95,8 @@ def write_table(path: Path, contents: Contents, parts: Iterable[Part]) -> None:
         InputError: a name cannot be written.
     """
     write = _WRITERS.get(path.suffix, _write_parquet)
-    with _whole(path) as partial:
+    with whole(path) as partial:
         write(partial, contents, parts)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Yield a name to write to, which becomes `path` if nothing goes wrong."""
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_safetensors(path: Path, contents: Contents, parts: Iterable[Part]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from pathlib import Path
 
@@ -30,15 +31,11 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
 
     def of_process(self) -> int:
-        """Return the most bytes that were resident; 0 where no system tells."""
+        """Return the most bytes that were resident."""
         if self.of_run:
             for line in _STATUS.read_text().splitlines():
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
-        if sys.platform == "win32":
-            return 0
-        import resource  # not everywhere
-
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
