@@ -318,6 +318,8 @@ class _Reader:
             ending = f".{key.rpartition('.')[2]}"
             every = [found.name for found in list_keys(self.schema)]
             named = [name for name in every if f".{name}".endswith(ending)]
+            # A setting of another encoder has this very name.
+            named = [name for name in named if name != f"{prefix}{key}"]
             hint = f"; did you mean `{named[0]}`?" if named else ""
         if not hint:
             hint = f"; known: {', '.join(known)}" if known else "; it takes none"

@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 small=True,
             )
             with tempfile.TemporaryDirectory() as folder:
-                run(plan, Path(folder))
+                run(plan, Path(folder), keeps=False)
             return 0
         target = Target(args.target, args.unit)
         plan = Plan(
@@ -141,12 +141,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(plan: Plan, out: Path) -> pd.DataFrame:
+def run(plan: Plan, out: Path, keeps: bool = True) -> pd.DataFrame:
     """Run what has not run yet, print the table, and return one row for each run.
 
     Args:
         plan: what is compared.
         out: the folder for stores and runs; `results.csv` in it holds the table.
+        keeps: whether that folder stays, and may be named.
     """
     out.mkdir(parents=True, exist_ok=True)
     stores = {}
@@ -162,7 +163,8 @@ def run(plan: Plan, out: Path) -> pd.DataFrame:
         table = pd.DataFrame(rows)
         table.to_csv(out / "results.csv", index=False)
     rich.print(beside_published(table, plan))
-    rich.print(f"runs and results.csv: {out}")
+    if keeps:
+        rich.print(f"runs and results.csv: {out}")
     return table
 
 

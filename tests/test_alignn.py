@@ -270,6 +270,13 @@ def edges_of(edge_index: torch.Tensor, vectors: torch.Tensor) -> Counter:
     return Counter(map(tuple, torch.cat((edge_index.T, steps), dim=1).tolist()))
 
 
+def test_memory_grows_with_the_triplets():
+    """16 bytes for each triplet, width and convolution: 2 kB at 64 and 2."""
+    encoder, batch = ALIGNN(), some_batch()
+    triplets = len(find_triplets(batch).first)
+    assert encoder.memory(batch) == 2048 * triplets
+
+
 # ------------------------------------------------------------- a second implementation
 
 

@@ -549,18 +549,23 @@ def test_values_are_written_on_one_line():
 class Real:
     encoder: Annotated[dict[str, Any], Choice(encoders.ENCODERS)]
     objectives: Annotated[
-        dict[str, Any], Choices(objectives.OBJECTIVES, ("encoder_width",), Shared)
+        dict[str, Any],
+        Choices(objectives.OBJECTIVES, ("encoder_width", "crystal_width"), Shared),
     ]
 
 
 def test_the_real_tables_fit():
     """Every encoder and objective of the package has settings that can be read."""
     names = [f"objectives.{name}=true" for name in objectives.OBJECTIVES]
+    names += ["objectives.properties.targets=[{name: gap}]"]
     for encoder in encoders.ENCODERS:
         config = load_config(None, [f"encoder.name={encoder}", *names], Real)
         assert set(config.objectives) == set(objectives.OBJECTIVES)
         assert config.encoder == {"name": encoder}
     assert "encoder.convolutions" in [key.name for key in list_keys(Real)]
+    foreign = ["encoder.name=schnet", "encoder.heads=3", *names]
+    with pytest.raises(InputError, match=r"unknown key `encoder\.heads`; known: width"):
+        load_config(None, foreign, Real)
     wrong = ["encoder.name=cgcnn", "encoder.convoluions=5", *names]
     with pytest.raises(InputError, match=r"did you mean `encoder\.convolutions`\?"):
         load_config(None, wrong, Real)

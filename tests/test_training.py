@@ -345,6 +345,11 @@ class TestFinetuning:
         assert not plain.settings["normalize"]
         told = tuning(config, pretrained, encoder={"normalize": True})
         assert FinetunePlan(told).encoder(store).settings["normalize"]
+        named = tuning(config, pretrained, encoder={"name": "cgcnn"})
+        assert not FinetunePlan(named).encoder(store).settings["normalize"]
+        other = tuning(config, pretrained, encoder={"name": "schnet"})
+        with pytest.raises(InputError, match=r"`encoder.name` is schnet but .* holds"):
+            FinetunePlan(other).encoder(store)
         wider = tuning(config, pretrained, encoder={"width": 9})
         with pytest.raises(InputError, match="`encoder` changes the shapes of weights"):
             FinetunePlan(wider).encoder(store)

@@ -100,6 +100,19 @@ def test_the_heaviest_batch_is_tried(config, tmp_path, monkeypatch):
     assert len(set(seen[0])) == 1
 
 
+def test_what_an_encoder_says_it_needs_is_held_against_memory(
+    config, tmp_path, monkeypatch
+):
+    """Linux would end the process, without a word."""
+    monkeypatch.setattr(
+        "crysdistill.encoders.cgcnn.CGCNN.memory", lambda self, batch: 10**16
+    )
+    with pytest.raises(
+        InputError, match=r"heaviest batch .* does not fit into the mem"
+    ):
+        train(replace(config, out=tmp_path / "run"))
+
+
 def test_other_errors_are_not_about_memory(config, tmp_path, monkeypatch):
     def fail(self, batch, seed):
         raise RuntimeError("shapes differ")

@@ -349,6 +349,12 @@ class ALIGNN(Encoder):
             (z, angle.place),
         )
 
+    def memory(self, batch: CrystalBatch) -> int:
+        """Return 16 bytes for each triplet, width and convolution, as was measured."""
+        degree = batch.neighbor_ptr.diff()  # (N,)
+        triplets = int(degree[batch.edge_index[0]].sum())
+        return 16 * triplets * self.settings["hidden"] * len(self.convolutions)
+
     def blocks(self) -> Blocks:
         """Return the embedding and then each convolution."""
         return Blocks(self.embedding, [*self.convolutions, *self.gated_convolutions])

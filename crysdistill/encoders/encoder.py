@@ -171,6 +171,14 @@ class Encoder(nn.Module, ABC):
     def blocks(self) -> Blocks:
         """Return all weights, block by block."""
 
+    def memory(self, batch: CrystalBatch) -> int | None:
+        """Estimate the bytes that a training step needs; None where that is little.
+
+        For encoders whose rows can be many times the edges: a CPU does not say that it
+        runs out of memory, the system ends the process.
+        """
+        return None
+
     def work(self, crystals: int, atoms: int, edges: int) -> Work | None:
         """Estimate one training step, forward and backward; None where not known.
 

@@ -87,6 +87,11 @@ def _from_file(path: Path, store: Store) -> Teacher:
     """Return the teacher that a file holds."""
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the file in it")
+    if path.suffix.lower() == ".csv":
+        raise InputError(
+            f"{path}: a CSV cannot teach; write the table as .safetensors, .h5 or "
+            ".parquet (`crysdistill embed ... --level atoms`)"
+        )
     with path.open("rb") as file:
         start = file.read(9)
     if start[:4] == b"PAR1" or start[:8] == b"\x89HDF\r\n\x1a\n":

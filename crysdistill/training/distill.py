@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from crysdistill.encoders import Embeddings
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch
+from crysdistill.ranks import on_first_rank
 from crysdistill.store.store import Store
 from crysdistill.teachers import Teacher, TeacherAnswers, answers_for, make_teacher
 from crysdistill.training.engine import device_of
 from crysdistill.training.loader import ROOM, free_memory
 from crysdistill.training.run import Learning, execute
 from crysdistill.training.runs import RunDirectory
-from crysdistill.training.settings import EncoderChoice
+from crysdistill.training.settings import EncoderChoice, TrainerSettings
 from crysdistill.training.supervised import SupervisedModule
 from crysdistill.training.train import TrainConfig, TrainPlan
 from crysdistill.transfer.distillation import Distillation
@@ -127,6 +128,12 @@ class DistillPlan(TrainPlan):
             config.teacher, store, seed=config.seed + 1, encoder=config.teacher_encoder
         )
         return super().open()
+
+    def prepare(self, store: Store, trainer: TrainerSettings) -> Learning:
+        """Prepare, and see that the teacher knows all crystals."""
+        learning = super().prepare(store, trainer)
+        on_first_rank(lambda: self.teacher.prepare(store, self.split.train))
+        return learning
 
     def module(self, predictor: Predictor) -> SupervisedModule:
         """Add the teacher's part of the loss."""

@@ -71,7 +71,13 @@ class FinetunePlan(LabelledPlan[FinetuneConfig]):
         config = self.config
         source = load_pretrained(config.weights, store)
         settings = find_encoder(source.name).for_properties(source.settings)
-        encoder = make_encoder(source.name, **{**settings, **config.encoder})
+        given = dict(config.encoder)
+        if given.pop("name", source.name) != source.name:
+            raise InputError(
+                f"`encoder.name` is {config.encoder['name']} but {config.weights} "
+                f"holds a {source.name}; leave it out"
+            )
+        encoder = make_encoder(source.name, **{**settings, **given})
         fresh = encoder.state_dict()
         kept = source.state_dict()
         if fresh.keys() != kept.keys() or any(

@@ -9,10 +9,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.ranks import alone, sum_over_ranks
 from crysdistill.training.loader import BatchLoader
+from crysdistill.training.watch.memory import available_memory
 
 
 class Learner(Protocol):
@@ -50,6 +52,8 @@ class HeaviestFirst(Callback):
             # compiler would end the process.
             _try(trainer, pl_module, self.loader.few())
             batch, crystals, edges = self.loader.heaviest(self.epochs)
+            if _needs(pl_module, batch) > available_memory(device):
+                raise MemoryError
             _try(trainer, pl_module, batch)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
@@ -62,6 +66,12 @@ class HeaviestFirst(Callback):
             torch.cuda.empty_cache()
         if sum_over_ranks(torch.tensor(int(failed))).item():
             raise InputError(_advice(device, crystals, edges))
+
+
+def _needs(module: L.LightningModule, batch: CrystalBatch) -> int:
+    """Return the bytes that encoders say a batch needs."""
+    encoders = [part for part in module.modules() if isinstance(part, Encoder)]
+    return sum(encoder.memory(batch) or 0 for encoder in encoders)
 
 
 def _try(trainer: L.Trainer, module: L.LightningModule, batch: CrystalBatch) -> None:

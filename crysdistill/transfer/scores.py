@@ -26,8 +26,8 @@ class Scores(nn.Module):
     """Metrics of several targets over batches and ranks; unknown labels are left out.
 
     Numbers are judged by their mean absolute error in the target's unit (`mae`), two
-    classes by the area under the ROC curve (`auc`), more by the share that is right,
-    averaged over classes (`accuracy`).
+    classes by the area under the ROC curve (`auc`), more by the share that is right
+    (`accuracy`).
 
     With several targets `score` chooses between epochs: the mean over targets of what
     is wrong, each on a scale where guessing is of order one - the mean absolute error
@@ -100,4 +100,6 @@ def _metric(classes: int) -> Metric:
     kind = metric_of(classes)
     if kind == "mae":
         return MeanAbsoluteError()
-    return BinaryAUROC() if kind == "auc" else MulticlassAccuracy(classes)
+    return (
+        BinaryAUROC() if kind == "auc" else MulticlassAccuracy(classes, average="micro")
+    )

@@ -74,6 +74,12 @@ def check_ending(path: Path, level: str) -> None:
     Raises:
         InputError: the text names endings that would do.
     """
+    endings = (".csv", ".safetensors", ".h5", ".hdf5", ".parquet", "")
+    if path.suffix not in endings:
+        raise InputError(
+            f"{path}: cannot write a table with the ending {path.suffix}; give one of "
+            f"{', '.join(endings[:-1])}"
+        )
     if path.suffix == ".csv" and level != "crystals":
         raise InputError(
             f"{path}: a CSV has a row for each crystal; give `{level}` a name that "

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_MEMORY = Path("/proc/meminfo")
 
 
 class PeakMemory:
@@ -44,6 +45,20 @@ class PeakMemory:
         if self.device.type != "cuda":
             return 0
         return torch.cuda.max_memory_allocated(self.device)
+
+
+def available_memory(device: torch.device) -> float:
+    """Return the bytes that a device could still give; infinite where it says itself.
+
+    A GPU refuses what it does not have. Linux promises more than it has, and ends the
+    process later.
+    """
+    if device.type != "cpu" or not _MEMORY.exists():
+        return float("inf")
+    for line in _MEMORY.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return float("inf")
 
 
 def _forget_peak() -> bool:
