@@ -15,6 +15,8 @@ import torch
 from crysdistill.encoders.encoder import Work
 from crysdistill.store.store import Store
 from crysdistill.training import loader
+from crysdistill.training.settings import SplitSettings, TrainerSettings
+from crysdistill.training.train import TrainConfig, train
 from crysdistill.training.watch import ceilings, throughput
 from crysdistill.training.watch.ceilings import Ceilings, measure_ceilings
 from crysdistill.training.watch.guard import Guard
@@ -22,8 +24,9 @@ from crysdistill.training.watch.memory import PeakMemory
 from crysdistill.training.watch.pace import Pace
 from crysdistill.training.watch.progress import EpochLines, ProgressBar
 from crysdistill.training.watch.throughput import FILE, Throughput, lines
+from crysdistill.transfer.targets import Target
 from tests.toy_fits import ToyRun
-from tests.toy_stores import labelled, open_store
+from tests.toy_stores import SMALL_ENCODER, labelled, open_store, write_store
 
 CPU = torch.device("cpu")
 
@@ -134,6 +137,9 @@ def test_counts_are_those_of_the_store(store, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "crystals/s" in said
     assert "waiting for batches" in said
+    assert report["work"]["gflops"] > 0
+    assert report["work"]["ceiling"] is None
+    assert "work of the encoder" not in said
 
 
 class Slow(L.Callback):
@@ -231,7 +237,6 @@ def test_a_resumed_run_says_so(store, tmp_path):
 
 def test_estimates_beside_what_was_measured(store, tmp_path, monkeypatch):
     """Twice the work or half the ceiling is twice the share."""
-    monkeypatch.setattr(throughput, "SHORTEST", 0.0)
     monkeypatch.setattr(
         throughput, "measure_ceilings", lambda *_: Ceilings(50.0, 10.0, "float32", 1)
     )
@@ -244,7 +249,7 @@ def test_estimates_beside_what_was_measured(store, tmp_path, monkeypatch):
         return Work(flops=2e6 * crystals, bytes=1e6 * crystals)
 
     encoder.work = work
-    speed = speed_of(toy)
+    speed = Throughput(toy.run, toy.train, ceilings=True)
     toy.fit([speed])
     report = speed.report
     pace = speed.pace
@@ -258,6 +263,24 @@ def test_estimates_beside_what_was_measured(store, tmp_path, monkeypatch):
     assert most["share_of_gflops"] == pytest.approx(2e6 * rate / 50e9)
     assert most["share_of_gbytes"] == pytest.approx(1e6 * rate / 10e9)
     assert any("of 50 GFLOP/s" in line for line in lines(report))
+
+
+def test_the_machine_is_measured_on_request(tmp_path, monkeypatch):
+    most = Ceilings(50.0, 10.0, "float32", 1)
+    monkeypatch.setattr(throughput, "measure_ceilings", lambda *_: most)
+    config = TrainConfig(
+        dataset=write_store(tmp_path / "s.h5", labelled(20)),
+        target=Target("density"),
+        out=tmp_path / "run",
+        encoder=SMALL_ENCODER,
+        split=SplitSettings(train=12, val=4, test=4),
+        trainer=TrainerSettings(
+            epochs=1, batch_size=4, accelerator="cpu", progress=False, ceilings=True
+        ),
+    )
+    train(config)
+    work = json.loads((config.out / FILE).read_text())["work"]
+    assert (work["ceiling"]["gflops"], work["ceiling"]["gbytes"]) == (50.0, 10.0)
 
 
 def test_no_estimate_where_none_can_be_made(store, tmp_path):

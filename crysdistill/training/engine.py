@@ -112,7 +112,7 @@ def fit(
     callbacks: list[Callback] = [
         HeaviestFirst(train, settings.epochs),
         SeededSteps(seed),
-        Throughput(run, train),
+        Throughput(run, train, settings.ceilings),
         Guard(run, train, val),  # before anything is kept of a step
         best,
         keeper,

@@ -45,6 +45,7 @@ MAY_CHANGE = (
     "overwrite",
     "out",
     "trainer.progress",
+    "trainer.ceilings",
     # When it is saved, not what.
     "trainer.checkpoint_minutes",
     "trainer.checkpoint_every",

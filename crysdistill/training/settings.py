@@ -99,6 +99,7 @@ class TrainerSettings:
         deterministic: choose algorithms on GPUs that repeat bit for bit.
         threads: CPU threads of each process; None leaves torch's choice.
         progress: whether to show a progress bar.
+        ceilings: measure at the end how far the run was from what the machine can do.
         checkpoint_minutes: time between checkpoints within an epoch; None writes them
             at its end only.
         checkpoint_every: steps after which one is written as well.
@@ -119,6 +120,7 @@ class TrainerSettings:
     deterministic: bool = False
     threads: int | None = None
     progress: bool = True
+    ceilings: bool = False
     checkpoint_minutes: float | None = 10.0
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2

@@ -28,9 +28,6 @@ FILE = "throughput.json"
 WARM_UP = 3
 """First steps of a process that tell nothing of its speed: compilers, caches."""
 
-SHORTEST = 2.0
-"""Seconds of training below which the machine is not measured."""
-
 
 class Throughput(Callback):
     """Measures a run; at its end prints a few lines and writes `throughput.json`.
@@ -44,11 +41,15 @@ class Throughput(Callback):
     Args:
         run: where the file goes.
         loader: of the training batches; its `seconds_waited` is the stall.
+        ceilings: whether to measure at the end what the machine can do.
     """
 
-    def __init__(self, run: RunDirectory, loader: BatchLoader) -> None:
+    def __init__(
+        self, run: RunDirectory, loader: BatchLoader, ceilings: bool = False
+    ) -> None:
         self.run = run
         self.loader = loader
+        self.ceilings = ceilings
         self.pace = Pace(WARM_UP)
         self.report: dict[str, Any] = {}
         self.validating = self.saving = 0.0
@@ -153,7 +154,7 @@ class Throughput(Callback):
         whole = time.perf_counter() - self._begun
         training = self.pace.seconds
         ceilings = None
-        if training >= SHORTEST:  # the same on all ranks
+        if self.ceilings:
             ceilings = measure_ceilings(device, str(trainer.precision), world_size())
         peak, gpu_peak = _largest(peaks)
         rates = self.pace.rates()
