@@ -334,13 +334,14 @@ class CGCNN(Encoder):
         Floating-point operations: 8 N F^2 for the products of atoms with the weights
         of centre and neighbour, gate and core, three times (forward, and the
         gradients of both factors), in the first convolution for elements instead of
-        atoms; 8 M K F for a table of M knots, twice; and for each of E F gates 277: z
-        four times (18 each), its statistics 10, forward 68, backward 101, statistics
-        again 26. An exp is 20 of these, a log 17.
+        atoms; 8 M K F for a table of M knots, twice; and for each of E F gates 221: z
+        four times (4 each), its statistics 10, forward 68, backward 101, statistics
+        again 26. An exp is 20 of these, a log 17. The table is read once for each
+        length of a crystal, which is not counted.
 
         Bytes: 53 float32 for each of N F numbers (4 F products and their gradients,
         sums, embeddings, each written once and read wherever that is not at once) and
-        28 bytes of each edge in four passes. What an atom's neighbours have is taken
+        12 bytes of each edge in four passes. What an atom's neighbours have is taken
         to be in the cache.
 
         Eq. 4 has the products 2 N F (2 F + K), three times, and Gaussians.
@@ -354,6 +355,6 @@ class CGCNN(Encoder):
         kinds = len(self.element_table)
         flops = 24.0 * (atoms * (layers - 1) + kinds) * width**2
         flops += layers * 16.0 * self.table.knots * basis * width
-        flops += layers * 277.0 * edges * width
-        moved = layers * (4.0 * 53 * atoms * width + 4 * 28.0 * edges)
+        flops += layers * 221.0 * edges * width
+        moved = layers * (4.0 * 53 * atoms * width + 4 * 12.0 * edges)
         return Work(flops, moved)

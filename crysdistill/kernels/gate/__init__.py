@@ -1,1 +1,1 @@
-"""The gated sum over neighbours, compiled where it can be."""
+"""The gated sum over the neighbours of an atom, compiled for the CPU."""
