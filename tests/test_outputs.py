@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from crysdistill.errors import InputError
-from crysdistill.transfer.outputs import Balance, Outputs, find_target
+from crysdistill.transfer.outputs import Balance, Outputs
 from crysdistill.transfer.targets import Normalizer, Target
 
 GAP = Target("gap", "eV")
@@ -153,11 +153,3 @@ def test_a_target_that_nobody_labelled_in_a_batch_leaves_its_variance_alone():
 def test_targets_that_do_not_fit_are_refused(targets, scales, text):
     with pytest.raises(InputError, match=text):
         Outputs(targets, scales)
-
-
-def test_a_target_that_is_not_there():
-    assert find_target("metal", ALL.targets) == 1
-    with pytest.raises(
-        InputError, match=r"no target `gapp`; there.*did you mean `gap`"
-    ):
-        find_target("gapp", ALL.targets)

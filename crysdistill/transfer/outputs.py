@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crysdistill.errors import InputError, did_you_mean
+from crysdistill.errors import InputError
 from crysdistill.ranks import sum_over_ranks, world_size
 from crysdistill.transfer.targets import Normalizer, Target
 
@@ -135,21 +135,6 @@ def check_names(targets: Sequence[Target]) -> None:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise InputError(f"`targets` names `{twice[0]}` twice; leave one out")
-
-
-def find_target(name: str, targets: Sequence[Target]) -> int:
-    """Return the place of the target of that name.
-
-    Raises:
-        InputError: there is none.
-    """
-    names = [target.name for target in targets]
-    if name not in names:
-        raise InputError(
-            f"no target `{name}`; there are {', '.join(names)}"
-            f"{did_you_mean(name, names)}"
-        )
-    return names.index(name)
 
 
 class Balance(nn.Module):
