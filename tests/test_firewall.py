@@ -189,7 +189,7 @@ def test_an_interrupted_build_ends_with_the_same_bytes(
     places = {
         "everything": (firewall, "merge_shards"),
         "search": (exclusion, "find_exclusion"),
-        "found": (firewall.json, "dump"),
+        "found": (firewall, "write_whole"),
         "store": (building, "merge_shards"),
         "quarantine": (building, "_write_quarantine"),
     }
