@@ -227,7 +227,11 @@ def _print_keys(schema: type) -> None:
     table.add_column("key", no_wrap=True)
     table.add_column("default", overflow="fold")
     table.add_column("meaning", overflow="fold")
-    for name, meaning, default, text in list_keys(schema):
+    before = ""
+    for name, meaning, default, text, option in list_keys(schema):
+        if option not in ("", before):
+            table.add_row("", "", Text(f"with {option}:", style="bold"))
+        before = option
         said = f"{meaning}; {text}" if text else meaning
         row = (name, "(required)" if default is None else default, said)
         table.add_row(*map(Text, row))

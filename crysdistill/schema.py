@@ -224,12 +224,14 @@ class Key(NamedTuple):
         meaning: what a value is, in words.
         default: as it would be written, or None where a value must be given.
         text: from the docstring.
+        option: of which encoder, or whatever can be named there, it is a setting.
     """
 
     name: str
     meaning: str
     default: str | None
     text: str
+    option: str = ""
 
 
 def list_keys(schema: type) -> Iterator[Key]:
@@ -269,7 +271,8 @@ def _keys(
                 inner = parameters(target, mark.supplied)
                 if option == chosen.get("name"):
                     inner = with_defaults(inner, chosen)
-                yield from _keys(inner, documentation(target), path + ".")
+                for key in _keys(inner, documentation(target), path + "."):
+                    yield key._replace(option=f"{path}.name={option}")
 
 
 def documentation(target: Callable[..., Any]) -> dict[str, str]:

@@ -71,7 +71,8 @@ class Plan:
         sources: what `build` reads.
         target: the property.
         encoders: names of encoders.
-        labels: how many crystals to learn from; None for 80 %.
+        labels: how many crystals to learn from, and a quarter of it to choose the epoch
+            by; None for 80 and 10 %. A tenth of all judges.
         seeds: of weights and order.
         epochs: of each run.
         batch_size: crystals in a batch.
@@ -180,7 +181,8 @@ def _store(plan: Plan, graph: GraphSettings, out: Path) -> Path:
 def _result(plan: Plan, name: str, seed: int, store: Path, out: Path) -> dict[str, Any]:
     """Run one cell, unless its folder already holds a result."""
     kind = "published" if plan.published else "ours"
-    folder = out / "runs" / f"{plan.target.name}-{plan.labels}-{name}-{kind}-{seed}"
+    what = f"{plan.target.name}-{plan.labels or 'all'}-{plan.epochs}-epochs"
+    folder = out / "runs" / what / f"{name}-{kind}-{seed}"
     settings = dict(ENCODERS[name].SMALL) if plan.small else {}
     encoder = {"name": name, "published": plan.published, **settings}
     cost = folder / "cost.json"
@@ -190,9 +192,7 @@ def _result(plan: Plan, name: str, seed: int, store: Path, out: Path) -> dict[st
             target=plan.target,
             out=folder,
             encoder=encoder,
-            split=SplitSettings(
-                train=0.8, val=0.1, test=0.1, train_subset=plan.labels, seed=seed
-            ),
+            split=_split(plan.labels, seed),
             optimizer=OptimizerSettings(),
             trainer=TrainerSettings(
                 epochs=plan.epochs, batch_size=plan.batch_size, progress=False
@@ -217,6 +217,13 @@ def _result(plan: Plan, name: str, seed: int, store: Path, out: Path) -> dict[st
         "unit": found["unit"],
         **spent,
     }
+
+
+def _split(labels: int | None, seed: int) -> SplitSettings:
+    """Return a split: who has few labels to learn from has few to choose by as well."""
+    if labels is None:
+        return SplitSettings(seed=seed)
+    return SplitSettings(train=labels, val=max(1, labels // 4), seed=seed)
 
 
 def beside_published(results: pd.DataFrame, plan: Plan) -> Table:

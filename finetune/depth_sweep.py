@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("dataset", nargs="?", type=Path, help="a store with the property")
     add("--target", default="formation_energy_per_atom", help="the label's column")
     add("--unit", default="eV/atom", help="of the label")
-    add("--labels", type=int, help="crystals to learn from; 80 %% if absent")
+    add("--labels", type=int, help="to learn from; 80 %% of all if absent")
     add("--depths", type=int, nargs="+", default=list(DEPTHS))
     add("--width", type=int, default=64, help="of the embeddings")
     add("--seeds", type=int, default=3, help="how many repeats")
@@ -114,13 +114,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             dataset=args.dataset,
             target=Target(args.target, args.unit),
             encoder={"name": ENCODER, "width": args.width},
-            split=SplitSettings(train=0.8, val=0.1, test=0.1, train_subset=args.labels),
+            split=_split(args.labels),
             trainer=TrainerSettings(epochs=args.epochs, progress=False),
         )
         run(Sweep(base, args.depths, range(args.seeds)), args.out)
     except InputError as error:
         parser.exit(2, f"error: {error}\n")
     return 0
+
+
+def _split(labels: int | None) -> SplitSettings:
+    """Return a split: who has few labels to learn from has few to choose by as well."""
+    if labels is None:
+        return SplitSettings()
+    return SplitSettings(train=labels, val=max(1, labels // 4))
 
 
 def run(sweep: Sweep, out: Path) -> pd.DataFrame:

@@ -514,12 +514,13 @@ def test_a_dumped_config_loads_back(tmp_path):
 
 def test_list_keys_tells_types_defaults_and_texts():
     keys = {key.name: key for key in list_keys(Run)}
-    assert keys["corpus"] == ("corpus", "a path", None, "a store.")
+    assert keys["corpus"] == ("corpus", "a path", None, "a store.", "")
     assert keys["trainer.epochs"] == (
         "trainer.epochs",
         "an integer",
         "20",
         "passes over the training crystals.",
+        "",
     )
     assert keys["encoder.name"][1:3] == ("one of small, large", "small")
     assert keys["objectives.pairs.balance"].default == "0.5"
@@ -527,7 +528,8 @@ def test_list_keys_tells_types_defaults_and_texts():
     assert keys["objectives.pairs.weight"].default == "1.0"
     assert "objectives.pairs.encoder_width" not in keys
     small = next(key for key in list_keys(Run) if key.name == "encoder.width")
-    assert small == ("encoder.width", "an integer", "32", "of the embeddings.")
+    assert small[:4] == ("encoder.width", "an integer", "32", "of the embeddings.")
+    assert small.option == "encoder.name=small"
 
 
 def test_words_for_types():

@@ -159,7 +159,7 @@ class Fingerprint(Objective):
         mean = sums["total"] / sums["atoms"]
         variance = sums["squares"] - (mean * sums["total"]).sum() / _FIXED_POINT
         r2 = 1.0 - ratio(sums["wrong"], variance)
-        return {"fingerprint_r2": max(r2, 0.0), "fingerprint_r2_chance": 0.0}
+        return {"fingerprint_r2": r2, "fingerprint_r2_chance": 0.0}
 
     def _compare(
         self, embedded: Embedded, batch: CrystalBatch
