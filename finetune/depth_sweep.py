@@ -48,7 +48,7 @@ from crysdistill import (
     TrainConfig,
     TrainerSettings,
     build,
-    load_predictor,
+    load_encoder,
     train,
 )
 from crysdistill.demo import demo_sets
@@ -215,7 +215,7 @@ def smoothing(weights: Path, dataset: Path, crystals: int = 256) -> float:
         dataset: the store whose first crystals are looked at.
         crystals: how many.
     """
-    store, encoder = Store.open(dataset), load_predictor(weights).encoder
+    store, encoder = Store.open(dataset), load_encoder(weights)
     batch = store.batch(range(min(crystals, len(store))))
     atoms = encoder(batch).atoms  # (N, F)
     mean = mean_over_atoms(atoms, batch)[batch.batch]  # (N, F)

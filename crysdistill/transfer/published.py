@@ -17,7 +17,8 @@ from crysdistill.transfer.heads import CLASSIFIER_DROPOUT, PropertyHead
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.targets import Normalizer, Target
-from crysdistill.transfer.weights import Provenance, fill
+from crysdistill.transfer.tensors import fill
+from crysdistill.transfer.weights import Provenance
 
 PUBLISHED_GRAPH = GraphSettings(cutoff=8.0, max_neighbors=12, mode="cgcnn")
 """The graph that the published code reads."""

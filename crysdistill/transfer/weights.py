@@ -8,16 +8,14 @@ where it comes from. Loading one executes no code.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import nn
 
 from crysdistill import __version__
 from crysdistill.encoders import Encoder, find_encoder
@@ -26,19 +24,25 @@ from crysdistill.files import write_whole
 from crysdistill.graphs.batch import GraphSettings
 from crysdistill.store.checks import DatasetCheck
 from crysdistill.structures.elements import ELEMENT_TABLES
+from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.older_weights import upgrade
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.predictor import Predictor
+from crysdistill.transfer.stack import Stack
 from crysdistill.transfer.targets import Normalizer, Target
+from crysdistill.transfer.tensors import fill, read_metadata, read_tensors
 
 FORMAT = 2
 """Of the metadata. Older ones are converted when they are read."""
 
 _ENTRY = "crysdistill"
-_KINDS = ("encoder", "predictor")
+_KINDS = ("encoder", "predictor", "frozen", "stack")
 _OVERLAPS = ("clean", "transductive", "unknown")
 _Built = TypeVar("_Built")
+
+AnyPredictor = Predictor | FrozenPredictor | Stack
+"""What predicts: a network with a head, readouts on frozen embeddings, or several."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Provenance:
         licence: of the weights, which the sources of the corpus decide.
         origin: the run or the published file, in words.
         checks: the datasets that the corpus was compared with.
+        taught_by: the teachers whose crystals nobody has compared with anything, in
+            words; what they have seen, the weights may know.
 
     Raises:
         InputError: `overlap` is none of the three.
@@ -62,6 +68,7 @@ class Provenance:
     licence: str = ""
     origin: str = ""
     checks: list[DatasetCheck] = field(default_factory=list)
+    taught_by: str = ""
 
     def __post_init__(self) -> None:
         if self.overlap not in _OVERLAPS:
@@ -85,22 +92,27 @@ class WeightsHeader:
     """What a weights file says of itself.
 
     Args:
-        kind: `encoder`, or `predictor` for one with a head.
-        encoder: `name` and `settings`, which rebuild it.
+        kind: `encoder`; `predictor` for one with a head; `frozen` for one with
+            readouts; `stack` for several predictors that answer together.
+        encoder: `name` and `settings`, which rebuild it; empty where there is none.
         graph: the graph that it reads.
         provenance: where it comes from.
         version: of crysdistill, which wrote the file.
-        head: the head's settings; None for an encoder.
+        head: the head's settings; None where there is none.
+        readouts: name and settings of each; none where there is a head.
+        members: what each predictor of a stack says of itself.
         targets: what is predicted; none for an encoder.
         normalizers: the scale of each target.
     """
 
-    kind: Literal["encoder", "predictor"]
+    kind: Literal["encoder", "predictor", "frozen", "stack"]
     encoder: Mapping[str, Any]
     graph: GraphSettings
     provenance: Provenance
     version: str
     head: Mapping[str, Any] | None = None
+    readouts: tuple[Mapping[str, Any], ...] = ()
+    members: tuple[WeightsHeader, ...] = ()
     targets: tuple[Target, ...] = ()
     normalizers: tuple[Normalizer, ...] = ()
 
@@ -120,11 +132,11 @@ class WeightsHeader:
 
 def save_weights(
     path: str | Path,
-    model: Encoder | Predictor,
+    model: Encoder | AnyPredictor,
     graph: GraphSettings | None = None,
     provenance: Provenance | None = None,
 ) -> Path:
-    """Write an encoder or a predictor to a weights file.
+    """Write an encoder or a predictor of any kind to a weights file.
 
     The file appears complete or not at all.
 
@@ -138,42 +150,49 @@ def save_weights(
         InputError: the graph of an encoder is not given, or that of a predictor is.
     """
     path = Path(path)
-    encoder: Encoder
-    head: dict[str, Any] = {}
-    if isinstance(model, Predictor):
-        if graph is not None:
-            raise InputError("`graph` is given but a predictor has its own")
-        encoder, graph, kind = model.encoder, model.graph, "predictor"
-        head = {
-            "head": model.head.settings,
-            "targets": [target.to_dict() for target in model.outputs.targets],
-            "normalizers": [one.to_dict() for one in model.outputs.normalizers],
-        }
-    else:
+    if isinstance(model, Encoder):
         if graph is None:
             raise InputError("`graph` is missing: say which graph the encoder reads")
-        encoder, kind = model, "encoder"
+        container: nn.Module = nn.ModuleDict({"encoder": model})
+        facts: dict[str, Any] = {"kind": "encoder", "encoder": _recipe(model)}
+    else:
+        if graph is not None:
+            raise InputError("`graph` is given but a predictor has its own")
+        container, graph, facts = model, model.graph, _describe(model)
     header = {
         "format": FORMAT,
-        "kind": kind,
         "version": __version__,
-        "encoder": {"name": encoder.name, "settings": encoder.settings},
         "graph": graph.to_dict(),
         "provenance": asdict(provenance or Provenance()),
-        **head,
+        **facts,
     }
     tensors = {
         name: tensor.detach().cpu().contiguous()
-        for name, tensor in _container(model).state_dict().items()
+        for name, tensor in container.state_dict().items()
     }
     about = {_ENTRY: json.dumps(header, sort_keys=True)}
     write_whole(path, save(tensors, metadata=about))
     return path
 
 
-def _container(model: Encoder | Predictor) -> nn.Module:
-    """Return a module whose tensors have the names that the file uses."""
-    return model if isinstance(model, Predictor) else nn.ModuleDict({"encoder": model})
+def _recipe(encoder: Encoder | None) -> dict[str, Any]:
+    """Return what rebuilds an encoder."""
+    return {"name": encoder.name, "settings": encoder.settings} if encoder else {}
+
+
+def _describe(model: AnyPredictor) -> dict[str, Any]:
+    """Return what rebuilds a predictor."""
+    facts: dict[str, Any] = {
+        "targets": [target.to_dict() for target in model.outputs.targets],
+        "normalizers": [one.to_dict() for one in model.outputs.normalizers],
+    }
+    if isinstance(model, Stack):
+        members = [_describe(member) for member in model.members]
+        return {**facts, "kind": "stack", "encoder": {}, "members": members}
+    facts["encoder"] = _recipe(model.encoder)
+    if isinstance(model, FrozenPredictor):
+        return {**facts, "kind": "frozen", "readouts": model.describe_readouts()}
+    return {**facts, "kind": "predictor", "head": model.head.settings}
 
 
 # ---------------------------------------------------------------------- reading
@@ -187,7 +206,7 @@ def read_header(path: str | Path) -> WeightsHeader:
             format.
     """
     path = Path(path)
-    text = _metadata(path).get(_ENTRY)
+    text = read_metadata(path).get(_ENTRY)
     if text is None:
         raise InputError(
             f"{path} is a safetensors file but not a weights file of crysdistill "
@@ -211,7 +230,13 @@ def read_header(path: str | Path) -> WeightsHeader:
         raise InputError(
             f"{path} holds `{facts['kind']}`, which is neither of {', '.join(_KINDS)}"
         )
-    facts = upgrade(facts)
+    return _header(upgrade(facts), path)
+
+
+def _header(facts: Mapping[str, Any], path: Path) -> WeightsHeader:
+    """Return what a file says of itself, or a stack of one of its members."""
+    shared = {key: facts[key] for key in ("graph", "provenance", "version")}
+    members = [_header({**one, **shared}, path) for one in facts.get("members", ())]
     return WeightsHeader(
         kind=facts["kind"],
         encoder=facts["encoder"],
@@ -219,6 +244,8 @@ def read_header(path: str | Path) -> WeightsHeader:
         provenance=_build(Provenance, facts["provenance"], path, "provenance"),
         version=facts["version"],
         head=facts.get("head"),
+        readouts=tuple(facts.get("readouts", ())),
+        members=tuple(members),
         targets=_all(Target, facts, path, "targets"),
         normalizers=_all(Normalizer, facts, path, "normalizers"),
     )
@@ -232,89 +259,66 @@ def load_encoder(path: str | Path) -> Encoder:
     """
     path = Path(path)
     header = read_header(path)
-    encoder = _make_encoder(path, header)
-    tensors = _tensors(path)
+    if header.members:
+        raise InputError(
+            f"{path} holds {len(header.members)} predictors that answer together; give "
+            "the weights of one of them"
+        )
+    if not header.encoder:
+        raise InputError(f"{path} reads the composition alone and has no encoder")
+    tensors = read_tensors(path)
     own = {name: t for name, t in tensors.items() if name.startswith("encoder.")}
-    fill(_container(encoder), own, str(path))
+    encoder = _make_encoder(path, header)
+    fill(nn.ModuleDict({"encoder": encoder}), own, str(path))
     return encoder.eval()
 
 
-def load_predictor(path: str | Path) -> Predictor:
-    """Load a predictor, in eval mode.
+def load_predictor(path: str | Path) -> AnyPredictor:
+    """Load a predictor of any kind, in eval mode.
 
     Raises:
         InputError: the file cannot be used, or holds an encoder without a head.
     """
     path = Path(path)
     header = read_header(path)
-    if header.kind != "predictor":
+    if header.kind == "encoder":
         raise InputError(
             f"{path} holds an encoder without a head, which cannot predict; make a "
             "predictor from it with `crysdistill finetune`"
         )
-    if not (header.head and header.targets and header.normalizers):
+    # What is drawn here is then replaced: no reason to disturb the caller's draws.
+    with torch.random.fork_rng(devices=[]):
+        predictor = _make_predictor(path, header)
+    fill(predictor, read_tensors(path), str(path))
+    return predictor.eval()
+
+
+def _make_predictor(path: Path, header: WeightsHeader) -> AnyPredictor:
+    """Build what a header describes, with numbers still to be filled."""
+    if header.kind == "stack":
+        made = [_make_predictor(path, member) for member in header.members]
+        members = [one for one in made if not isinstance(one, Stack)]
+        return Stack(members)
+    missing = not header.head if header.kind == "predictor" else not header.readouts
+    if missing or not (header.targets and header.normalizers):
+        wanted = "head" if header.kind == "predictor" else "readouts"
         raise InputError(
-            f"{path}: a predictor needs `head`, `targets` and `normalizers` in its "
+            f"{path}: a predictor needs `{wanted}`, `targets` and `normalizers` in its "
             f"`{_ENTRY}` entry"
         )
-    with torch.random.fork_rng(devices=[]):
-        head = _build(PropertyHead, header.head, path, "head")
     try:
         outputs = Outputs(header.targets, header.normalizers)
     except (InputError, ValueError) as error:
         raise InputError(f"{path}: `targets`: {error}") from None
-    predictor = Predictor(_make_encoder(path, header), head, outputs, header.graph)
-    fill(predictor, _tensors(path), str(path))
-    return predictor.eval()
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    """Read the metadata of a safetensors file, telling apart what can be wrong.
-
-    The library reports most of these as one kind of error. The layout is eight bytes
-    with the length of a JSON header, the header, and the tensors at its offsets.
-    """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the weights file in it")
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        opening = file.read(1)
-        # A pickle starts with 0x80, but so may the length of a header.
-        pickled = start[:1] == b"\x80" and opening != b"{"
-        if start[:4] == b"PK\x03\x04" or pickled:
-            raise InputError(
-                f"{path} is a PyTorch checkpoint, not a weights file; import a "
-                "published CGCNN checkpoint with `crysdistill import-cgcnn`, or take "
-                "`weights.safetensors` from the folder of the run"
-            )
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if opening != b"{" or length > 100_000_000:
-            raise InputError(f"{path} is not a weights file")
-        text = opening + file.read(length - 1)
-    cut = InputError(f"{path} is cut short; copy or write it again")
-    if len(text) < length:
-        raise cut
+    encoder = _make_encoder(path, header) if header.encoder else None
+    if encoder is not None and header.head:
+        head = _build(PropertyHead, header.head, path, "head")
+        return Predictor(encoder, head, outputs, header.graph)
     try:
-        header = json.loads(text)
-        metadata = header.pop("__metadata__", {})
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise InputError(f"{path} is not a weights file") from None
-    if 8 + length + end > size:
-        raise cut
-    return metadata
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a file whose header is in order."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        return FrozenPredictor.empty(encoder, header.readouts, outputs, header.graph)
+    except (KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is damaged ({error}); copy or write it again"
+            f"{path}: `readouts` do not fit crysdistill {__version__} ({error})"
         ) from None
 
 
@@ -365,47 +369,3 @@ def _make_encoder(path: Path, header: WeightsHeader) -> Encoder:
             f"{path}: the settings of encoder `{name}` do not fit crysdistill "
             f"{__version__} ({error})"
         ) from None
-
-
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Put tensors into a module that needs exactly these.
-
-    Args:
-        module: changed in place.
-        tensors: by the names of `module.state_dict()`.
-        source: the file, for messages.
-
-    Raises:
-        InputError: a tensor is missing, left over, of another shape, or is an
-            element table that differs from the one of this version.
-    """
-    own = module.state_dict()
-    missing = [name for name in own if name not in tensors]
-    extra = [name for name in tensors if name not in own]
-    shapes = [
-        f"{name} is {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
-    problems = [
-        f"{what}: {', '.join(names[:3])}"
-        + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", extra),
-            ("other shape", shapes),
-        )
-        if names
-    ]
-    if problems:
-        raise InputError(
-            f"{source} holds weights of another architecture; {'; '.join(problems)}"
-        )
-    for table in (name for name in own if name.endswith("element_table")):
-        if not torch.equal(own[table], tensors[table].to(own[table])):
-            raise InputError(
-                f"{source}: the element table differs from the one in crysdistill "
-                f"{__version__}; its predictions would not be those of the trained "
-                "model"
-            )
-    module.load_state_dict(dict(tensors))

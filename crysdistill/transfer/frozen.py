@@ -1,0 +1,151 @@
+"""A predictor that trains no network: a readout on frozen embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crysdistill.encoders import Encoder
+from crysdistill.errors import InputError
+from crysdistill.graphs.batch import CrystalBatch, GraphSettings
+from crysdistill.transfer.features import CrystalFeatures
+from crysdistill.transfer.outputs import Outputs
+from crysdistill.transfer.readouts import READOUTS, GaussianProcess, Logistic, Scaling
+
+LEAST = 10
+"""Labels of a target without which nothing is fitted."""
+
+
+class FrozenPredictor(nn.Module):
+    """A readout for each target on `CrystalFeatures`, fitted and not trained.
+
+    Args:
+        encoder: gives the embeddings and does not change; None reads the composition
+            alone.
+        readouts: one for each target, in order; several targets share the features.
+        outputs: what the output means.
+        graph: the graph that batches must have.
+
+    Raises:
+        InputError: the readouts do not give what `outputs` needs.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder | None,
+        readouts: Sequence[GaussianProcess | Logistic],
+        outputs: Outputs,
+        graph: GraphSettings,
+    ) -> None:
+        super().__init__()
+        if len(readouts) != len(outputs.targets):
+            raise InputError(
+                f"there are {len(readouts)} readouts for {len(outputs.targets)} targets"
+            )
+        self.encoder = encoder.eval().requires_grad_(False) if encoder else None
+        self.features = CrystalFeatures(encoder)
+        self.scaling = Scaling(self.features.width)
+        self.readouts = nn.ModuleList(readouts)
+        self.outputs = outputs
+        self.graph = graph
+
+    @classmethod
+    def fit(
+        cls,
+        encoder: Encoder | None,
+        batches: Iterable[CrystalBatch],
+        outputs: Outputs,
+        graph: GraphSettings,
+        seed: int = 0,
+    ) -> FrozenPredictor:
+        """Learn from labelled batches.
+
+        Args:
+            encoder: see the class.
+            batches: the training crystals, with `targets`.
+            outputs: what is to be predicted.
+            graph: the graph of the batches.
+            seed: of what is drawn; see the readouts.
+
+        Raises:
+            InputError: a target has fewer than `LEAST` labels.
+        """
+        features = CrystalFeatures(encoder)
+        parts = [
+            (_features(encoder, features, batch), batch.targets) for batch in batches
+        ]
+        x = torch.cat([found.cpu() for found, _ in parts])  # (n, D)
+        labels = torch.cat([found.cpu() for _, found in parts])  # (n, T)
+        scaling = Scaling(features.width)
+        scaling.fit(x)
+        x = scaling(x)
+        readouts = [
+            _fit_one(outputs, t, x, labels[:, t], seed)
+            for t in range(len(outputs.targets))
+        ]
+        predictor = cls(encoder, readouts, outputs, graph)
+        predictor.scaling = scaling
+        return predictor
+
+    @classmethod
+    def empty(
+        cls,
+        encoder: Encoder | None,
+        readouts: Sequence[dict[str, Any]],
+        outputs: Outputs,
+        graph: GraphSettings,
+    ) -> FrozenPredictor:
+        """Return one whose numbers are still to be filled, from `describe_readouts`."""
+        made = [READOUTS[one["name"]](**one["settings"]) for one in readouts]
+        return cls(encoder, made, outputs, graph)
+
+    def describe_readouts(self) -> list[dict[str, Any]]:
+        """Return name and settings of each readout, as plain values."""
+        names = {kind: name for name, kind in READOUTS.items()}
+        return [
+            {"name": names[type(one)], "settings": one.settings}  # type: ignore[index]
+            for one in self.readouts
+        ]
+
+    def train(self, mode: bool = True) -> FrozenPredictor:
+        """Stay in eval mode: nothing here learns."""
+        return super().train(False)
+
+    def forward(self, batch: CrystalBatch) -> Tensor:
+        """Return normalised predictions and logits, (B, O); see `Outputs`."""
+        x = self.scaling(_features(self.encoder, self.features, batch))  # (B, D)
+        return torch.cat([readout(x) for readout in self.readouts], dim=1)
+
+    @torch.no_grad()
+    def answer(self, batch: CrystalBatch) -> Tensor:
+        """Return what `forward` does; the name that all predictors share."""
+        return self(batch)
+
+
+@torch.no_grad()
+def _features(
+    encoder: Encoder | None, features: CrystalFeatures, batch: CrystalBatch
+) -> Tensor:
+    if encoder is not None and encoder.training:
+        encoder.eval()
+    return features(encoder(batch, layers=True) if encoder else None, batch)
+
+
+def _fit_one(
+    outputs: Outputs, t: int, x: Tensor, labels: Tensor, seed: int
+) -> GaussianProcess | Logistic:
+    """Fit the readout of target `t` to the crystals whose label is known."""
+    target, normalizer = outputs.targets[t], outputs.normalizers[t]
+    known = ~torch.isnan(labels)
+    if int(known.sum()) < LEAST:
+        raise InputError(
+            f"`{target.name}` has {int(known.sum())} training labels but a readout "
+            f"needs at least {LEAST}"
+        )
+    x, labels = x[known], labels[known]
+    if normalizer.classes:
+        return Logistic.fit(x, labels, normalizer.classes, seed)
+    return GaussianProcess.fit(x, normalizer.normalize(target.forward(labels)), seed)

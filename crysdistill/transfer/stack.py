@@ -1,0 +1,81 @@
+"""Several predictors that answer together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from crysdistill.errors import InputError
+from crysdistill.graphs.batch import CrystalBatch
+from crysdistill.transfer.frozen import FrozenPredictor
+from crysdistill.transfer.predictor import Predictor
+
+
+class Stack(nn.Module):
+    """The weighted mean of what its members answer.
+
+    It is taken on the scale on which they learned: of the transformed target, and of
+    logits.
+
+    Args:
+        members: predictors of the same targets, fitted on the same labels.
+        shares: of each; they sum to 1. Equal ones where None.
+
+    Raises:
+        InputError: there is no member, or they differ in targets, scale or graph.
+    """
+
+    shares: Tensor
+
+    def __init__(
+        self,
+        members: Sequence[Predictor | FrozenPredictor],
+        shares: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not members:
+            raise InputError("a stack has no members; give at least one predictor")
+        first = members[0]
+        for other in members[1:]:
+            for name, own, its in (
+                ("targets", first.outputs.targets, other.outputs.targets),
+                ("scales", first.outputs.normalizers, other.outputs.normalizers),
+                ("graphs", first.graph, other.graph),
+            ):
+                if own != its:
+                    raise InputError(
+                        f"the members of a stack have different {name}; train all on "
+                        "the same labels of the same dataset"
+                    )
+        equal = [1 / len(members)] * len(members)
+        given = torch.tensor(equal if shares is None else list(shares))
+        if len(given) != len(members) or (given < 0).any() or given.sum() <= 0:
+            raise InputError(
+                f"`shares` are {list(shares or ())} but must be {len(members)} numbers "
+                "that are not negative and not all zero"
+            )
+        self.members = nn.ModuleList(members)
+        self.register_buffer("shares", given / given.sum())
+        self.outputs = first.outputs
+        self.graph = first.graph
+
+    def forward(self, batch: CrystalBatch) -> Tensor:
+        """Return the mean of the members' outputs, (B, O)."""
+        return torch.stack(
+            [
+                share * member(batch)
+                for share, member in zip(self.shares, self.members, strict=True)
+            ]
+        ).sum(dim=0)
+
+    @torch.no_grad()
+    def answer(self, batch: CrystalBatch) -> Tensor:
+        """Return the raw output (B, O), every member without dropout."""
+        mode = self.training
+        self.eval()
+        try:
+            return self(batch)
+        finally:
+            self.train(mode)
