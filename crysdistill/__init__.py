@@ -22,6 +22,7 @@ _HOMES = {
     "teachers": ("make_teacher",),
     "training.distill": ("DistillConfig", "distill"),
     "training.finetune": ("FinetuneConfig", "finetune"),
+    "training.fit": ("FitConfig", "fit"),
     "training.inference": ("embed", "predict"),
     "training.pretrain": ("PretrainConfig", "pretrain"),
     "training.settings": (

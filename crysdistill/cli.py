@@ -401,6 +401,14 @@ VERBS: dict[str, Verb] = {
         resume=_GO_ON,
         check=_check_config,
     ),
+    "fit": Verb(
+        "Make the best predictor for some labels: try all ways, let validation choose.",
+        "crysdistill fit dataset=d.h5 target.name=gap 'weights=[a.safetensors]'",
+        _config_arguments,
+        partial(_configured, "crysdistill.training.fit", "FitConfig", "fit"),
+        resume=_GO_ON,
+        check=_check_config,
+    ),
     "predict": Verb(
         "Predict a property of crystals.",
         "crysdistill predict predictor.safetensors cifs/ -o predictions.csv",

@@ -26,6 +26,7 @@ PROMISED = {
     "train": "config.yaml a=1 b.c=2",
     "distill": "config.yaml a=1 b.c=2",
     "finetune": "config.yaml a=1 b.c=2",
+    "fit": "config.yaml a=1 b.c=2",
     "predict": "weights a b.cif -o predictions.csv",
     "embed": "weights a b.cif -o embeddings.parquet",
     "import-cgcnn": "published.pth.tar -o weights",
@@ -351,7 +352,9 @@ class TestConfiguredVerbs:
         assert calls == []
 
 
-@pytest.mark.parametrize("name", ["pretrain", "train", "distill", "finetune", "study"])
+@pytest.mark.parametrize(
+    "name", ["pretrain", "train", "distill", "finetune", "fit", "study"]
+)
 def test_every_run_lists_its_keys(name, capsys):
     assert main([name, "--keys"]) == 0
     shown = capsys.readouterr().out

@@ -23,7 +23,12 @@ from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.predictor import Predictor
-from crysdistill.transfer.readouts import GaussianProcess, Logistic, Scaling
+from crysdistill.transfer.readouts import (
+    GaussianProcess,
+    Logistic,
+    Scaling,
+    log_likelihood,
+)
 from crysdistill.transfer.seen import seen
 from crysdistill.transfer.stack import Stack
 from crysdistill.transfer.targets import Normalizer, Target
@@ -76,9 +81,12 @@ def fitted(targets=(GAP,), **more):
     batch = labelled(batch, *labels)
     outputs = outputs_of(targets, batch.targets)
     more = {"encoder": encoder(), **more}
-    return FrozenPredictor.fit(
-        batches=[batch], outputs=outputs, graph=GRAPH, **more
-    ), batch
+    return fit(more["encoder"], [batch], outputs), batch
+
+
+def fit(encoder, batches, outputs):
+    known = FrozenPredictor.read(encoder, batches)
+    return FrozenPredictor.fit(encoder, known, outputs, GRAPH)
 
 
 # ---------------------------------------------------------------------- features
@@ -134,6 +142,14 @@ def test_gaussian_process_is_that_of_scikit_learn():
     a, length, s, noise = process.scales.tolist()
     kernel = ConstantKernel(a) * RationalQuadratic(length, s) + WhiteKernel(noise)
     plain = GaussianProcessRegressor(kernel, optimizer=None).fit(x, y)
+    square = torch.tensor(cdist(x, x, "sqeuclidean"))
+    likelihood = log_likelihood(square, torch.tensor(y), process.scales)
+    assert float(likelihood) == pytest.approx(plain.log_marginal_likelihood(), 1e-6)
+    # No worse than where scikit-learn ends.
+    bounds = ((1e-2, 1e3), (0.2, 200), (1e-2, 1e3))
+    free = ConstantKernel(1, bounds[0]) * RationalQuadratic(2, 1, *bounds[1:])
+    searched = GaussianProcessRegressor(free + WhiteKernel(0.1, (1e-5, 10))).fit(x, y)
+    assert float(likelihood) > searched.log_marginal_likelihood() - 0.01
     found = process(torch.tensor(asked))[:, 0]
     np.testing.assert_allclose(found, plain.predict(asked), atol=1e-4)
     # And by the formula.
@@ -188,11 +204,11 @@ def test_labels_that_are_not_known_are_left_out():
     labels[:5] = float("nan")
     some = labelled(batch, labels)
     outputs = known.outputs
-    one = FrozenPredictor.fit(encoder(), [some], outputs, GRAPH)
+    one = fit(encoder(), [some], outputs)
     assert one.readouts[0].known.shape[0] == 35
     nothing = labelled(batch, torch.full((40,), float("nan")))
     with pytest.raises(InputError, match="`gap` has 0 training labels but a readout"):
-        FrozenPredictor.fit(encoder(), [nothing], outputs, GRAPH)
+        fit(encoder(), [nothing], outputs)
 
 
 def test_how_batches_are_cut_does_not_matter():
@@ -202,7 +218,7 @@ def test_how_batches_are_cut_does_not_matter():
     for first in range(0, 40, 10):
         part = make_batch(crystals[first : first + 10], GRAPH)
         parts.append(labelled(part, batch.targets[first : first + 10, 0]))
-    cut = FrozenPredictor.fit(encoder(), parts, whole.outputs, GRAPH)
+    cut = fit(encoder(), parts, whole.outputs)
     torch.testing.assert_close(
         cut.answer(batch), whole.answer(batch), atol=1e-3, rtol=1e-3
     )

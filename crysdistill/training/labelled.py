@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import rich
@@ -18,18 +18,33 @@ from crysdistill.ranks import on_first_rank
 from crysdistill.splits import Split, make_split
 from crysdistill.store.origins import joint_licence
 from crysdistill.store.store import Store
+from crysdistill.training.augmentation import augmentation
 from crysdistill.training.engine import device_of
+from crysdistill.training.judging import (
+    one_column,
+    outputs_for,
+    results_of,
+    spoken,
+    tested,
+    write_predictions,
+)
 from crysdistill.training.loader import BatchLoader, place
 from crysdistill.training.run import Learning, Plan, RunConfig
 from crysdistill.training.runs import RunDirectory
-from crysdistill.training.settings import HeadSettings, SplitSettings, TrainerSettings
+from crysdistill.training.settings import (
+    AugmentSettings,
+    HeadSettings,
+    SplitSettings,
+    TrainerSettings,
+)
+from crysdistill.training.statistics import find_statistics
 from crysdistill.training.supervised import SupervisedModule
 from crysdistill.transfer.heads import CLASSIFIER_DROPOUT, PropertyHead
 from crysdistill.transfer.outputs import Outputs, check_names
 from crysdistill.transfer.predictor import Predictor
-from crysdistill.transfer.scores import WORDS, Scores
+from crysdistill.transfer.ridge import fit_last_layer
 from crysdistill.transfer.seen import Learned, seen
-from crysdistill.transfer.targets import Normalizer, Target
+from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import Provenance, save_weights
 
 
@@ -44,6 +59,7 @@ class LabelledConfig(RunConfig):
             labels of all.
         head: hidden layers on top of the encoder.
         split: which crystals train, choose and judge.
+        augment: how training crystals are changed in each step.
     """
 
     dataset: Path
@@ -51,6 +67,7 @@ class LabelledConfig(RunConfig):
     targets: list[Target] = field(default_factory=list)
     head: HeadSettings = field(default_factory=HeadSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     def __post_init__(self) -> None:
         if self.target is not None and self.targets:
@@ -80,7 +97,6 @@ class LabelledPlan(Plan[Config]):
     """
 
     data = "dataset"
-
     store: Store
     split: Split
     overlap: str
@@ -98,6 +114,14 @@ class LabelledPlan(Plan[Config]):
     def module(self, predictor: Predictor) -> SupervisedModule:
         """Return what learns."""
         return SupervisedModule(predictor, self.config.optimizer)
+
+    def head_start(self) -> Literal["ridge", "random"]:
+        """Return what `head.start` is where nothing is said."""
+        return "random"
+
+    def notes(self) -> dict[str, Any]:
+        """Return what `results.json` says beside what all runs say."""
+        return {}
 
     def taught_by(self) -> Provenance | None:
         """Return where a second source of knowledge comes from, where there is one."""
@@ -118,16 +142,14 @@ class LabelledPlan(Plan[Config]):
         config, names = self.config, [t.name for t in self.config.all_targets]
         labels = self.labels()
         self.split = on_first_rank(
-            lambda: make_split(store, config.split, _one_column(labels))
+            lambda: make_split(store, config.split, one_column(labels))
         )
-        train, ids = self.split.train, np.array(store.material_ids)
-        normalizers = [
-            Normalizer.fit(target, labels[train, t], ids[train])
-            for t, target in enumerate(config.all_targets)
-        ]
-        outputs = Outputs(config.all_targets, normalizers)
-        _check_subsets(outputs, labels, self.split)
+        train = self.split.train
+        outputs = outputs_for(
+            config.all_targets, labels, self.split, store.material_ids
+        )
         module = self.module(self._predictor(store, outputs))
+        module.augment, module.seed = augmentation(config.augment), config.seed
         size, budget = trainer.batch_size, trainer.edge_budget
         number = module.scores.chooses
         return Learning(
@@ -178,7 +200,34 @@ class LabelledPlan(Plan[Config]):
         predictor = learning.module.predictor
         assert isinstance(predictor, Predictor)  # noqa: S101 - for the type checker
         rich.print(_weights_line(predictor))
+        if (self.config.head.start or self.head_start()) == "ridge":
+            self._start_head(predictor)
+            rich.print("the head begins with a fit to the training labels")
         rich.print(f"overlap: {escape(self.overlap)}")
+
+    @torch.no_grad()
+    def _start_head(self, predictor: Predictor) -> None:
+        """Fit the last layer to what the encoder knows of the training crystals.
+
+        Batch norms that are not frozen follow these crystals first, as they will in
+        training: otherwise the answer would change with the first step.
+        """
+
+        def fit() -> dict[str, torch.Tensor]:
+            device = device_of(self.config.trainer)
+            predictor.to(device)
+            names = predictor.outputs.names
+            loader = BatchLoader(self.store, self.split.train, 256, names)
+            place([loader], device)
+            find_statistics(predictor, loader, predictor)
+            found = [(predictor.embed(b).crystals.cpu(), b.targets) for b in loader]
+            embeddings, labels = (torch.cat(p) for p in zip(*found, strict=True))
+            predictor.to("cpu")
+            fit_last_layer(predictor.head, predictor.outputs, embeddings, labels.cpu())
+            return predictor.state_dict()
+
+        predictor.load_state_dict(on_first_rank(fit))
+        predictor.train()
 
     @torch.no_grad()
     def judge(self, learning: Learning, run: RunDirectory) -> None:
@@ -194,18 +243,19 @@ class LabelledPlan(Plan[Config]):
             "split": split.hash(store.material_ids),
             "split_by": split.made_by,
             **module.predictor.frozen_report(),
+            **self.notes(),
         }
         found = {
             subset: self._predict(module, subset, run)
             for subset in ("val", "test")
             if len(getattr(split, subset))
         }
-        results |= _results(module.predictor.outputs, module.scores.kinds, found)
+        results |= results_of(module.predictor.outputs, module.scores.kinds, found)
         run.write_json("results.json", results)
         provenance = self._provenance(store)
         module.to("cpu")
         save_weights(run.weights, module.predictor, provenance=provenance)
-        for line in _spoken(module.predictor.outputs, module.scores.kinds, found):
+        for line in spoken(module.predictor.outputs, module.scores.kinds, found):
             rich.print(escape(line))
 
     def _predict(
@@ -218,38 +268,10 @@ class LabelledPlan(Plan[Config]):
         module.to(device).eval()
         loader = BatchLoader(store, rows, 256, predictor.outputs.names)
         place([loader], device)
-        scores = Scores(predictor.outputs).to(device)
-        outputs, labels = [], []
-        for batch in loader:
-            outputs.append(predictor.answer(batch))
-            labels.append(batch.targets)
-            scores.update(outputs[-1], labels[-1])
+        scores, output, labels = tested(predictor, loader)
         if subset == "test":
-            found = predictor.outputs.predictions(torch.cat(outputs)).cpu()  # (B, T)
-            self._write(run, rows, torch.cat(labels).cpu(), found)
+            write_predictions(run, store, rows, predictor.outputs, labels, output)
         return scores.compute()
-
-    def _write(
-        self,
-        run: RunDirectory,
-        rows: np.ndarray,
-        truth: torch.Tensor,
-        found: torch.Tensor,
-    ) -> None:
-        """Write truth and prediction of the test crystals, a pair for each target."""
-        names = [target.name for target in self.config.all_targets]
-        several = len(names) > 1
-        header = ["material_id"]
-        for name in names:
-            before = f"{name}_" if several else ""
-            header += [f"{before}truth", f"{before}prediction"]
-        pairs = torch.stack((truth, found), dim=2).flatten(1).tolist()  # (B, 2 T)
-        ids = self.store.material_ids
-        lines = (
-            [ids[row], *("" if np.isnan(x) else x for x in numbers)]
-            for row, numbers in zip(rows.tolist(), pairs, strict=True)
-        )
-        run.write_csv("predictions.csv", header, lines)
 
     def _provenance(self, store: Store) -> Provenance:
         """Hand on what pretrained weights and teachers say of themselves."""
@@ -267,87 +289,6 @@ class LabelledPlan(Plan[Config]):
             overlap=seen(before, store.structures_hash)[0],
             origin=origin,
         )
-
-
-def _one_column(labels: np.ndarray) -> np.ndarray:
-    """Return one label for each crystal that has any, for splits: (B, T) to (B,)."""
-    if labels.shape[1] == 1:
-        return labels[:, 0]
-    known = ~np.isnan(labels)
-    filled = np.where(known[:, 0], labels[:, 0], np.nanmean(labels[:, 0]))
-    return np.where(known.any(axis=1), filled, np.nan)
-
-
-def _check_subsets(outputs: Outputs, labels: np.ndarray, split: Split) -> None:
-    """Refuse subsets that cannot judge a target, and classes that nobody can learn."""
-    for t, target in enumerate(outputs.targets):
-        classes = outputs.normalizers[t].classes
-        for subset in ("val", "test"):
-            rows = getattr(split, subset)
-            if len(rows) and np.isnan(labels[rows, t]).all():
-                raise InputError(
-                    f"no `{subset}` crystal has a label `{target.name}`; enlarge that "
-                    "subset, change `split.seed`, or leave the target out"
-                )
-        if not classes:
-            continue
-        for subset in ("train", "val", "test"):
-            known = labels[getattr(split, subset), t]
-            found = np.unique(known[~np.isnan(known)])
-            if len(found) and found.max() >= classes:
-                raise InputError(
-                    f"`{subset}` has class {found.max():g} of `{target.name}`, which "
-                    "no training crystal has; set `split.stratify=true`, or give more "
-                    "labels"
-                )
-            # No AUC is defined there, and zero would be wrong.
-            if len(found) == 1 and classes == 2:
-                raise InputError(
-                    f"all `{subset}` crystals have `{target.name}` {found[0]:g}; "
-                    "enlarge that subset, change `split.seed` or set "
-                    "`split.stratify=true`"
-                )
-
-
-def _results(
-    outputs: Outputs, kinds: list[str], found: dict[str, dict[str, float]]
-) -> dict[str, Any]:
-    """Return the numbers for `results.json`: of one target, or of each."""
-    if len(outputs.targets) == 1:
-        target = outputs.targets[0]
-        numbers = {subset: values[target.name] for subset, values in found.items()}
-        about = {"target": target.name, "unit": target.unit, "metric": kinds[0]}
-        return {**about, **numbers}
-    each = {
-        target.name: {
-            "unit": target.unit,
-            "metric": kind,
-            **{subset: values[target.name] for subset, values in found.items()},
-        }
-        for target, kind in zip(outputs.targets, kinds, strict=True)
-    }
-    scores = {subset: values["score"] for subset, values in found.items()}
-    names = ", ".join(outputs.names)
-    about = {"target": names, "unit": "", "metric": "score"}
-    return {**about, **scores, "targets": each}
-
-
-def _spoken(
-    outputs: Outputs, kinds: list[str], found: dict[str, dict[str, float]]
-) -> list[str]:
-    """Return a line for each target with its numbers."""
-    lines = []
-    for target, kind in zip(outputs.targets, kinds, strict=True):
-        unit = f" {target.unit}" if kind == "mae" and target.unit else ""
-        said = {
-            subset: f"{WORDS[kind]} {values[target.name]:.4g}{unit}"
-            for subset, values in found.items()
-        }
-        name = f"{target.name}: " if len(kinds) > 1 else ""
-        lines.append(
-            f"{name}{said['val']} on validation, {said.get('test', 'none')} on test"
-        )
-    return lines
 
 
 def _weights_line(predictor: Predictor) -> str:

@@ -32,6 +32,7 @@ CONTENTS = {
     "checkpoints": "to resume: `resume=true`",
     "teacher": "the teacher's answers, where the dataset's folder is read-only",
     "weights.safetensors": "the result: for predict, embed, distill and finetune",
+    "candidates.csv": "what could have been chosen, by validation",
     "predictions.csv": "test crystals: truth and prediction",
     "results.json": "the numbers",
     "throughput.json": "how fast it was, what it waited for, and its memory",
@@ -68,6 +69,8 @@ class RunDirectory:
         config: the resolved configuration, as YAML text.
         resume: go on with an interrupted run.
         overwrite: delete what an earlier run left.
+        parts: the run is made of others, in folders of their own, which go on from
+            where they were; it has no checkpoints itself.
 
     Raises:
         InputError: there is a finished run, or nothing to resume, or it was begun
@@ -80,8 +83,9 @@ class RunDirectory:
         config: str,
         resume: bool = False,
         overwrite: bool = False,
+        parts: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path, self._of_parts = Path(path), parts
         self.resumed = self._prepare(config, resume, overwrite)
 
     def _prepare(self, config: str, resume: bool, overwrite: bool) -> bool:
@@ -117,6 +121,8 @@ class RunDirectory:
     def _find_checkpoint(self, begun: bool) -> bool:
         """Return whether a run has a checkpoint, or was killed before its first."""
         files = Checkpoints(self.checkpoints)
+        if begun and self._of_parts:
+            return True
         if begun:
             files.clean()
             if files.paths():
@@ -188,7 +194,11 @@ def _is_something(path: Path) -> bool:
 
 @contextmanager
 def open_run(
-    path: str | Path, config: str, resume: bool = False, overwrite: bool = False
+    path: str | Path,
+    config: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    parts: bool = False,
 ) -> Iterator[RunDirectory]:
     """Open a run directory on the first rank, and keep other runs out while it is open.
 
@@ -197,6 +207,7 @@ def open_run(
         config: as `RunDirectory` takes it; and so are the others.
         resume: go on with an interrupted run.
         overwrite: delete what an earlier run left.
+        parts: whether the run is made of others.
 
     Yields:
         The same directory on all ranks.
@@ -213,7 +224,7 @@ def open_run(
         refusal = f"{path}: another process trains there; wait, or give another `out`"
         held.enter_context(locked(lock, refusal))
         held.callback(lock.unlink, missing_ok=True)
-        return RunDirectory(path, config, resume, overwrite)
+        return RunDirectory(path, config, resume, overwrite, parts)
 
     with ExitStack() as held:
         yield on_first_rank(opened)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,18 @@ from torch import Tensor, nn
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs.batch import CrystalBatch, mean_over_atoms
 from crysdistill.ranks import sum_over_ranks
+from crysdistill.transfer.relations import (
+    atom_relations,
+    compared_atoms,
+    compared_crystals,
+    crystal_relations,
+)
 
 Level = Literal["atoms", "crystals"]
 """What is compared; the names are those of the fields of `Embeddings`."""
+
+Weighting = Literal["fixed", "fading", "balanced"]
+"""How the teacher's part weighs beside the labels: see `Distillation`."""
 
 
 # ---------------------------------------------------------------------- the losses
@@ -41,9 +51,22 @@ def atom_loss(
     Returns:
         A scalar; with several ranks this rank's share of it.
     """
-    student = F.normalize(student_atoms.float(), dim=1)  # (N, F)
-    teacher = F.normalize(teacher_atoms.float(), dim=1)  # (N, F)
+    student, teacher = directions(student_atoms, teacher_atoms, batch)
     return squared_error_of_atoms(student, teacher, batch)
+
+
+def directions(
+    student: Tensor, teacher: Tensor, batch: CrystalBatch
+) -> tuple[Tensor, Tensor]:
+    """Return both at length one, which is what `atom_loss` compares."""
+    return F.normalize(student.float(), dim=1), F.normalize(teacher.float(), dim=1)
+
+
+def as_they_are(
+    student: Tensor, teacher: Tensor, batch: CrystalBatch
+) -> tuple[Tensor, Tensor]:
+    """Return both, which is what a squared error compares."""
+    return student.float(), teacher.float()
 
 
 def squared_error_of_atoms(
@@ -87,28 +110,45 @@ class DistillationLoss:
 
     Args:
         level: whether atoms or crystals are compared.
+        distance: from student, teacher and batch to this rank's share of the loss.
+        compared: from the same to the numbers that are compared, (n, F) each.
         standardized: whether the teacher's answers are first brought to mean 0 and
             variance 1, each of their numbers by itself.
-        distance: from student, teacher and batch to this rank's share of the loss.
+        relational: whether the two need not be equally wide.
     """
 
     level: Level
-    standardized: bool
     distance: Callable[[Tensor, Tensor, CrystalBatch], Tensor]
+    compared: Callable[[Tensor, Tensor, CrystalBatch], tuple[Tensor, Tensor]]
+    standardized: bool = False
+    relational: bool = False
 
 
 DISTILLATION_LOSSES = {
-    "published": DistillationLoss("atoms", False, atom_loss),
-    "standardized_atoms": DistillationLoss("atoms", True, squared_error_of_atoms),
+    "published": DistillationLoss("atoms", atom_loss, directions),
+    "standardized_atoms": DistillationLoss(
+        "atoms", squared_error_of_atoms, as_they_are, standardized=True
+    ),
     "standardized_crystals": DistillationLoss(
-        "crystals", True, squared_error_of_crystals
+        "crystals", squared_error_of_crystals, as_they_are, standardized=True
+    ),
+    "relations_atoms": DistillationLoss(
+        "atoms", atom_relations, compared_atoms, standardized=True, relational=True
+    ),
+    "relations_crystals": DistillationLoss(
+        "crystals",
+        crystal_relations,
+        compared_crystals,
+        standardized=True,
+        relational=True,
     ),
 }
 """Distillation losses by the name that configurations use.
 
 The standardised ones are about 1 for a student that knows the means alone, and 1 - R2
-for one that knows more. The published one is at most 4 / F, some 0.06 at a width of 64,
-whatever the student says: beside the loss of a property it weighs little.
+for one that knows more; relations are on that scale too. The published one is at most
+4 / F, some 0.06 at a width of 64, whatever the student says: beside the loss of a
+property it weighs little.
 """
 
 
@@ -136,20 +176,31 @@ class Distillation(nn.Module):
     The projector, Linear from the student's width to the teacher's, is trained with
     the student and is no part of it.
 
+    Weighting. `fixed`: (1 - alpha) P + alpha E, of the loss P of the property and that
+    of the embeddings, E. `fading`: the same, with an alpha that falls to 0 by the end
+    of the run, as a cosine does from its top to its foot. `balanced`: the geometric
+    mean P^(1 - alpha) E^alpha, to which a loss that is a hundred times smaller, or in
+    another unit, matters as much: no scale is to be tuned.
+
+    Source of the geometric mean: S. Chennupati, G. Sistu, S. Yogamani and S. Rawashdeh,
+    CVPR Workshops 2019, arXiv:1904.08492.
+
     Args:
         student_width: F of the student, at the level of the loss.
         teacher_width: F of the teacher, at that level.
         alpha: the share of the embedding loss: 0 ignores the teacher, 1 the labels.
         loss: one of `DISTILLATION_LOSSES`.
-        projector: whether to project; None projects where the widths differ.
+        projector: whether to project; None does not for relations, nor for
+            `published` where the widths are the same.
+        weighting: see above.
 
     Attributes:
         level: whether `forward` wants atoms or crystals.
         standardizes: whether it has to know the teacher's mean and variance.
 
     Raises:
-        InputError: `alpha` is out of range, `loss` unknown, or the widths differ and
-            `projector` is false.
+        InputError: `alpha` is out of range, `loss` or `weighting` unknown, or the
+            widths differ, the loss wants them equal and `projector` is false.
     """
 
     mean: Tensor | None
@@ -162,25 +213,34 @@ class Distillation(nn.Module):
         alpha: float = 0.5,
         loss: str = "published",
         projector: bool | None = None,
+        weighting: str = "fixed",
     ) -> None:
         super().__init__()
         if not 0 <= alpha <= 1:
             raise InputError(f"`alpha` is {alpha} but must be in [0, 1]")
+        if weighting not in get_args(Weighting):
+            known = get_args(Weighting)
+            raise InputError(
+                f"unknown `weighting` {weighting!r}; choose one of {', '.join(known)}"
+                f"{did_you_mean(weighting, known)}"
+            )
         found = find_loss(loss)
-        differ = student_width != teacher_width
+        differ = student_width != teacher_width and not found.relational
         if projector is False and differ:
             raise InputError(
                 f"the teacher gives {teacher_width} numbers for {found.level} but the "
                 f"student has {student_width}; set `projector=true`"
             )
+        if projector is None:
+            # Embeddings need not reach below zero, as standardised numbers do.
+            projector = differ or (found.standardized and not found.relational)
         self.alpha = alpha
+        self.weighting = weighting
         self.level: Level = found.level
         self.standardizes = found.standardized
-        self._distance = found.distance
+        self._loss = found
         self.projector: nn.Module = (
-            nn.Linear(student_width, teacher_width)
-            if projector or differ
-            else nn.Identity()
+            nn.Linear(student_width, teacher_width) if projector else nn.Identity()
         )
         # They follow from the teacher, which every run asks anew: nothing to save.
         self.register_buffer("mean", None, persistent=False)
@@ -236,8 +296,22 @@ class Distillation(nn.Module):
         Raises:
             InputError: the teacher answered for other atoms.
         """
+        return self._loss.distance(*self._both(student, teacher), batch)
+
+    @torch.no_grad()
+    def compared(
+        self, student: Tensor, teacher: Tensor, batch: CrystalBatch
+    ) -> tuple[Tensor, Tensor]:
+        """Return the numbers that the loss compares, (n, F) of student and teacher."""
+        return self._loss.compared(*self._both(student, teacher), batch)
+
+    def _both(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Return student and teacher in one space and on one scale."""
         projected = self.projector(student)  # (N, F)
-        if projected.shape != teacher.shape:
+        fits = len(projected) == len(teacher) and (
+            self._loss.relational or projected.shape == teacher.shape
+        )
+        if not fits:
             raise InputError(
                 f"teacher embeddings are {tuple(teacher.shape)} but this batch "
                 f"needs {tuple(projected.shape)}; they belong to other crystals or to "
@@ -247,8 +321,54 @@ class Distillation(nn.Module):
             if self.mean is None or self.scale is None:
                 raise RuntimeError("call `standardize` before the first batch")
             teacher = (teacher.float() - self.mean) * self.scale
-        return self._distance(projected, teacher, batch)
+        return projected, teacher
 
-    def total(self, property_loss: Tensor, embedding_loss: Tensor) -> Tensor:
-        """Return (1 - alpha) * property loss + alpha * embedding loss."""
-        return (1 - self.alpha) * property_loss + self.alpha * embedding_loss
+    def total(
+        self, property_loss: Tensor, embedding_loss: Tensor, done: float = 0.0
+    ) -> Tensor:
+        """Return one loss; with several ranks this rank's share of it.
+
+        Args:
+            property_loss: this rank's share.
+            embedding_loss: the same.
+            done: the share of the run that is behind, which `fading` asks for.
+        """
+        alpha = self.alpha
+        if self.weighting == "balanced":
+            return _geometric(property_loss, embedding_loss, alpha)
+        if self.weighting == "fading":
+            alpha *= 0.5 * (1 + math.cos(math.pi * done))
+        return (1 - alpha) * property_loss + alpha * embedding_loss
+
+
+def _geometric(a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    """Return this rank's share of A^(1 - alpha) B^alpha, from its shares of A and B.
+
+    The shares of all ranks add up to it, and so do their slopes.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    whole = sum_over_ranks(torch.stack((a, b)).detach()).clamp(min=tiny)  # (2,)
+    mean = whole[0] ** (1 - alpha) * whole[1] ** alpha
+    return mean * ((1 - alpha) * a / whole[0] + alpha * b / whole[1])
+
+
+def agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:
+    """Say how much of a teacher a student has learned.
+
+    Args:
+        student: (n, F), numbers that a loss compares.
+        teacher: (n, F), the same of the teacher.
+
+    Returns:
+        `r2`, the share of the teacher's variance over rows that the student explains:
+        0 for one that knows the means alone, less for one that does not even know
+        them, and 0 where the teacher says the same of all. And `cosine`, the mean over
+        rows, where these are vectors.
+    """
+    wrong = (student.double() - teacher.double()).square().sum()
+    variance = (teacher.double() - teacher.double().mean(dim=0)).square().sum()
+    varies = variance > 1e-12 * teacher.double().square().sum()  # but for rounding
+    found = {"r2": (1 - wrong / variance).item() if varies else 0.0}
+    if teacher.shape[1] > 1:
+        found["cosine"] = F.cosine_similarity(student, teacher, dim=1).mean().item()
+    return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,23 @@ from crysdistill.transfer.readouts import READOUTS, GaussianProcess, Logistic, S
 
 LEAST = 10
 """Labels of a target without which nothing is fitted."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of some crystals.
+
+    Args:
+        features: (n, D), as `CrystalFeatures` makes them.
+        labels: (n, T), NaN where not known.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def take(self, places: np.ndarray) -> Known:
+        """Return some of the crystals."""
+        return Known(self.features[places], self.labels[places])
 
 
 class FrozenPredictor(nn.Module):
@@ -52,38 +71,42 @@ class FrozenPredictor(nn.Module):
         self.outputs = outputs
         self.graph = graph
 
+    @staticmethod
+    def read(encoder: Encoder | None, batches: Iterable[CrystalBatch]) -> Known:
+        """Return what an encoder says of labelled batches, with the labels."""
+        features = CrystalFeatures(encoder)
+        parts = []
+        for batch in batches:
+            found = _features(encoder, features.to(batch.cell.device), batch)
+            parts.append((found.cpu(), batch.targets.cpu()))
+        return Known(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
     @classmethod
     def fit(
         cls,
         encoder: Encoder | None,
-        batches: Iterable[CrystalBatch],
+        known: Known,
         outputs: Outputs,
         graph: GraphSettings,
         seed: int = 0,
     ) -> FrozenPredictor:
-        """Learn from labelled batches.
+        """Learn from what `read` returned.
 
         Args:
-            encoder: see the class.
-            batches: the training crystals, with `targets`.
+            encoder: that of `read`.
+            known: of the training crystals.
             outputs: what is to be predicted.
-            graph: the graph of the batches.
+            graph: that of the crystals.
             seed: of what is drawn; see the readouts.
 
         Raises:
             InputError: a target has fewer than `LEAST` labels.
         """
-        features = CrystalFeatures(encoder)
-        parts = [
-            (_features(encoder, features, batch), batch.targets) for batch in batches
-        ]
-        x = torch.cat([found.cpu() for found, _ in parts])  # (n, D)
-        labels = torch.cat([found.cpu() for _, found in parts])  # (n, T)
-        scaling = Scaling(features.width)
-        scaling.fit(x)
-        x = scaling(x)
+        scaling = Scaling(known.features.shape[1])
+        scaling.fit(known.features)
+        x = scaling(known.features)
         readouts = [
-            _fit_one(outputs, t, x, labels[:, t], seed)
+            _fit_one(outputs, t, x, known.labels[:, t], seed)
             for t in range(len(outputs.targets))
         ]
         predictor = cls(encoder, readouts, outputs, graph)
@@ -116,7 +139,11 @@ class FrozenPredictor(nn.Module):
 
     def forward(self, batch: CrystalBatch) -> Tensor:
         """Return normalised predictions and logits, (B, O); see `Outputs`."""
-        x = self.scaling(_features(self.encoder, self.features, batch))  # (B, D)
+        return self.read_out(_features(self.encoder, self.features, batch))
+
+    def read_out(self, features: Tensor) -> Tensor:
+        """Return what `forward` does, from `CrystalFeatures` (B, D)."""
+        x = self.scaling(features)
         return torch.cat([readout(x) for readout in self.readouts], dim=1)
 
     @torch.no_grad()

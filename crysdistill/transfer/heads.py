@@ -105,6 +105,12 @@ class PropertyHead(nn.Module):
         Returns:
             (B, O).
         """
+        return self.last(self.features(crystal_embeddings, rows))
+
+    def features(
+        self, crystal_embeddings: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """Return what the last Linear sees, (B, hidden) or without layers (B, F')."""
         x = crystal_embeddings
         if self.activates_first:
             x = self.activation(x)
@@ -114,7 +120,7 @@ class PropertyHead(nn.Module):
                 x = self._drop(x, rows)
         for layer in self.middle:
             x = self.activation(layer(x))
-        return self.last(x)  # (B, O)
+        return x
 
     def _drop(self, x: Tensor, rows: Tensor | None) -> Tensor:
         if rows is None:

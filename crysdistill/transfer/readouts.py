@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
+import math
+from math import pi
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import (
-    ConstantKernel,
-    RationalQuadratic,
-    WhiteKernel,
-)
+from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from torch import Tensor, nn
 
 from crysdistill.errors import InputError
 
-SEARCHED = 1_000
+SEARCHED = 500
 """Crystals on which the scales of the kernel are searched: each step is cubic."""
 
 MOST = 5_000
@@ -63,7 +58,8 @@ class GaussianProcess(nn.Module):
     k(x, x') = a (1 + |x - x'|^2 / (2 s l^2))^(-s), plus noise on the labels.
 
     Source: C. E. Rasmussen and C. K. I. Williams, Gaussian Processes for Machine
-    Learning, MIT Press (2006), Eqs. 2.25 and 4.19; scikit-learn finds the scales.
+    Learning, MIT Press (2006), Eqs. 2.25 and 4.19. The distances of features are taken
+    once for all steps of the search, which scikit-learn takes in each.
 
     Args:
         width: D, of the features.
@@ -94,7 +90,9 @@ class GaussianProcess(nn.Module):
         order = np.random.default_rng(seed).permutation(len(x))[:MOST]
         x, y = x[order], y[order].double()
         process = cls(x.shape[1], len(x))
-        process.scales = _likely_scales(x[:SEARCHED].numpy(), y[:SEARCHED].numpy())
+        with torch.enable_grad():
+            scales = _likely_scales(x[:SEARCHED].double(), y[:SEARCHED])
+        process.scales = scales
         process.known = x.float()
         kernel = process._kernel(x)  # (n, n)
         kernel.diagonal().add_(process.scales[3] + 1e-10)
@@ -107,31 +105,56 @@ class GaussianProcess(nn.Module):
         return (self._kernel(x) @ self.weights)[:, None].float()
 
     def _kernel(self, x: Tensor) -> Tensor:
-        a, length, s, _ = self.scales
         square = torch.cdist(x.double(), self.known.double()).square()  # (B, n)
-        return a * (1 + square / (2 * s * length**2)) ** -s
+        return _rational(square, self.scales)
 
 
-def _likely_scales(x: np.ndarray, y: np.ndarray) -> Tensor:
-    """Return a, l, s and the variance of the noise."""
-    far = float(np.sqrt(x.shape[1]))
-    kernel = ConstantKernel(1.0, (1e-2, 1e3)) * RationalQuadratic(
-        far, 1.0, (0.1 * far, 100 * far), (1e-2, 1e3)
-    ) + WhiteKernel(0.1, (1e-5, 10.0))
-    with warnings.catch_warnings():
-        # At a bound the kernel is a simpler one, which is no fault.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        found = GaussianProcessRegressor(kernel).fit(x.astype(np.float64), y).kernel_
-    a, rational, noise = found.k1.k1, found.k1.k2, found.k2
-    return torch.tensor(
-        [
-            a.constant_value,
-            rational.length_scale,
-            rational.alpha,
-            noise.noise_level,
-        ],
-        dtype=torch.float64,
+def log_likelihood(square: Tensor, y: Tensor, scales: Tensor) -> Tensor:
+    """Return the logarithm of the likelihood of labels, a scalar.
+
+    Source: Rasmussen and Williams, Eq. 2.30.
+
+    Args:
+        square: (n, n) squared distances of the features.
+        y: (n,) labels.
+        scales: a, l, s and the variance of the noise.
+    """
+    eye = torch.eye(len(y), dtype=square.dtype)
+    kernel = _rational(square, scales) + (scales[3] + 1e-10) * eye
+    factor = torch.linalg.cholesky(kernel)
+    half = torch.linalg.solve_triangular(factor, y[:, None], upper=False)[:, 0]
+    determinant = factor.diagonal().log().sum()
+    return -0.5 * half.square().sum() - determinant - 0.5 * len(y) * math.log(2 * pi)
+
+
+def _rational(square: Tensor, scales: Tensor) -> Tensor:
+    """Return the kernel without noise for squared distances."""
+    a, length, s, _ = scales
+    return a * (1 + square / (2 * s * length**2)) ** -s
+
+
+def _likely_scales(x: Tensor, y: Tensor) -> Tensor:
+    """Return a, l, s and the variance of the noise where the labels are likeliest."""
+    square = torch.cdist(x, x).square()  # (n, n)
+    far = math.sqrt(x.shape[1])
+    start = torch.tensor([1.0, far, 1.0, 0.1], dtype=torch.float64).log()
+    bounds = ((1e-2, 1e3), (0.1 * far, 100 * far), (1e-2, 1e3), (1e-5, 10.0))
+
+    def unlikely(logarithms: np.ndarray) -> tuple[float, np.ndarray]:
+        scales = torch.tensor(logarithms, requires_grad=True)
+        try:
+            loss = -log_likelihood(square, y, scales.exp())
+        except torch.linalg.LinAlgError:  # scales at which nothing can be computed
+            return 1e10, np.zeros(len(logarithms))
+        loss.backward()
+        assert scales.grad is not None  # noqa: S101 - for the type checker
+        return float(loss.detach()), scales.grad.numpy()
+
+    limits = [(math.log(low), math.log(high)) for low, high in bounds]
+    found = minimize(
+        unlikely, start.numpy(), jac=True, method="L-BFGS-B", bounds=limits
     )
+    return torch.from_numpy(found.x).exp()
 
 
 class Logistic(nn.Module):

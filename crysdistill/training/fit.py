@@ -1,0 +1,382 @@
+"""The best predictor for some labels: try what can be tried, let validation choose."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import rich
+import torch
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from crysdistill.encoders import Encoder, find_encoder, make_encoder
+from crysdistill.errors import InputError
+from crysdistill.schema import dump_config
+from crysdistill.splits import Split, make_split
+from crysdistill.store.origins import joint_licence
+from crysdistill.store.store import Store
+from crysdistill.training.engine import device_of
+from crysdistill.training.finetune import FinetuneConfig, finetune
+from crysdistill.training.judging import (
+    one_column,
+    outputs_for,
+    results_of,
+    spoken,
+    tested,
+    write_predictions,
+)
+from crysdistill.training.labelled import LabelledConfig
+from crysdistill.training.loader import BatchLoader, place
+from crysdistill.training.pretrained import load_pretrained
+from crysdistill.training.probe import Probed, probe
+from crysdistill.training.runs import RunDirectory, open_run
+from crysdistill.training.settings import EncoderChoice, SplitSettings
+from crysdistill.training.train import TrainConfig, train
+from crysdistill.transfer.frozen import FrozenPredictor
+from crysdistill.transfer.outputs import Outputs
+from crysdistill.transfer.scores import Scores
+from crysdistill.transfer.seen import seen
+from crysdistill.transfer.stack import Stack
+from crysdistill.transfer.weights import (
+    AnyPredictor,
+    Provenance,
+    WeightsHeader,
+    load_predictor,
+    read_header,
+    save_weights,
+)
+
+COMPOSITION = "composition"
+UNTRAINED = "untrained"
+
+
+@dataclass(kw_only=True)
+class FitConfig(LabelledConfig):
+    """The best predictor for some labels, whatever makes it.
+
+    Candidates are a network from scratch, one that starts from the pretrained weights,
+    a Gaussian process on frozen embeddings and on the composition, and means of these.
+    Validation chooses; the test crystals are predicted once, by what was chosen.
+
+    Args:
+        weights: pretrained encoders, of which a probe chooses one; none trains from
+            scratch alone.
+        encoder: of the network from scratch; that of the weights where there are some.
+        repeats: networks of each kind, with seeds of their own, which answer together.
+    """
+
+    out: Path = Path("runs/fit")
+    weights: list[Path] = field(default_factory=list)
+    encoder: EncoderChoice = field(default_factory=lambda: {"name": "cgcnn"})
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.repeats < 1:
+            raise InputError(f"`repeats` is {self.repeats} but must be at least 1")
+        names = [str(path) for path in self.weights]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise InputError(f"`weights` names {twice[0]} twice; leave one out")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A predictor that might be chosen.
+
+    Args:
+        name: for people.
+        predictor: made from the training crystals.
+        score: what is wrong on the validation crystals; see `Scores`.
+        metrics: there, of each target.
+    """
+
+    name: str
+    predictor: AnyPredictor
+    score: float
+    metrics: dict[str, float]
+
+
+def fit(config: FitConfig) -> Path:
+    """Make every candidate, choose one, judge it; return its weights file's path.
+
+    What an interrupted run has trained is not trained again with `resume=true`.
+
+    Raises:
+        InputError: the dataset, the weights or a setting cannot be used.
+    """
+    store = Store.open(config.dataset)
+    for target in config.all_targets:
+        target.check(store.property(target.name), store.material_ids)
+    encoders = {_short(path): load_pretrained(path, store) for path in config.weights}
+    names = [target.name for target in config.all_targets]
+    labels = np.stack([store.property(name) for name in names], axis=1)  # (B, T)
+    split = make_split(store, config.split, one_column(labels))
+    text = dump_config(config)
+    with open_run(config.out, text, config.resume, config.overwrite, parts=True) as run:
+        split.write(run.path / "split.csv", store.material_ids)
+        # In the order in which every network will read it, so that all have one scale.
+        split = make_split(store, _same_split(run), one_column(labels))
+        outputs = outputs_for(config.all_targets, labels, split, store.material_ids)
+        rich.print(
+            escape(
+                f"fit: {', '.join(names)} from {len(split.train):,} crystals, "
+                f"{len(split.val):,} to choose by, {len(split.test):,} to judge"
+            )
+        )
+        work = _Work(config, store, split, outputs, run)
+        looked = work.probe(encoders)
+        best = next((one.name for one in looked if one.name in encoders), None)
+        work.advise(looked, best)
+        candidates = sorted(
+            work.candidates(encoders, best), key=lambda candidate: candidate.score
+        )
+        chosen = candidates[0]
+        work.show(candidates)
+        return work.finish(chosen, candidates, looked, best)
+
+
+def _same_split(run: RunDirectory) -> SplitSettings:
+    """Return the settings that read the split of this run again."""
+    return SplitSettings(file=str(run.path / "split.csv"))
+
+
+def _short(path: Path) -> str:
+    """Return a name for weights: of the file, or of the run that holds it."""
+    return path.parent.name if path.stem == "weights" else path.stem
+
+
+class _Work:
+    """One fit on its way.
+
+    Args:
+        config: what the user asked for.
+        store: the dataset.
+        split: of its crystals.
+        outputs: what is predicted.
+        run: where everything goes.
+    """
+
+    def __init__(
+        self,
+        config: FitConfig,
+        store: Store,
+        split: Split,
+        outputs: Outputs,
+        run: RunDirectory,
+    ) -> None:
+        self.config, self.store, self.split = config, store, split
+        self.outputs, self.run = outputs, run
+        self.device = device_of(config.trainer)
+
+    # ------------------------------------------------------------ the look ahead
+
+    def probe(self, encoders: dict[str, Encoder]) -> list[Probed]:
+        """Cross-validate readouts on all but the test crystals."""
+        rows = np.concatenate([self.split.train, self.split.val])
+        torch.manual_seed(self.config.seed)
+        untrained = make_encoder(graph=self.store.graph, **self._architecture())
+        return probe(
+            self.store,
+            rows,
+            self.outputs,
+            {COMPOSITION: None, UNTRAINED: untrained, **encoders},
+            self.device,
+            self.config.seed,
+        )
+
+    def advise(self, looked: Sequence[Probed], best: str | None) -> None:
+        """Show what the probe found, and say what it lets one expect."""
+        kinds = Scores(self.outputs).kinds
+        table = Table("frozen embeddings of", title="Cross-validated on the labels")
+        for target, kind in zip(self.outputs.targets, kinds, strict=True):
+            unit = f" ({target.unit})" if target.unit and kind == "mae" else ""
+            table.add_column(escape(f"{target.name}, {kind}{unit}"), justify="right")
+        for one in looked:
+            cells = (f"{one.metrics[name]:.4g}" for name in self.outputs.names)
+            table.add_row(escape(one.name), *cells)
+        rich.print(table)
+        rich.print(escape(advice(looked, best)))
+
+    # --------------------------------------------------------------- candidates
+
+    def candidates(
+        self, encoders: dict[str, Encoder], best: str | None
+    ) -> Iterator[Candidate]:
+        """Yield every candidate, judged on validation."""
+        networks = {"scratch": self._networks("scratch", None)}
+        readouts = {COMPOSITION: self._readout(None)}
+        if best is not None:
+            path = next(p for p in self.config.weights if _short(p) == best)
+            networks["fine-tuned"] = self._networks("finetuned", path)
+            readouts["frozen"] = self._readout(encoders[best])
+        for name, predictor in {**networks, **readouts}.items():
+            yield self._judged(name, predictor)
+        partner = readouts.get("frozen", readouts[COMPOSITION])
+        for name, predictor in networks.items():
+            members = _members(predictor)
+            shares = [0.5 / len(members)] * len(members) + [0.5]
+            both = Stack([*members, partner], shares)
+            yield self._judged(f"{name} + {_name_of(readouts, partner)}", both)
+
+    def _readout(self, encoder: Encoder | None) -> FrozenPredictor:
+        batches = self._batches(self.split.train)
+        known = FrozenPredictor.read(encoder, batches)
+        return FrozenPredictor.fit(
+            encoder, known, self.outputs, self.store.graph, self.config.seed
+        )
+
+    def _networks(self, kind: str, weights: Path | None) -> AnyPredictor:
+        """Train networks of one kind, those that are not there yet."""
+        config, made = self.config, []
+        seeds = range(config.seed, config.seed + config.repeats)
+        shown = config.trainer.progress
+        for seed in track(seeds, f"training, {kind}", disable=not shown):
+            folder = self.run.path / f"{kind}-{seed}"
+            shared = {f.name: getattr(config, f.name) for f in fields(LabelledConfig)}
+            shared |= {
+                "out": folder,
+                "seed": seed,
+                "split": _same_split(self.run),
+                "trainer": replace(config.trainer, progress=False),
+                "resume": True,
+                "overwrite": False,
+            }
+            if not (folder / "results.json").exists():
+                # What it prints is in its folder, and this run has a bar of its own.
+                with contextlib.redirect_stdout(io.StringIO()):
+                    if weights is None:
+                        train(TrainConfig(**shared, encoder=self._architecture()))
+                    else:
+                        finetune(FinetuneConfig(**shared, weights=weights))
+            made.append(load_predictor(folder / "weights.safetensors"))
+        members = [one for one in made if not isinstance(one, Stack)]
+        return members[0] if len(members) == 1 else Stack(members)
+
+    def _architecture(self) -> dict[str, Any]:
+        """Return the encoder of a network from scratch."""
+        config = self.config
+        if not config.weights:
+            return config.encoder
+        given = read_header(config.weights[0]).encoder
+        settings = find_encoder(given["name"]).for_properties(given["settings"])
+        return {"name": given["name"], **settings}
+
+    def _judged(self, name: str, predictor: AnyPredictor) -> Candidate:
+        scores, _, _ = tested(predictor, self._batches(self.split.val))
+        metrics = scores.compute()
+        return Candidate(name, predictor, metrics.pop("score"), metrics)
+
+    def _batches(self, rows: np.ndarray) -> BatchLoader:
+        loader = BatchLoader(self.store, rows, 256, self.outputs.names)
+        place([loader], torch.device("cpu"))
+        return loader
+
+    # ------------------------------------------------------------------- the end
+
+    def show(self, candidates: Sequence[Candidate]) -> None:
+        """Print what validation found, the best first, and keep it as a table."""
+        kinds = Scores(self.outputs).kinds
+        table = Table("candidate", title="On the validation crystals")
+        for target, kind in zip(self.outputs.targets, kinds, strict=True):
+            unit = f" ({target.unit})" if target.unit and kind == "mae" else ""
+            table.add_column(escape(f"{target.name}, {kind}{unit}"), justify="right")
+        rows = []
+        for one in candidates:
+            cells = (f"{one.metrics[name]:.4g}" for name in self.outputs.names)
+            table.add_row(escape(one.name), *cells)
+            rows.append({"candidate": one.name, "score": one.score, **one.metrics})
+        rich.print(table)
+        pd.DataFrame(rows).to_csv(self.run.path / "candidates.csv", index=False)
+
+    def finish(
+        self,
+        chosen: Candidate,
+        candidates: Sequence[Candidate],
+        looked: Sequence[Probed],
+        best: str | None,
+    ) -> Path:
+        """Judge what was chosen on the test crystals; write everything."""
+        run, store, split, outputs = self.run, self.store, self.split, self.outputs
+        found = {"val": {**chosen.metrics, "score": chosen.score}}
+        if len(split.test):
+            scores, output, labels = tested(chosen.predictor, self._batches(split.test))
+            found["test"] = scores.compute()
+            write_predictions(run, store, split.test, outputs, labels, output)
+        kinds = Scores(outputs).kinds
+        header, overlap = self._seen(best)
+        results = {
+            "labels": len(split.train),
+            "seed": self.config.seed,
+            "dataset": store.hash,
+            "overlap": overlap,
+            "split": split.hash(store.material_ids),
+            "split_by": split.made_by,
+            "chosen": chosen.name,
+            "candidates": {one.name: one.score for one in candidates},
+            "probe": {one.name: one.score for one in looked},
+            **results_of(outputs, kinds, found),
+        }
+        run.write_json("results.json", results)
+        earlier = header.provenance if header else Provenance()
+        provenance = replace(
+            earlier,
+            licence=joint_licence([earlier.licence, store.licence]),
+            overlap=seen(header, store.structures_hash)[0],
+            origin=f"{self.config.out}: labels of {store.path.name}",
+        )
+        save_weights(run.weights, chosen.predictor, provenance=provenance)
+        rich.print(escape(f"chosen: {chosen.name}"))
+        for line in spoken(outputs, kinds, found):
+            rich.print(escape(line))
+        rich.print(f"overlap: {escape(overlap)}")
+        run.print_tree()
+        return run.weights
+
+    def _seen(self, best: str | None) -> tuple[WeightsHeader | None, str]:
+        """Return what the weights say of themselves, and what they saw of the data."""
+        header = None
+        if best is not None:
+            path = next(p for p in self.config.weights if _short(p) == best)
+            header = read_header(path)
+        return header, seen(header, self.store.structures_hash)[1]
+
+
+def advice(looked: Sequence[Probed], best: str | None) -> str:
+    """Return what a probe lets one expect, in a sentence.
+
+    Args:
+        looked: what it found.
+        best: the name of the best pretrained encoder; None where there is none.
+    """
+    score = {one.name: one.score for one in looked}
+    if best is None:
+        return "no pretrained weights were given: a network from scratch is to be tried"
+    without = min(score[COMPOSITION], score[UNTRAINED])
+    gain = 1 - score[best] / without
+    if gain > 0.02:
+        return (
+            f"{best} knows {gain:.0%} more than composition and an untrained encoder: "
+            "fine-tuning is likely to help"
+        )
+    return (
+        f"{best} knows no more than composition and an untrained encoder "
+        f"({gain:+.0%}): expect little from fine-tuning"
+    )
+
+
+def _members(predictor: AnyPredictor) -> list[Any]:
+    """Return the networks of which a candidate is made."""
+    return list(predictor.members) if isinstance(predictor, Stack) else [predictor]
+
+
+def _name_of(readouts: dict[str, FrozenPredictor], wanted: FrozenPredictor) -> str:
+    return next(name for name, one in readouts.items() if one is wanted)

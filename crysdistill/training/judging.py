@@ -1,0 +1,191 @@
+"""Judging a predictor: on which labels, by which numbers, written where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crysdistill.errors import InputError
+from crysdistill.graphs.batch import CrystalBatch
+from crysdistill.splits import Split
+from crysdistill.store.store import Store
+from crysdistill.training.loader import BatchLoader
+from crysdistill.training.runs import RunDirectory
+from crysdistill.transfer.outputs import Outputs
+from crysdistill.transfer.scores import WORDS, Scores
+from crysdistill.transfer.targets import Normalizer, Target
+
+
+class Answers(Protocol):
+    """What every kind of predictor has."""
+
+    outputs: Outputs
+
+    def answer(self, batch: CrystalBatch) -> Tensor:
+        """Return the raw output (B, O)."""
+        ...
+
+
+def outputs_for(
+    targets: Sequence[Target],
+    labels: np.ndarray,
+    split: Split,
+    material_ids: Sequence[str],
+) -> Outputs:
+    """Return what is to be predicted, on the scale of the training labels.
+
+    Args:
+        targets: T of them.
+        labels: (B, T) of the store, NaN where not known.
+        split: of its crystals.
+        material_ids: of the store.
+
+    Raises:
+        InputError: the training labels have no scale, or a subset cannot judge.
+    """
+    train, ids = split.train, np.array(material_ids)
+    normalizers = [
+        Normalizer.fit(target, labels[train, t], ids[train])
+        for t, target in enumerate(targets)
+    ]
+    outputs = Outputs(targets, normalizers)
+    _check_subsets(outputs, labels, split)
+    return outputs
+
+
+def one_column(labels: np.ndarray) -> np.ndarray:
+    """Return one label for each crystal that has any, for splits: (B, T) to (B,)."""
+    if labels.shape[1] == 1:
+        return labels[:, 0]
+    known = ~np.isnan(labels)
+    filled = np.where(known[:, 0], labels[:, 0], np.nanmean(labels[:, 0]))
+    return np.where(known.any(axis=1), filled, np.nan)
+
+
+def _check_subsets(outputs: Outputs, labels: np.ndarray, split: Split) -> None:
+    """Refuse subsets that cannot judge a target, and classes that nobody can learn."""
+    for t, target in enumerate(outputs.targets):
+        classes = outputs.normalizers[t].classes
+        for subset in ("val", "test"):
+            rows = getattr(split, subset)
+            if len(rows) and np.isnan(labels[rows, t]).all():
+                raise InputError(
+                    f"no `{subset}` crystal has a label `{target.name}`; enlarge that "
+                    "subset, change `split.seed`, or leave the target out"
+                )
+        if not classes:
+            continue
+        for subset in ("train", "val", "test"):
+            known = labels[getattr(split, subset), t]
+            found = np.unique(known[~np.isnan(known)])
+            if len(found) and found.max() >= classes:
+                raise InputError(
+                    f"`{subset}` has class {found.max():g} of `{target.name}`, which "
+                    "no training crystal has; set `split.stratify=true`, or give more "
+                    "labels"
+                )
+            # No AUC is defined there, and zero would be wrong.
+            if len(found) == 1 and classes == 2:
+                raise InputError(
+                    f"all `{subset}` crystals have `{target.name}` {found[0]:g}; "
+                    "enlarge that subset, change `split.seed` or set "
+                    "`split.stratify=true`"
+                )
+
+
+@torch.no_grad()
+def tested(predictor: Answers, loader: BatchLoader) -> tuple[Scores, Tensor, Tensor]:
+    """Return the numbers of labelled batches, the outputs (B, O) and the labels (B, T).
+
+    Args:
+        predictor: in eval mode, where the batches are.
+        loader: has the labels of all targets.
+    """
+    outputs, labels = [], []
+    scores: Scores | None = None
+    for batch in loader:
+        outputs.append(predictor.answer(batch))
+        labels.append(batch.targets)
+        scores = scores or Scores(predictor.outputs).to(batch.cell.device)
+        scores.update(outputs[-1], labels[-1])
+    if scores is None:
+        raise RuntimeError("there is nothing to judge a predictor on")
+    return scores, torch.cat(outputs).cpu(), torch.cat(labels).cpu()
+
+
+def write_predictions(
+    run: RunDirectory,
+    store: Store,
+    rows: np.ndarray,
+    outputs: Outputs,
+    truth: Tensor,
+    output: Tensor,
+) -> None:
+    """Write truth and prediction of crystals, a pair of columns for each target.
+
+    Args:
+        run: in whose folder `predictions.csv` goes.
+        store: of the crystals.
+        rows: which of them.
+        outputs: what the output means.
+        truth: (B, T) labels.
+        output: (B, O) of a predictor.
+    """
+    several = len(outputs.names) > 1
+    header = ["material_id"]
+    for name in outputs.names:
+        before = f"{name}_" if several else ""
+        header += [f"{before}truth", f"{before}prediction"]
+    found = outputs.predictions(output)  # (B, T)
+    pairs = torch.stack((truth, found), dim=2).flatten(1).tolist()  # (B, 2 T)
+    ids = store.material_ids
+    lines = (
+        [ids[row], *("" if np.isnan(x) else x for x in numbers)]
+        for row, numbers in zip(rows.tolist(), pairs, strict=True)
+    )
+    run.write_csv("predictions.csv", header, lines)
+
+
+def results_of(
+    outputs: Outputs, kinds: list[str], found: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """Return the numbers for `results.json`: of one target, or of each."""
+    if len(outputs.targets) == 1:
+        target = outputs.targets[0]
+        numbers = {subset: values[target.name] for subset, values in found.items()}
+        about = {"target": target.name, "unit": target.unit, "metric": kinds[0]}
+        return {**about, **numbers}
+    each = {
+        target.name: {
+            "unit": target.unit,
+            "metric": kind,
+            **{subset: values[target.name] for subset, values in found.items()},
+        }
+        for target, kind in zip(outputs.targets, kinds, strict=True)
+    }
+    scores = {subset: values["score"] for subset, values in found.items()}
+    names = ", ".join(outputs.names)
+    about = {"target": names, "unit": "", "metric": "score"}
+    return {**about, **scores, "targets": each}
+
+
+def spoken(
+    outputs: Outputs, kinds: list[str], found: dict[str, dict[str, float]]
+) -> list[str]:
+    """Return a line for each target with its numbers."""
+    lines = []
+    for target, kind in zip(outputs.targets, kinds, strict=True):
+        unit = f" {target.unit}" if kind == "mae" and target.unit else ""
+        said = {
+            subset: f"{WORDS[kind]} {values[target.name]:.4g}{unit}"
+            for subset, values in found.items()
+        }
+        name = f"{target.name}: " if len(kinds) > 1 else ""
+        lines.append(
+            f"{name}{said['val']} on validation, {said.get('test', 'none')} on test"
+        )
+    return lines

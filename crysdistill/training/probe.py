@@ -1,0 +1,96 @@
+"""A cheap look ahead: what frozen embeddings know of a property, cross-validated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.model_selection import KFold
+
+from crysdistill.encoders import Encoder
+from crysdistill.store.store import Store
+from crysdistill.training.loader import BatchLoader, place
+from crysdistill.transfer.frozen import FrozenPredictor
+from crysdistill.transfer.outputs import Outputs
+from crysdistill.transfer.scores import Scores
+
+FOLDS = 5
+MOST = 2_000
+"""Labelled crystals that a probe looks at."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What one encoder's frozen embeddings were worth.
+
+    Args:
+        name: of the encoder.
+        score: what is wrong, averaged over targets and held-out crystals, on the scale
+            on which guessing is of order one; see `Scores`.
+        metrics: of each target by its name, in its unit.
+    """
+
+    name: str
+    score: float
+    metrics: Mapping[str, float]
+
+
+def probe(
+    store: Store,
+    rows: np.ndarray,
+    outputs: Outputs,
+    encoders: Mapping[str, Encoder | None],
+    device: torch.device,
+    seed: int = 0,
+    report: Callable[[Probed], None] = lambda found: None,
+) -> list[Probed]:
+    """Cross-validate a readout on what each encoder says of labelled crystals.
+
+    Encoders stay as they are. The crystals that judge a predictor are not to be among
+    these.
+
+    Args:
+        store: of the crystals.
+        rows: which of them; of more than `MOST` the first ones of a random order.
+        outputs: what is predicted.
+        encoders: by name; None reads the composition alone.
+        device: where to compute.
+        seed: of the folds.
+        report: is told each result as soon as it is there.
+
+    Returns:
+        One for each encoder, the best first.
+    """
+    rows = np.random.default_rng(seed).permutation(rows)[:MOST]
+    batches = BatchLoader(store, rows, 256, outputs.names)
+    place([batches], device)
+    found = []
+    for name, encoder in encoders.items():
+        if encoder is not None:
+            encoder.to(device).eval()
+        found.append(_probe(name, encoder, batches, outputs, seed))
+        report(found[-1])
+    return sorted(found, key=lambda one: one.score)
+
+
+def _probe(
+    name: str,
+    encoder: Encoder | None,
+    batches: BatchLoader,
+    outputs: Outputs,
+    seed: int,
+) -> Probed:
+    scores = Scores(outputs)
+    folds = KFold(FOLDS, shuffle=True, random_state=seed)
+    known = FrozenPredictor.read(encoder, batches)
+    for train, held_out in folds.split(np.arange(len(known.labels))):
+        predictor = FrozenPredictor.fit(
+            encoder, known.take(train), outputs, batches.store.graph, seed
+        )
+        asked = known.take(held_out)
+        scores.update(predictor.read_out(asked.features), asked.labels)
+    metrics = scores.compute()
+    score = metrics.pop("score")
+    return Probed(name, score, metrics)

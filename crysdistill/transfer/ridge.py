@@ -1,0 +1,82 @@
+"""A head that begins with the best linear answer from what its encoder knows."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crysdistill.transfer.heads import PropertyHead
+from crysdistill.transfer.outputs import Outputs
+
+PENALTIES = np.logspace(-3, 5, 17)
+"""From which leave-one-out errors choose, for features whose mean variance is one."""
+
+
+@torch.no_grad()
+def fit_last_layer(
+    head: PropertyHead, outputs: Outputs, embeddings: Tensor, labels: Tensor
+) -> None:
+    """Fit the last Linear of a head; the layers below stay as they are.
+
+    Numbers by ridge regression, whose penalty the leave-one-out error chooses; classes
+    by logistic regression, whose penalty the cross-validated likelihood chooses. Each
+    target sees the crystals that have its label, in the scale in which it is learned.
+
+    Source: the first step of LP-FT, A. Kumar et al., ICLR 2022, arXiv:2202.10054.
+
+    Differs from the paper: the hidden layers below, if there are some, are random.
+
+    Args:
+        head: changed in place.
+        outputs: what its output means.
+        embeddings: (B, F'), of the training crystals, by the encoder in eval mode.
+        labels: (B, T) in the targets' units, NaN where not known.
+    """
+    features = head.features(embeddings).double().cpu().numpy()  # (B, H)
+    known = labels.double().cpu()
+    mean = features.mean(axis=0)
+    # One scale for all: each feature at unit variance would give those that hardly
+    # vary, and their errors, weights of three times the size for the same answers.
+    scale = float(np.sqrt(features.var(axis=0).mean())) or 1.0
+    weights, biases = [], []
+    for t, target in enumerate(outputs.targets):
+        some = ~torch.isnan(known[:, t]).numpy()
+        x, y = (features[some] - mean) / scale, known[some, t]
+        normalizer = outputs.normalizers[t]
+        if normalizer.classes:
+            weight, bias = _logistic(x, y.long().numpy())
+        else:
+            weight, bias = _ridge(x, normalizer.normalize(target.forward(y)).numpy())
+        weight = weight / scale  # (outputs of the target, H)
+        weights.append(weight)
+        biases.append(bias - weight @ mean)
+    head.last.weight.copy_(torch.from_numpy(np.concatenate(weights)))
+    head.last.bias.copy_(torch.from_numpy(np.concatenate(biases)))
+
+
+def _ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights (1, H) and bias (1,)."""
+    from sklearn.linear_model import RidgeCV  # takes a second to import
+
+    fitted = RidgeCV(PENALTIES).fit(x, y)
+    return fitted.coef_[None], np.array([fitted.intercept_])
+
+
+def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights (C, H) and biases (C,)."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+
+    fitted = LogisticRegression(max_iter=1000)
+    folds = min(5, int(np.bincount(y).min()))
+    if folds > 1:
+        strengths = {"C": len(y) / PENALTIES[::2]}
+        search = GridSearchCV(fitted, strengths, scoring="neg_log_loss", cv=folds)
+        fitted = search.fit(x, y).best_estimator_
+    else:  # a class of one: nothing to choose by
+        fitted.fit(x, y)
+    weight, bias = fitted.coef_, fitted.intercept_
+    if len(weight) == 1:  # two classes share one line: half of it for each
+        return np.concatenate((-weight, weight)) / 2, np.concatenate((-bias, bias)) / 2
+    return weight, bias

@@ -1,0 +1,192 @@
+"""`crysdistill fit`: candidates, the choice, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from crysdistill.encoders import ENCODERS, make_encoder
+from crysdistill.errors import InputError
+from crysdistill.graphs.neighbors import GraphSettings
+from crysdistill.store.store import Store
+from crysdistill.training.fit import FitConfig, advice, fit
+from crysdistill.training.inference import predict
+from crysdistill.training.probe import Probed, probe
+from crysdistill.training.settings import SplitSettings, TrainerSettings
+from crysdistill.transfer.frozen import FrozenPredictor
+from crysdistill.transfer.outputs import Outputs
+from crysdistill.transfer.stack import Stack
+from crysdistill.transfer.targets import Normalizer, Target
+from crysdistill.transfer.weights import read_header, save_weights
+from tests.toy_stores import labelled, write_store
+
+GRAPH = GraphSettings(6.0, 8)
+DENSITY = Target("density", "1/Å³")
+SMALL = ENCODERS["cgcnn"].SMALL
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("fit") / "d.h5", labelled(60), GRAPH)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("known") / "known.safetensors"
+    return save_weights(path, make_encoder("cgcnn", GRAPH, **SMALL), GRAPH)
+
+
+def config(store, out, **more):
+    return FitConfig(
+        **{
+            "dataset": store,
+            "target": DENSITY,
+            "out": out,
+            "encoder": {"name": "cgcnn", **SMALL},
+            "split": SplitSettings(train=36, val=12, test=12),
+            "trainer": TrainerSettings(
+                epochs=2, batch_size=12, accelerator="cpu", progress=False, threads=1
+            ),
+            **more,
+        }
+    )
+
+
+def test_validation_chooses_and_the_test_set_judges(store, weights, tmp_path, capsys):
+    path = fit(config(store, tmp_path / "fit", weights=[weights], repeats=2))
+    said = capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "fit" / "candidates.csv")
+    assert set(table["candidate"]) == {
+        "scratch",
+        "fine-tuned",
+        "composition",
+        "frozen",
+        "scratch + frozen",
+        "fine-tuned + frozen",
+    }
+    assert table["score"].is_monotonic_increasing
+    results = json.loads((tmp_path / "fit" / "results.json").read_text())
+    assert results["chosen"] == table["candidate"][0]
+    assert results["val"] == pytest.approx(table["density"][0])
+    assert f"chosen: {results['chosen']}" in said
+    # What was written is what was judged.
+    judged = pd.read_csv(tmp_path / "fit" / "predictions.csv").set_index("material_id")
+    error = (judged["truth"] - judged["prediction"]).abs().mean()
+    assert results["test"] == pytest.approx(error, rel=1e-5)
+    out = predict(path, [store], tmp_path / "all.csv", progress=False)
+    again = pd.read_csv(out).set_index("material_id").loc[judged.index]
+    np.testing.assert_allclose(again["density"], judged["prediction"], rtol=1e-4)
+    split = pd.read_csv(tmp_path / "fit" / "split.csv").set_index("subset")
+    assert set(split.loc["test", "material_id"]) == set(judged.index)
+    for kind in ("scratch", "finetuned"):
+        for seed in (0, 1):
+            assert (tmp_path / "fit" / f"{kind}-{seed}" / "results.json").exists()
+
+
+def test_every_candidate_is_what_its_name_says(store, weights, tmp_path, monkeypatch):
+    from crysdistill.training import fit as module
+
+    seen = {}
+    real = module._Work._judged
+
+    def watch(self, name, predictor):
+        seen[name] = predictor
+        return real(self, name, predictor)
+
+    monkeypatch.setattr(module._Work, "_judged", watch)
+    fit(config(store, tmp_path / "fit", weights=[weights], repeats=2))
+    assert isinstance(seen["frozen"], FrozenPredictor)
+    assert seen["composition"].encoder is None
+    assert isinstance(seen["scratch"], Stack)
+    both = seen["fine-tuned + frozen"]
+    assert both.shares.tolist() == [0.25, 0.25, 0.5]
+    assert both.members[2] is seen["frozen"]
+    assert list(both.members[:2]) == list(seen["fine-tuned"].members)
+
+
+def test_without_weights(store, tmp_path, capsys):
+    fit(config(store, tmp_path / "fit"))
+    assert "no pretrained weights were given" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    table = pd.read_csv(tmp_path / "fit" / "candidates.csv")
+    assert set(table["candidate"]) == {
+        "scratch",
+        "composition",
+        "scratch + composition",
+    }
+    header = read_header(tmp_path / "fit" / "weights.safetensors")
+    assert header.target == DENSITY
+    results = json.loads((tmp_path / "fit" / "results.json").read_text())
+    assert results["overlap"].startswith("clean (no pretraining")
+
+
+def test_goes_on_where_it_was(store, weights, tmp_path, monkeypatch):
+    from crysdistill.training import fit as module
+
+    whole = config(store, tmp_path / "whole", weights=[weights])
+    fit(whole)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    cut = config(store, tmp_path / "cut", weights=[weights])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "finetune", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(cut)
+    before = (tmp_path / "cut" / "scratch-0" / "weights.safetensors").stat().st_mtime_ns
+    cut.resume = True
+    fit(cut)
+    after = (tmp_path / "cut" / "scratch-0" / "weights.safetensors").stat().st_mtime_ns
+    assert before == after
+    for name in ("candidates.csv", "predictions.csv"):
+        assert (tmp_path / "cut" / name).read_bytes() == (
+            tmp_path / "whole" / name
+        ).read_bytes()
+    with pytest.raises(InputError, match="holds an earlier run"):
+        fit(config(store, tmp_path / "cut", weights=[weights]))
+    with pytest.raises(InputError, match="was begun with another configuration"):
+        fit(config(store, tmp_path / "cut", resume=True))
+
+
+def test_bad_settings(store, weights, tmp_path):
+    with pytest.raises(InputError, match="`repeats` is 0 but must be at least 1"):
+        config(store, tmp_path, repeats=0)
+    with pytest.raises(InputError, match=r"`weights` names .* twice; leave one out"):
+        config(store, tmp_path, weights=[weights, weights])
+    with pytest.raises(InputError, match="no such file"):
+        fit(config(store, tmp_path / "x", weights=[tmp_path / "absent.safetensors"]))
+    assert not (tmp_path / "x").exists()
+
+
+def test_advice():
+    looked = [Probed("known", 0.5, {}), Probed("composition", 0.8, {})]
+    looked.append(Probed("untrained", 1.0, {}))
+    assert advice(looked, "known").startswith("known knows 38% more than composition")
+    looked[0] = Probed("known", 0.79, {})
+    assert "expect little from fine-tuning" in advice(looked, "known")
+
+
+def test_probe_is_a_cross_validation(store):
+    opened = Store.open(store)
+    labels = opened.property("density")
+    outputs = Outputs([DENSITY], [Normalizer.fit(DENSITY, labels)])
+    told = []
+    found = probe(
+        opened,
+        np.arange(60),
+        outputs,
+        {"composition": None},
+        torch.device("cpu"),
+        report=told.append,
+    )
+    assert found == told
+    # A fit to the crystals that it judges would know their labels almost exactly.
+    spread = np.abs(labels - labels.mean()).mean()
+    assert 0.2 * spread < found[0].metrics["density"] < 2 * spread
