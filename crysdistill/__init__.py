@@ -26,6 +26,7 @@ _HOMES = {
     "training.inference": ("embed", "predict"),
     "training.pretrain": ("PretrainConfig", "pretrain"),
     "training.settings": (
+        "AugmentSettings",
         "FreezeSettings",
         "HeadSettings",
         "OptimizerSettings",

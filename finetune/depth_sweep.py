@@ -2,9 +2,9 @@
 
 How deep may a graph network be? DeeperGATGNN at 5, 10, 20 and 30 convolutions, with
 batch norms as GATGNN has them, with differentiable group norms, and with both those and
-skip connections. Beside the test error stands how much of what tells atoms apart is left
-within a crystal (`distinct`): layers that average over neighbours use it up, which is
-what the group norm is meant against.
+skip connections. Beside the test error stands how much the atoms of a crystal still
+differ (`distinct`): layers that average over neighbours use it up, which is what the
+group norm is meant against.
 
     python -m finetune.depth_sweep dataset.h5 --target formation_energy_per_atom \
         --unit eV/atom --labels 1000

@@ -166,6 +166,19 @@ def test_a_lonely_atom_is_named(tmp_path):
 
 
 @needs_chgnet
+def test_what_it_cannot_be_asked_about_is_known_beforehand(tmp_path, monkeypatch):
+    monkeypatch.setattr("crysdistill.teachers.chgnet._AT_ONCE", 2)  # several parts
+    heavy = crystal("cm", np.eye(3) * 3, ["Cm"], [[0, 0, 0]])
+    lonely = replace(labelled(1)[0], material_id="lonely", cell=np.eye(3) * 6.5)
+    store = open_store(tmp_path / "s.h5", [NACL, heavy, lonely, CU, TIO2])
+    teacher = make_teacher("chgnet", store)
+    rows = np.array([4, 1, 2, 0, 3])
+    known = [True, False, False, True, True]
+    assert teacher.knows(store, rows).tolist() == known
+    answers_for(teacher, store, rows[known], workers=1, progress=False)
+
+
+@needs_chgnet
 @pytest.mark.slow
 def test_processes_say_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("crysdistill.teachers.asking._SLOW_CRYSTALS", 1)

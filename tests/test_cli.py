@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from crysdistill import __version__
-from crysdistill.cli import VERBS, _configured, main
+from crysdistill.cli import VERBS, main
 from crysdistill.command import Verb, run
+from crysdistill.configured import configured
 from crysdistill.errors import InputError
 
 PROMISED = {
@@ -312,7 +313,7 @@ def work(config: Config) -> None:
 class TestConfiguredVerbs:
     def do(self, tmp_path, *argv: str) -> int:
         def body(args):
-            _configured(__name__, "Config", "work", args)
+            configured(__name__, "Config", "work", args)
 
         arguments = VERBS["pretrain"].arguments
         verbs = {"do": Verb("Do.", "do", arguments, body, computes=False)}

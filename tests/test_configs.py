@@ -560,6 +560,7 @@ def test_the_real_tables_fit():
     """Every encoder and objective of the package has settings that can be read."""
     names = [f"objectives.{name}=true" for name in objectives.OBJECTIVES]
     names += ["objectives.properties.targets=[{name: gap}]"]
+    names += ["objectives.teacher.teachers=[random]"]
     for encoder in encoders.ENCODERS:
         config = load_config(None, [f"encoder.name={encoder}", *names], Real)
         assert set(config.objectives) == set(objectives.OBJECTIVES)

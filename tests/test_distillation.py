@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise, permutations
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +12,17 @@ from torch import nn
 
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch, make_batch
+from crysdistill.ranks import rank, world_size
 from crysdistill.transfer import distillation as module
+from crysdistill.transfer import relations
 from crysdistill.transfer.distillation import (
     DISTILLATION_LOSSES,
     Distillation,
+    agreement,
     atom_loss,
 )
 from tests.conftest import random_crystal
+from tests.together import joined_call, together
 from tests.toy_stores import SMALL_GRAPH
 
 
@@ -62,7 +68,7 @@ def test_the_published_loss_sees_directions_and_weighs_crystals_alike(batch):
 
 
 def standardised(level: str, mean: torch.Tensor, var: torch.Tensor) -> Distillation:
-    found = Distillation(8, 8, loss=f"standardized_{level}")
+    found = Distillation(8, 8, loss=f"standardized_{level}", projector=False)
     found.standardize(mean, var)
     return found
 
@@ -125,7 +131,11 @@ def test_statistics_are_no_part_of_what_is_saved(batch):
         Distillation(8, 8, loss="standardized_atoms")(draw(8), draw(8), batch)
 
 
-@pytest.mark.parametrize("name", DISTILLATION_LOSSES)
+DIRECT = [name for name, loss in DISTILLATION_LOSSES.items() if not loss.relational]
+RELATIONS = [name for name in DISTILLATION_LOSSES if name not in DIRECT]
+
+
+@pytest.mark.parametrize("name", DIRECT)
 def test_ranks_share_the_loss_of_the_whole_batch(name, monkeypatch):
     seeds = (0, 1, 4, 2)
     whole, parts = some_batch(*seeds), [some_batch(*seeds[:3]), some_batch(seeds[3])]
@@ -148,6 +158,239 @@ def test_ranks_share_the_loss_of_the_whole_batch(name, monkeypatch):
     torch.testing.assert_close(sum(shares), expected)
 
 
+# -------------------------------------------------------------------------- relations
+
+
+def huber(a: float, b: float) -> float:
+    return 0.5 * (a - b) ** 2 if abs(a - b) < 1 else abs(a - b) - 0.5
+
+
+def over_constant(
+    pairs: list[tuple[float, float]], weights: list[float] | None = None
+) -> float:
+    """The loss of (student, teacher) over that of always saying the teacher's mean."""
+    w = np.array(weights or [1.0] * len(pairs))
+    mean = sum(w * [t for _, t in pairs]) / sum(w)
+    wrong = sum(w * [huber(s, t) for s, t in pairs])
+    constant = sum(w * [huber(mean, t) for _, t in pairs])
+    return wrong / (constant + 1e-3 * sum(w))
+
+
+def test_relations_of_crystals_equal_a_plain_second_implementation(batch):
+    batch = some_batch(0, 1, 4, 2, 3)
+    student, teacher = draw(5, 6, seed=1), draw(5, 9, seed=2)
+    found = relations.crystal_relations(student, teacher, batch)
+    s, t = student.double().numpy(), teacher.double().numpy()
+
+    def distances(x: np.ndarray) -> dict[tuple[int, int], float]:
+        far = {
+            p: float(np.linalg.norm(x[p[0]] - x[p[1]]))
+            for p in permutations(range(5), 2)
+        }
+        mean = np.mean(list(far.values()))
+        return {pair: d / mean for pair, d in far.items()}
+
+    def cosines(x: np.ndarray) -> dict[tuple[int, int, int], float]:
+        found = {}
+        for i, j, k in permutations(range(5), 3):  # the angle is at j
+            a, b = x[i] - x[j], x[k] - x[j]
+            found[i, j, k] = float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+        return found
+
+    parts = [
+        over_constant([(mine[key], theirs[key]) for key in mine])
+        for mine, theirs in ((distances(s), distances(t)), (cosines(s), cosines(t)))
+    ]
+    assert found.item() == pytest.approx((parts[0] + 2 * parts[1]) / 3, rel=1e-4)
+
+
+def test_relations_of_atoms_equal_a_plain_second_implementation(batch):
+    student, teacher = draw(8, 6, seed=1), draw(8, 9, seed=2)
+    found = relations.atom_relations(student, teacher, batch)
+    ptr, lists, weights = batch.ptr.tolist(), [], []
+    for x in (student.double().numpy(), teacher.double().numpy()):
+        far, weights = [], []
+        for first, end in pairwise(ptr):
+            inside = list(combinations(range(first, end), 2))
+            far += [float(np.linalg.norm(x[i] - x[j])) for i, j in inside]
+            weights += [1 / max(1, len(inside))] * len(inside)  # crystals count alike
+        lists.append(np.array(far) / np.average(far, weights=weights))
+    assert len(weights) == 1 + 10  # of 1, 2 and 5 atoms
+    pairs = list(zip(lists[0].tolist(), lists[1].tolist(), strict=True))
+    assert found.item() == pytest.approx(over_constant(pairs, weights), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+def test_relations_do_not_see_scale_place_or_turns(name, batch):
+    """And need no projector, however wide the two are."""
+    loss = Distillation(8, 12, loss=name)
+    assert parameters(loss) == 0
+    loss.standardize(torch.zeros(12), torch.ones(12))
+    rows = 8 if loss.level == "atoms" else 3
+    student = draw(rows, seed=1)
+    turn, _ = torch.linalg.qr(draw(12, 12, seed=3))
+    teacher = torch.cat((student, torch.zeros(rows, 4)), dim=1)  # the same, in 12
+    assert loss(student, teacher, batch).item() == pytest.approx(0, abs=1e-6)
+    assert loss(40 * student + 3, teacher @ turn, batch).item() == pytest.approx(
+        0, abs=1e-5
+    )
+    other = draw(rows, 12, seed=5)
+    assert loss(student, other, batch).item() > 0.05
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+def test_relations_are_on_one_scale_with_the_others(name):
+    """A student that says the same of all pairs has about 1."""
+    batch = some_batch(*[4] * 12)
+    loss = Distillation(64, 64, loss=name)
+    loss.standardize(torch.zeros(64), torch.ones(64))
+    rows = batch.num_nodes if loss.level == "atoms" else 12
+    student = torch.eye(64)[torch.arange(rows) % 64]  # all equally far
+    teacher = draw(rows, 2, seed=2) @ draw(2, 64, seed=3)
+    assert 0.7 < loss(student, teacher, batch).item() < 1.4
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+@pytest.mark.parametrize("seeds", [(0,), (0, 0), (4, 4)])
+def test_relations_of_few_or_equal_ones_are_no_reason_to_move(name, seeds):
+    batch = some_batch(*seeds)
+    loss = Distillation(8, 8, loss=name)
+    loss.standardize(torch.zeros(8), torch.ones(8))
+    rows = batch.num_nodes if loss.level == "atoms" else len(seeds)
+    student = torch.ones(rows, 8, requires_grad=True)
+    value = loss(student, torch.ones(rows, 8), batch)
+    value.backward()
+    assert value.item() == 0
+    assert (student.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+def test_relations_have_the_slopes_of_their_values(name):
+    batch = some_batch(1, 4, 2)
+    loss = {
+        "relations_atoms": relations.atom_relations,
+        "relations_crystals": relations.crystal_relations,
+    }[name]
+    rows = batch.num_nodes if "atoms" in name else 3
+    student, teacher = draw(rows, 4, seed=1).requires_grad_(), draw(rows, 4, seed=2)
+    (slope,) = torch.autograd.grad(loss(student, teacher, batch), student)
+    step = draw(rows, 4, seed=9)
+    ahead, behind = (loss(student + x * step, teacher, batch) for x in (2e-2, -2e-2))
+    numeric = (ahead - behind).item() / 4e-2
+    assert (slope * step).sum().item() == pytest.approx(numeric, rel=2e-2, abs=1e-3)
+
+
+def _relate(name: str) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Value and slopes of this rank's crystals, out of five."""
+    seeds = (1, 4, 2, 0, 3)
+    shares = {1: [5], 2: [3, 2], 3: [2, 0, 3]}[world_size()]
+    first = sum(shares[: rank()])
+    mine = range(first, first + shares[rank()])
+    whole = some_batch(*seeds)
+    atoms = "atoms" in name
+    owner = whole.batch if atoms else torch.arange(5)
+    chosen = torch.tensor([int(b) in mine for b in owner])
+    student, teacher = draw(len(owner), 6, seed=1), draw(len(owner), 9, seed=2)
+    student = student[chosen].requires_grad_()
+    # A rank without crystals has a batch of none.
+    batch = take(whole, list(mine))
+    loss = relations.atom_relations if atoms else relations.crystal_relations
+    value = loss(student, teacher[chosen], batch)
+    value.backward()
+    return value.detach(), student.grad, list(mine)
+
+
+def take(whole: CrystalBatch, mine: list[int]) -> CrystalBatch:
+    """The part of a batch that relations look at."""
+    counts = whole.ptr.diff()[mine]
+    return CrystalBatch(
+        ptr=torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0))),
+        batch=torch.repeat_interleave(torch.arange(len(mine)), counts),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RELATIONS)
+def test_relations_go_across_ranks(name):
+    """Also where one rank has no crystals; values and slopes add up."""
+    [(value, slope, _)] = together(1, _relate, name)
+    for ranks in (2, 3):
+        found = together(ranks, joined_call, _relate, name)
+        torch.testing.assert_close(sum(v for v, _, _ in found), value)
+        torch.testing.assert_close(torch.cat([g for _, g, _ in found]), slope)
+
+
+# ----------------------------------------------------------- beside the property's loss
+
+
+def test_a_fading_teacher_is_silent_at_the_end():
+    two, ten = torch.tensor(2.0), torch.tensor(10.0)
+    fading = Distillation(8, 8, 0.5, weighting="fading")
+    for done, total in ((0.0, 6.0), (0.5, 4.0), (1.0, 2.0)):
+        assert float(fading.total(two, ten, done)) == pytest.approx(total)
+
+
+def test_balanced_losses_need_no_common_scale():
+    """The direction of a step does not change where one loss is 1,000 times smaller."""
+    x = torch.tensor([0.3, -1.2], requires_grad=True)
+    balanced = Distillation(8, 8, 0.3, weighting="balanced")
+
+    def slope(scale: float) -> tuple[float, torch.Tensor]:
+        mine, theirs = (x - 1).square().sum(), scale * (x + 2).square().sum()
+        total = balanced.total(mine, theirs)
+        return total.item(), torch.autograd.grad(total, x)[0]
+
+    a, b = ((x.detach() - 1).square().sum(), (x.detach() + 2).square().sum())
+    value, direction = slope(1.0)
+    assert value == pytest.approx(float(a**0.7 * b**0.3), rel=1e-5)
+    other = F.normalize(slope(1e-3)[1], dim=0)
+    torch.testing.assert_close(other, F.normalize(direction, dim=0))
+    nothing = balanced.total(0 * x.sum(), (x + 2).square().sum())
+    assert torch.isfinite(torch.autograd.grad(nothing, x)[0]).all()
+
+
+def test_ranks_share_balanced_losses(monkeypatch):
+    balanced = Distillation(8, 8, 0.3, weighting="balanced")
+    whole = balanced.total(torch.tensor(3.0), torch.tensor(0.5))
+    monkeypatch.setattr(module, "sum_over_ranks", lambda x: torch.tensor([3.0, 0.5]))
+    shares = [
+        balanced.total(torch.tensor(a), torch.tensor(b))
+        for a, b in ((1.0, 0.5), (2.0, 0.0))
+    ]
+    torch.testing.assert_close(sum(shares), whole)
+
+
+# ------------------------------------------------------------------- what was learned
+
+
+def test_agreement_is_the_share_of_variance_and_the_cosine():
+    teacher = draw(50, seed=2).double() + 3
+    student = teacher + 0.5 * draw(50, seed=1)
+    found = agreement(student.float(), teacher.float())
+    error = np.square((student - teacher).numpy()).sum()
+    about = np.square((teacher - teacher.mean(0)).numpy()).sum()
+    assert found["r2"] == pytest.approx(1 - error / about, rel=1e-4)
+    cosines = F.cosine_similarity(student, teacher, dim=1)
+    assert found["cosine"] == pytest.approx(cosines.mean().item(), rel=1e-4)
+    mean = teacher.mean(0).expand(50, 8)
+    assert agreement(mean, teacher)["r2"] == pytest.approx(0)
+    assert agreement(teacher, teacher)["r2"] == 1
+    assert agreement(mean, mean)["r2"] == 0  # there was nothing to learn
+    assert set(agreement(teacher[:, :1], teacher[:, :1])) == {"r2"}
+
+
+@pytest.mark.parametrize("name", DISTILLATION_LOSSES)
+def test_what_is_compared_is_what_the_loss_is_about(name, batch):
+    """A student that says what the teacher says has loss 0 and R2 1."""
+    loss = Distillation(8, 8, loss=name, projector=False)
+    loss.standardize(torch.zeros(8), torch.ones(8))
+    rows = 8 if loss.level == "atoms" else 3
+    same, other = draw(rows, seed=1), draw(rows, seed=2)
+    assert agreement(*loss.compared(same, same, batch))["r2"] == pytest.approx(1)
+    assert loss(same, same, batch).item() == pytest.approx(0, abs=1e-6)
+    assert agreement(*loss.compared(other, same, batch))["r2"] < 0.9
+
+
 # ------------------------------------------------------------------ of a student
 
 
@@ -160,6 +403,8 @@ def test_alpha_weighs_the_embedding_loss():
 def test_the_projector_is_there_where_it_is_needed_or_wanted(batch):
     assert parameters(Distillation(8, 8)) == 0
     assert parameters(Distillation(8, 8, projector=True)) == 8 * 8 + 8
+    # Embeddings behind a softplus cannot be negative, as standardised numbers are.
+    assert parameters(Distillation(8, 8, loss="standardized_crystals")) == 8 * 8 + 8
     distillation = Distillation(8, 12)
     assert parameters(distillation) == 8 * 12 + 12
     student, teacher = draw(8), draw(8, 12, seed=2)
@@ -182,13 +427,18 @@ def test_the_widths_are_those_of_the_level():
         "teacher does not answer for crystals; choose published or standardized_atoms",
     ):
         between((8, 6), (12, None), loss="standardized_crystals")
-    with pytest.raises(InputError, match=r"choose standardized_crystals$"):
+    text = r"choose standardized_crystals or relations_crystals$"
+    with pytest.raises(InputError, match=text):
         between((8, 6), (None, 5))
 
 
 def test_wrong_distillations_are_refused(batch):
     with pytest.raises(InputError, match=r"`alpha` is 1.5 but must be in \[0, 1\]"):
         Distillation(8, 8, alpha=1.5)
+    with pytest.raises(
+        InputError, match="unknown `weighting` 'fade'; choose one of fixed, fading"
+    ):
+        Distillation(8, 8, weighting="fade")
     with pytest.raises(InputError, match=r"'publishd'; .* did you mean `published`"):
         Distillation(8, 8, loss="publishd")
     with pytest.raises(

@@ -43,13 +43,14 @@ LAYERS = (
     "demo",
     "command",
     "arguments",
+    "configured",
     "cli",
     "__main__",
 )
 # Beside the order: who may import these at all.
 ONLY_FOR = {
     "lightning": ("training",),
-    "crysdistill.configs": ("cli",),
+    "crysdistill.configs": ("configured",),
 }
 NEVER = ("pretrain", "finetune", "tests", "benchmarks")
 LONGEST = 450  # lines

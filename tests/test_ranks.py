@@ -122,7 +122,13 @@ def test_training_does_not_depend_on_the_number_of_processes(store, tmp_path, ch
 MORE = {
     "properties": {
         "targets": [Target("density"), Target("class", task="classification")]
-    }
+    },
+    "teacher": {
+        "teachers": ["random"],
+        "levels": ["atoms", "crystals"],
+        "max_atoms": 3,  # of half of the batches' crystals nothing is known
+        "teacher_encoder": SMALL_ENCODER,
+    },
 }
 
 
@@ -164,8 +170,20 @@ def test_classification_drops_the_same_on_any_number_of_processes(store, tmp_pat
     check_alike(one, found[0])
 
 
-def test_distillation_does_not_depend_on_the_number_of_processes(store, tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "published"},
+        {"loss": "standardized_atoms", "weighting": "balanced"},
+        {"loss": "relations_crystals", "weighting": "fading"},
+    ],
+    ids=str,
+)
+def test_distillation_does_not_depend_on_the_number_of_processes(
+    store, tmp_path, changes
+):
     config = DistillConfig(
+        **changes,
         dataset=store,
         target=Target("density"),
         encoder=SMALL_ENCODER,

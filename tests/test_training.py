@@ -212,18 +212,22 @@ class TestDistillation:
     def test_only_training_crystals_meet_the_teacher(
         self, config, pretrained, monkeypatch
     ):
+        """Of the others it is asked when nothing can be learned any more."""
         asked = []
         real = distilling.answers_for
 
         def watching(teacher, store, rows, **options):
-            asked.extend(rows.tolist())
+            asked.append((rows.tolist(), (config.out / "metrics.csv").exists()))
             return real(teacher, store, rows, **options)
 
         monkeypatch.setattr(distilling, "answers_for", watching)
         distill(DistillConfig(**shared(config), teacher=str(pretrained)))
         store = Store.open(config.dataset)
         subset = {r["material_id"]: r["subset"] for r in rows(config.out / "split.csv")}
-        assert {subset[store.material_ids[row]] for row in asked} == {"train"}
+        (before, begun), (after, ended) = asked
+        assert {subset[store.material_ids[row]] for row in before} == {"train"}
+        assert {subset[store.material_ids[row]] for row in after} == {"val", "test"}
+        assert (begun, ended) == (False, True)
 
     def test_alpha_0_is_plain_training(self, config, pretrained):
         plain = train(replace(config, out=config.out.with_name("plain")))

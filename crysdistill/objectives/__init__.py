@@ -7,6 +7,7 @@ from typing import Any
 
 from crysdistill.encoders.encoder import Encoder
 from crysdistill.errors import InputError, did_you_mean
+from crysdistill.objectives.bank import Bank
 from crysdistill.objectives.connectivity import Connectivity
 from crysdistill.objectives.crystal_system import CrystalSystem
 from crysdistill.objectives.fingerprint import Fingerprint
@@ -14,6 +15,7 @@ from crysdistill.objectives.node_features import NodeFeatures
 from crysdistill.objectives.objective import Embedded, Objective
 from crysdistill.objectives.properties import Properties
 from crysdistill.objectives.space_group import SpaceGroup
+from crysdistill.objectives.teacher import FromTeachers
 from crysdistill.objectives.views import (
     Chain,
     Clean,
@@ -32,7 +34,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "space_group": SpaceGroup,
     "crystal_system": CrystalSystem,
     "fingerprint": Fingerprint,
+    "bank": Bank,
     "properties": Properties,
+    "teacher": FromTeachers,
 }
 """Objectives by the name that configurations and weights files use."""
 
@@ -42,6 +46,7 @@ CRYSGNN = ("node_features", "connectivity", "space_group", "crystal_system")
 __all__ = [
     "CRYSGNN",
     "OBJECTIVES",
+    "Bank",
     "Chain",
     "Clean",
     "Connectivity",
@@ -49,6 +54,7 @@ __all__ = [
     "DroppedEdges",
     "Embedded",
     "Fingerprint",
+    "FromTeachers",
     "MaskedAtoms",
     "MovedAtoms",
     "NodeFeatures",

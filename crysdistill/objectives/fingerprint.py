@@ -25,7 +25,7 @@ from crysdistill.objectives.views import masked_or_clean
 from crysdistill.ranks import sum_over_ranks
 from crysdistill.structures.elements import CGCNN_BLOCKS, cgcnn92
 
-__all__ = ["WEIGHTS", "Fingerprint", "fingerprints"]
+__all__ = ["WEIGHTS", "Fingerprint", "element_weights", "fingerprints"]
 
 WEIGHTS = ("electronegativity", "covalent_radius", "valence_electrons", "atomic_volume")
 """Element properties that weigh neighbours, besides the weight 1 for all."""
@@ -34,7 +34,7 @@ _LEAST_VARIANCE = 1e-3
 _FIXED_POINT = 1 << 16  # sums are kept as integers, exact over ranks
 
 
-def _element_weights() -> Tensor:
+def element_weights() -> Tensor:
     """Return (101, 1 + len(WEIGHTS)): 1, and bin centres of properties in (0, 1)."""
     table, columns, start = torch.from_numpy(cgcnn92()), [torch.ones(101)], 0
     for block, width in CGCNN_BLOCKS.items():
@@ -111,7 +111,7 @@ class Fingerprint(Objective):
         if not longest > 1:
             raise InputError(f"`longest` is {longest} but must be more than 1 Å")
         self.views = (masked_or_clean(mask_fraction),)
-        weights = _element_weights()
+        weights = element_weights()
         grid = torch.linspace(1.0, longest, radii)
         self.register_buffer("radii", grid, persistent=False)
         self.register_buffer("element_weights", weights, persistent=False)

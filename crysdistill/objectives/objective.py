@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.objectives.views import Clean, View
 from crysdistill.ranks import sum_over_ranks
 from crysdistill.store.store import Store
+from crysdistill.transfer.seen import Learned
 
 __all__ = [
     "Embedded",
@@ -77,12 +79,15 @@ class Objective(nn.Module, ABC):
         views: what the encoder is shown. A view that several objectives ask for, and
             with equal settings, costs one pass.
         columns: the labels of the corpus that it reads; see `labels`.
+        learned: what its teachers, where it has some, have learned from; known once it
+            is prepared. The weights hand it on.
     """
 
     name: ClassVar[str]
     PUBLISHED: ClassVar[Mapping[str, Any]] = {}
     views: tuple[View, ...] = (Clean(),)
     columns: tuple[str, ...] = ()
+    learned: tuple[Learned, ...] = ()
     _places: tuple[int, ...] = ()
 
     def prepare(self, store: Store, rows: np.ndarray) -> None:
@@ -94,6 +99,41 @@ class Objective(nn.Module, ABC):
         Args:
             store: the corpus.
             rows: which of its crystals are learned from.
+        """
+        return
+
+    def speaks_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return of which crystals it has anything to say, (R,) bool; all, for most.
+
+        Those of which no objective has are left out of the batches. It is asked once
+        it is prepared.
+
+        Args:
+            rows: (R,) of the corpus.
+        """
+        return np.ones(len(rows), dtype=bool)
+
+    def begin(
+        self,
+        store: Store,
+        train: np.ndarray,
+        held_out: np.ndarray,
+        *,
+        folder: Path,
+        device: torch.device,
+        progress: bool,
+    ) -> None:
+        """Compute what takes too long for `prepare`, once the run has its folder.
+
+        Every rank calls it, with the same rows.
+
+        Args:
+            store: the corpus.
+            train: which of its crystals are learned from.
+            held_out: which of them judge.
+            folder: of the run, where nothing can be written beside the store.
+            device: to compute on.
+            progress: whether to show a progress bar.
         """
         return
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from crysdistill.errors import InputError
 from crysdistill.transfer.distillation import Level
 
+_ROOM = 0.2  # the share of a device's free memory that answers may take up
 _AT_ONCE = 65_536  # numbers of how many rows are read in one go for statistics
 
 
@@ -192,6 +194,17 @@ class TeacherAnswers:
         return TeacherAnswers(
             self.rows.to(device), moved(self.atoms), moved(self.crystals)
         )
+
+    def near(self, device: torch.device) -> TeacherAnswers:
+        """Return the same on a device if it has room for them, else as they are."""
+        if device.type != "cuda":
+            return self
+        free, _ = torch.cuda.mem_get_info(device)
+        return self.to(device) if self.nbytes < _ROOM * free else self
+
+    def about(self, rows: np.ndarray) -> TeacherAnswers:
+        """Return the answers for some of `rows`."""
+        return TeacherAnswers(torch.from_numpy(rows), self.atoms, self.crystals)
 
     def _block(self, level: Level) -> Block:
         block = self.atoms if level == "atoms" else self.crystals

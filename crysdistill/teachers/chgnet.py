@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from crysdistill.errors import BadStructure, InputError, did_you_mean
-from crysdistill.graphs.batch import CrystalBatch
+from crysdistill.graphs.batch import CrystalBatch, distances
 from crysdistill.store.store import Store
 from crysdistill.structures.elements import symbols
 from crysdistill.teachers.teacher import Answer, Foreign, Teacher
@@ -38,6 +38,8 @@ MODELS = {
 ELEMENTS = 94
 """The highest atomic number that it has an embedding for."""
 
+_REACH = 6.0  # Å; every atom needs a neighbour within it
+_AT_ONCE = 512  # crystals whose neighbours are looked at
 _WIDTH = 64
 _LICENCE = "BSD-3-Clause-LBNL AND CC-BY-4.0"
 """That of the code and its weights, and that of the Materials Project's data."""
@@ -114,6 +116,16 @@ class CHGNetTeacher(Teacher):
                 f"out with `crysdistill build {store.path} -o NEW.h5 --without {found}`"
             )
 
+    def knows(self, store: Store, rows: np.ndarray) -> np.ndarray:
+        """Return which crystals have elements that it knows, and no lonely atom."""
+        heavy = np.cumsum(np.r_[0, store.atomic_numbers > ELEMENTS])
+        ends = store.atom_offsets
+        known = heavy[ends[rows + 1]] == heavy[ends[rows]]  # (R,)
+        for first in range(0, len(rows), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            known[part] &= ~_lonely(store.batch(rows[part]))
+        return known
+
     def to(self, device: str | torch.device) -> CHGNetTeacher:
         """Compute on a device from now on."""
         self._device = str(device)
@@ -157,6 +169,18 @@ class CHGNetTeacher(Teacher):
             torch.from_numpy(np.concatenate(atoms)).to(device),  # (N, 65)
             torch.from_numpy(np.stack(crystals)).to(device),  # (B, 64)
         )
+
+
+def _lonely(batch: CrystalBatch) -> np.ndarray:
+    """Return which crystals have an atom without a neighbour in reach, (B,)."""
+    d = distances(batch)  # (E,)
+    if "padding" in batch:
+        d = d.masked_fill(batch.padding, torch.inf)
+    nearest = d.new_full((batch.num_nodes,), torch.inf)
+    nearest = nearest.scatter_reduce(0, batch.edge_index[1], d, "amin")  # (N,)
+    found = np.zeros(batch.num_graphs, dtype=bool)
+    found[batch.batch[nearest > _REACH].numpy()] = True
+    return found
 
 
 @lru_cache(maxsize=2)

@@ -33,13 +33,18 @@ class RandomTeacher(EncoderTeacher):
             torch.manual_seed(seed)
             made = make_encoder(graph=graph, **encoder)
         super().__init__(made, graph, name=f"random {made.name}")
+        self._fitted = False
 
     def prepare(self, store: Store, rows: np.ndarray) -> None:
         """Fit the statistics of batch norms to the crystals that a student learns from.
 
         Without that the activations grow from layer to layer, all atoms look alike, and
-        the control is weaker than it should be.
+        the control is weaker than it should be. The first crystals decide: asked about
+        others later, it is the same teacher.
         """
+        if self._fitted:
+            return
+        self._fitted = True
         parts = np.array_split(rows, max(1, -(-len(rows) // 256)))
         fit_batch_norms(self.encoder, (store.batch(p) for p in parts if len(p)))
 

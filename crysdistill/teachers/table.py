@@ -124,6 +124,10 @@ class TableTeacher(Teacher):
                 "not finite; mend the table, or leave that crystal out of the store"
             )
 
+    def knows(self, store: Store, rows: np.ndarray) -> np.ndarray:
+        """Return which crystals stand in the table, by their names."""
+        return np.isin(np.array(store.material_ids)[rows], self.table.ids)
+
     def at_hand(self, rows: np.ndarray) -> TeacherAnswers:
         """Return the vectors of some crystals, where they are.
 

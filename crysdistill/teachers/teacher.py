@@ -86,6 +86,18 @@ class Teacher(ABC):
             InputError: it cannot answer for one of them.
         """
 
+    def knows(self, store: Store, rows: np.ndarray) -> np.ndarray:
+        """Return about which crystals it can be asked, (R,) bool; all, for most.
+
+        Where only some of them are to be learned from, the others are left out. Every
+        rank asks, and must be told the same.
+
+        Args:
+            store: where they are.
+            rows: (R,).
+        """
+        return np.ones(len(rows), dtype=bool)
+
     def at_hand(self, rows: np.ndarray) -> TeacherAnswers | None:
         """Return answers that need no computing; None if it has to think."""
         return None

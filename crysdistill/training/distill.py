@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
+import lightning as L
+import numpy as np
+import rich
 import torch
+from rich.markup import escape
 from torch import Tensor, nn
 
 from crysdistill.encoders import Embeddings
@@ -16,16 +21,24 @@ from crysdistill.ranks import on_first_rank
 from crysdistill.store.store import Store
 from crysdistill.teachers import Teacher, TeacherAnswers, answers_for, make_teacher
 from crysdistill.training.engine import device_of
-from crysdistill.training.loader import ROOM, free_memory
+from crysdistill.training.loader import BatchLoader, place
 from crysdistill.training.run import Learning, execute
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import EncoderChoice, TrainerSettings
 from crysdistill.training.supervised import SupervisedModule
 from crysdistill.training.train import TrainConfig, TrainPlan
-from crysdistill.transfer.distillation import Distillation
+from crysdistill.transfer.distillation import Distillation, Weighting, agreement
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.seen import Learned
 from crysdistill.transfer.weights import Provenance
+
+HELD_OUT = 256
+"""Crystals at most that say how much of the teacher was learned: with CHGNet on one
+core they take a quarter of a minute."""
+
+LEARNED = 0.05
+"""The R2 on them that a student must exceed to have learned something. One that knows
+the means alone has 0, give or take 0.02 with so few crystals."""
 
 
 @dataclass(kw_only=True)
@@ -39,12 +52,16 @@ class DistillConfig(TrainConfig):
             from regularisation).
         teacher_encoder: the architecture of a `random` teacher.
         alpha: share of the teacher's loss in the total.
-        loss: how the student is compared with the teacher: `published` compares the
-            directions of atoms as CrysGNN does; `standardized_atoms` and
+        weighting: `fixed`; `fading`, where alpha falls to 0 by the end of the run; or
+            `balanced`, the geometric mean of both losses, whose scales then do not
+            matter.
+        loss: how the student is compared with the teacher: `standardized_atoms` and
             `standardized_crystals` compare numbers on the scale of the teacher's own
-            variance.
+            variance; `relations_atoms` and `relations_crystals` compare distances
+            within a crystal, and distances and angles between crystals; `published`
+            compares the directions of atoms as CrysGNN does, and weighs little.
         projector: map student embeddings through a Linear before comparing; null does
-            so where the widths differ.
+            not for relations, nor for `published` where the widths are the same.
     """
 
     out: Path = Path("runs/distill")
@@ -58,22 +75,41 @@ class DistillConfig(TrainConfig):
         }
     )
     alpha: float = 0.5
-    loss: Literal["published", "standardized_atoms", "standardized_crystals"] = (
-        "published"
-    )
+    weighting: Weighting = "fixed"
+    loss: Literal[
+        "published",
+        "standardized_atoms",
+        "standardized_crystals",
+        "relations_atoms",
+        "relations_crystals",
+    ] = "standardized_atoms"
     projector: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise InputError(f"`alpha` is {self.alpha} but must be between 0 and 1")
+        several = len(self.targets) > 1
+        if (
+            self.weighting == "balanced"
+            and several
+            and not any(target.weight is not None for target in self.targets)
+        ):
+            raise InputError(
+                "`weighting` is balanced, but the losses of several targets, whose "
+                "variances are learned, have no scale of their own; give each target a "
+                "`weight`, or set `weighting=fixed`"
+            )
 
 
 class Taught(nn.Module):
-    """The teacher's part of the loss: (1 - alpha) * property + alpha * embedding.
+    """The teacher's part of the loss.
 
     Args:
         distillation: compares the student's embeddings with the teacher's answers.
+
+    Attributes:
+        done: the share of the run that is behind.
     """
 
     answers: TeacherAnswers
@@ -81,28 +117,48 @@ class Taught(nn.Module):
     def __init__(self, distillation: Distillation) -> None:
         super().__init__()
         self.distillation = distillation
+        self.done = 0.0
 
     def place(self, device: torch.device) -> None:
         """Let the answers be where the student is, if they fit there."""
-        if self.answers.nbytes < ROOM * free_memory(device):
-            self.answers = self.answers.to(device)
+        self.answers = self.answers.near(device)
 
     def losses(
         self, embeddings: Embeddings, batch: CrystalBatch, property_loss: Tensor
     ) -> dict[str, Tensor]:
         """Return the embedding loss and the total, this rank's shares."""
+        loss = self.distillation(*self._both(embeddings, batch), batch)
+        return {
+            "embedding": loss,
+            "loss": self.distillation.total(property_loss, loss, self.done),
+        }
+
+    def compared(
+        self, embeddings: Embeddings, batch: CrystalBatch
+    ) -> tuple[Tensor, Tensor]:
+        """Return the numbers that are compared, (n, F) of student and teacher."""
+        return self.distillation.compared(*self._both(embeddings, batch), batch)
+
+    def _both(
+        self, embeddings: Embeddings, batch: CrystalBatch
+    ) -> tuple[Tensor, Tensor]:
+        """Return the student's embeddings and the teacher's answers."""
         if self.distillation.level == "crystals":
             student = embeddings.crystals
             known = self.answers.gather_crystals(batch.rows)  # (B, F')
         else:
             student = embeddings.atoms
             known = self.answers.gather_atoms(batch.rows, len(student))  # (N, F)
-        known = known.to(student.device, non_blocking=True)
-        loss = self.distillation(student, known, batch)
-        return {
-            "embedding": loss,
-            "loss": self.distillation.total(property_loss, loss),
-        }
+        return student, known.to(student.device, non_blocking=True)
+
+
+class DistilledModule(SupervisedModule):
+    """Tells the teacher's part how far the run has come."""
+
+    def on_train_batch_start(self, batch: CrystalBatch, batch_idx: int) -> None:
+        """Count steps."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        cast(Taught, self.companion).done = self.trainer.global_step / max(1, steps)
 
 
 class DistillPlan(TrainPlan):
@@ -145,9 +201,10 @@ class DistillPlan(TrainPlan):
                 alpha=config.alpha,
                 loss=config.loss,
                 projector=config.projector,
+                weighting=config.weighting,
             )
         )
-        return SupervisedModule(predictor, config.optimizer, self.taught)
+        return DistilledModule(predictor, config.optimizer, self.taught)
 
     def begin(self, learning: Learning, run: RunDirectory) -> None:
         """Ask the teacher about the training crystals, unless it was asked before."""
@@ -165,6 +222,72 @@ class DistillPlan(TrainPlan):
             distillation.standardize(*answers.statistics(distillation.level))
         self.taught.answers = answers
         super().begin(learning, run)
+
+    def judge(self, learning: Learning, run: RunDirectory) -> None:
+        """Judge the predictor, and say how much of the teacher it has learned."""
+        found = self._agreement(learning.module, run)
+        super().judge(learning, run)
+        results = json.loads((run.path / "results.json").read_text("utf-8"))
+        run.write_json("results.json", {**results, "teacher": found})
+        rich.print(escape(_spoken(found)))
+
+    @torch.no_grad()
+    def _agreement(
+        self, module: L.LightningModule, run: RunDirectory
+    ) -> dict[str, Any]:
+        """Compare student and teacher on crystals that neither has taught or learned.
+
+        The teacher is asked about them only now, when nothing can be learned any more.
+        """
+        assert isinstance(module, SupervisedModule)  # noqa: S101 - for the type checker
+        config, taught, device = (
+            self.config,
+            self.taught,
+            device_of(self.config.trainer),
+        )
+        found: dict[str, Any] = {
+            "name": self.teacher.name,
+            "loss": config.loss,
+            "level": taught.distillation.level,
+        }
+        rows = np.sort(np.concatenate((self.split.val, self.split.test)))
+        rows = rows[self.teacher.knows(self.store, rows)]
+        rows = rows[:: -(-len(rows) // HELD_OUT) or 1]  # evenly, from first to last
+        try:
+            taught.answers = answers_for(
+                self.teacher,
+                self.store,
+                rows,
+                fallback=run.path,
+                device=device,
+                progress=config.trainer.progress,
+            )
+        except InputError as error:  # no reason to lose what was learned
+            return {**found, "crystals": 0, "why": str(error)}
+        module.to(device).eval()
+        taught.place(device)
+        loader = BatchLoader(self.store, rows, HELD_OUT)
+        place([loader], device)
+        pairs = [
+            taught.compared(module.predictor.embed(batch), batch) for batch in loader
+        ]
+        student, teacher = (torch.cat(x).cpu() for x in zip(*pairs, strict=True))
+        return {**found, "crystals": len(rows), **agreement(student, teacher)}
+
+
+def _spoken(found: dict[str, Any]) -> str:
+    """Say how much of a teacher was learned."""
+    name = found["name"]
+    if "r2" not in found:
+        return f"{name} as teacher: what was learned is not known ({found['why']})"
+    cosine = f", cosine {found['cosine']:.2f}" if "cosine" in found else ""
+    line = (
+        f"{name} as teacher: R2 {found['r2']:.2f}{cosine} on {found['crystals']:,} "
+        f"crystals held out ({found['loss']})"
+    )
+    if found["r2"] <= LEARNED:
+        line += "; the student learned nothing from the teacher"
+    return line
 
 
 def distill(config: DistillConfig) -> Path:

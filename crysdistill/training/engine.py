@@ -21,6 +21,7 @@ from torch import Tensor
 from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError
 from crysdistill.ranks import rank, world_size
+from crysdistill.training.averaging import AveragedWeights
 from crysdistill.training.checkpoints import step_of
 from crysdistill.training.launch import environment
 from crysdistill.training.loader import BatchLoader, place
@@ -117,6 +118,10 @@ def fit(
         best,
         keeper,
     ]
+    if settings.average != "none":
+        callbacks.append(
+            AveragedWeights(train, settings.average, settings.average_span)
+        )
     if settings.patience is not None:
         callbacks.append(Patience(monitor, mode=mode, patience=settings.patience))
     bar = settings.progress and sys.stdout.isatty()

@@ -6,16 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import rich
 import torch
+from torch import Tensor
 
 from crysdistill.encoders import Encoder, find_encoder, make_encoder
 from crysdistill.errors import InputError
 from crysdistill.store.store import Store
+from crysdistill.training.anchor import Anchor
+from crysdistill.training.interpolation import choose_between
 from crysdistill.training.labelled import LabelledConfig, LabelledPlan
 from crysdistill.training.pretrained import load_pretrained
-from crysdistill.training.run import execute
+from crysdistill.training.run import Learning, execute
+from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import FreezeSettings
 from crysdistill.training.supervised import SupervisedModule
+from crysdistill.training.thawing import thaw
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.weights import WeightsHeader, read_header
 
@@ -36,6 +42,14 @@ class FinetuneConfig(LabelledConfig):
             predictor (`normalize: false`) whatever it did in pretraining.
         encoder_lr: learning rate of the pretrained encoder, as a share of
             `optimizer.lr`.
+        layer_decay: factor of that rate from each convolution to the one below.
+        l2_sp: strength of a penalty on the distance from the pretrained weights, in
+            the place of their weight decay; 0 for none (X. Li et al., 2018,
+            arXiv:1802.01483).
+        interpolate: end with weights between those of the start and of the best epoch,
+            where validation likes them best; the start is the frozen encoder with the
+            fitted head (M. Wortsman et al., 2022,
+            doi:10.1109/CVPR52688.2022.00780).
     """
 
     out: Path = Path("runs/finetune")
@@ -43,12 +57,26 @@ class FinetuneConfig(LabelledConfig):
     keep: int | Literal["all"] = "all"
     freeze: FreezeSettings = field(default_factory=FreezeSettings)
     encoder: dict[str, Any] = field(default_factory=dict)
-    encoder_lr: float = 0.3
+    encoder_lr: float = 1.0
+    layer_decay: float = 1.0
+    l2_sp: float = 0.0
+    interpolate: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.encoder_lr > 0:
             raise InputError(f"`encoder_lr` is {self.encoder_lr} but must be positive")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(
+                f"`layer_decay` is {self.layer_decay} but must be above 0 and at most 1"
+            )
+        if not self.l2_sp >= 0:
+            raise InputError(f"`l2_sp` is {self.l2_sp} but must be at least 0")
+        if self.interpolate and self.head.start == "random":
+            raise InputError(
+                "`interpolate` begins at a head that knows the labels; set "
+                "`head.start=ridge`"
+            )
         frozen = self.freeze.convolutions
         if self.keep != "all" and (
             frozen == "all" or (frozen is not None and frozen > self.keep)
@@ -61,6 +89,9 @@ class FinetuneConfig(LabelledConfig):
 
 class FinetunePlan(LabelledPlan[FinetuneConfig]):
     """Begin with pretrained weights, as many of them as are to be kept."""
+
+    share: float | None = None
+    begun: dict[str, Tensor]
 
     def before(self) -> WeightsHeader:
         """Return what the pretrained weights say of themselves."""
@@ -105,10 +136,57 @@ class FinetunePlan(LabelledPlan[FinetuneConfig]):
     def module(self, predictor: Predictor) -> SupervisedModule:
         """Freeze, and let the encoder learn at its own rate."""
         config = self.config
-        predictor.freeze(config.freeze.convolutions, config.freeze.batch_norm)
+        freeze = config.freeze
+        predictor.freeze(freeze.convolutions, freeze.batch_norm)
+        if freeze.thaw is not None:
+            thaw(predictor, freeze.thaw, config.trainer.epochs)
+        anchor = None
+        if config.l2_sp:
+            blocks = list(predictor.encoder.blocks())
+            kept = None if config.keep == "all" else config.keep + 1
+            anchor = Anchor(blocks[:kept], config.l2_sp)
         return SupervisedModule(
-            predictor, config.optimizer, encoder_lr=config.encoder_lr
+            predictor,
+            config.optimizer,
+            encoder_lr=config.encoder_lr,
+            layer_decay=config.layer_decay,
+            anchor=anchor,
         )
+
+    def head_start(self) -> Literal["ridge", "random"]:
+        """Let a way back begin at a head that knows the labels."""
+        return "ridge" if self.config.interpolate else "random"
+
+    def begin(self, learning: Learning, run: RunDirectory) -> None:
+        """Remember where the run starts, to come back some of the way."""
+        super().begin(learning, run)
+        if self.config.interpolate:
+            state = learning.module.predictor.state_dict()  # type: ignore[union-attr]
+            self.begun = {n: tensor.to("cpu", copy=True) for n, tensor in state.items()}
+
+    def judge(self, learning: Learning, run: RunDirectory) -> None:
+        """Choose weights between start and end first, where that is asked for."""
+        module = learning.module
+        assert isinstance(module, SupervisedModule)  # noqa: S101 - for the type checker
+        if self.config.interpolate:
+            names = module.predictor.outputs.names
+            chosen_by = names[0] if len(names) == 1 else "score"
+            sign = -1.0 if learning.mode == "max" else 1.0
+            self.share, errors = choose_between(
+                module.predictor,
+                self.begun,
+                lambda: sign * self._predict(module, "val", run)[chosen_by],
+            )
+            rich.print(
+                f"weights {self.share:.0%} of the way from the start to the best epoch"
+                f" ({learning.monitor} there {sign * errors[self.share]:.4g}, at the "
+                f"start {sign * errors[0.0]:.4g}, at the end {sign * errors[1.0]:.4g})"
+            )
+        super().judge(learning, run)
+
+    def notes(self) -> dict[str, Any]:
+        """Say how far the weights went."""
+        return {} if self.share is None else {"interpolated": self.share}
 
 
 def finetune(config: FinetuneConfig) -> Path:

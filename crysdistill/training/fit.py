@@ -42,6 +42,7 @@ from crysdistill.training.settings import EncoderChoice, SplitSettings
 from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.outputs import Outputs
+from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.scores import Scores
 from crysdistill.transfer.seen import seen
 from crysdistill.transfer.stack import Stack
@@ -373,9 +374,9 @@ def advice(looked: Sequence[Probed], best: str | None) -> str:
     )
 
 
-def _members(predictor: AnyPredictor) -> list[Any]:
+def _members(predictor: AnyPredictor) -> list[Predictor | FrozenPredictor]:
     """Return the networks of which a candidate is made."""
-    return list(predictor.members) if isinstance(predictor, Stack) else [predictor]
+    return predictor.predictors() if isinstance(predictor, Stack) else [predictor]
 
 
 def _name_of(readouts: dict[str, FrozenPredictor], wanted: FrozenPredictor) -> str:

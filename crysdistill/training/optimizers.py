@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
+from crysdistill.encoders import Encoder
 from crysdistill.training.settings import OptimizerSettings
 
 
@@ -16,6 +17,7 @@ def make_optimizer(
     settings: OptimizerSettings,
     steps: int,
     steps_per_epoch: int,
+    undecayed: Collection[torch.nn.Parameter] = (),
 ) -> OptimizerLRSchedulerConfig:
     """Return the optimizer and schedule in the form that Lightning takes.
 
@@ -24,11 +26,16 @@ def make_optimizer(
         settings: which optimizer and schedule.
         steps: of the whole run.
         steps_per_epoch: of one epoch.
+        undecayed: parameters that no weight decay draws to zero.
     """
-    trained: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.requires_grad], "lr": lr}
-        for parameters, lr in groups
-    ]
+    free = {id(p) for p in undecayed}
+    trained: list[dict[str, Any]] = []
+    for parameters, lr in groups:
+        learned = [p for p in parameters if p.requires_grad]
+        usual = [p for p in learned if id(p) not in free]
+        others = [p for p in learned if id(p) in free]
+        trained.append({"params": usual, "lr": lr})
+        trained.append({"params": others, "lr": lr, "weight_decay": 0.0})
     trained = [group for group in trained if group["params"]]
     rates = [group["lr"] for group in trained]
     decay, lr = settings.weight_decay, settings.lr
@@ -57,3 +64,28 @@ def make_optimizer(
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": schedule, "interval": "step"},
     }
+
+
+def layer_rates(
+    encoder: Encoder, top: float, decay: float
+) -> list[tuple[list[torch.nn.Parameter], float]]:
+    """Return the parameters of an encoder with learning rates that fall with depth.
+
+    A block learns at `top` times `decay` for each convolution above it: the last
+    convolution and the pooling at `top`, the embedding slowest.
+
+    Source: J. Howard and S. Ruder, ACL 2018, doi:10.18653/v1/P18-1031, "discriminative
+    fine-tuning", where the factor is 1 / 2.6.
+
+    Args:
+        encoder: whose blocks hold each parameter once.
+        top: rate of the last block.
+        decay: factor from each convolution to the one below.
+    """
+    blocks = encoder.blocks()
+    last = len(blocks.convolutions)
+    rates: dict[float, list[torch.nn.Parameter]] = {}
+    for depth, block in enumerate(blocks):
+        rate = top * decay ** max(0, last - depth)
+        rates.setdefault(rate, []).extend(block.parameters())
+    return [(parameters, rate) for rate, parameters in rates.items()]

@@ -35,6 +35,7 @@ from crysdistill.training.pretraining import PretrainModule, evaluate, numbers_t
 from crysdistill.training.run import Learning, Plan, RunConfig, execute
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import EncoderChoice, TrainerSettings
+from crysdistill.transfer.seen import overlap_in_words, with_teachers
 from crysdistill.transfer.weights import Provenance, save_weights
 
 
@@ -139,6 +140,15 @@ class PretrainPlan(Plan[PretrainConfig]):
         for objective in objectives.values():
             objective.prepare(store, train)
             objective.place(columns)
+        train = _spoken_of(train, objectives)
+        if len(train) < 2:
+            raise InputError(
+                f"`objectives` have something to say about {len(train)} crystals of "
+                f"{store.path} to learn from; they need two"
+            )
+        judged = _spoken_of(self.held_out, objectives)
+        if len(judged) > 1:  # else their numbers are unknown, but not those of others
+            self.held_out = judged
         size, budget = trainer.batch_size, trainer.edge_budget
         return Learning(
             module=PretrainModule(
@@ -151,20 +161,45 @@ class PretrainPlan(Plan[PretrainConfig]):
         )
 
     def begin(self, learning: Learning, run: RunDirectory) -> None:
-        """Say what will be learned from how much."""
+        """Say what will be learned from how much, and compute what takes long."""
+        assert isinstance(learning.module, PretrainModule)  # noqa: S101 - type checker
         encoder = learning.module.encoder
-        assert isinstance(encoder, nn.Module)  # noqa: S101 - for the type checker
         rich.print(
             f"pretraining {_count(encoder):,} weights "
             f"({_count(learning.module):,} with decoders) on "
             f"{len(learning.train.rows):,} crystals, judged on {len(self.held_out):,}; "
-            f"overlap: {escape(statement(self.checks))}"
+            f"overlap: {escape(overlap_in_words(self._provenance(learning)))}"
         )
+        trainer = self.config.trainer
+        for objective in learning.module.named().values():
+            objective.begin(
+                self.store,
+                learning.train.rows,
+                self.held_out,
+                folder=run.path,
+                device=device_of(trainer),
+                progress=trainer.progress,
+            )
+
+    def _provenance(self, learning: Learning) -> Provenance:
+        """Return what the weights learn from: the corpus, and what teachers know."""
+        module, store, checks = learning.module, self.store, self.checks
+        assert isinstance(module, PretrainModule)  # noqa: S101 - for the type checker
+        own = Provenance(
+            store.hash,
+            status(checks),
+            licence=store.licence,
+            checks=checks,
+            origin=f"{self.config.out}: {statement(checks)}",
+        )
+        learned = (one for o in module.named().values() for one in o.learned)
+        return with_teachers(own, learned)
 
     def judge(self, learning: Learning, run: RunDirectory) -> None:
         """Look at the held-out crystals with the best weights, and write them."""
-        module, store, checks = learning.module, self.store, self.checks
+        module, store = learning.module, self.store
         assert isinstance(module, PretrainModule)  # noqa: S101 - for the type checker
+        provenance = self._provenance(learning)
         size = min(self.config.trainer.batch_size, 512)
         loader = BatchLoader(store, self.held_out, size, learning.val.targets)
         device = device_of(self.config.trainer)
@@ -175,22 +210,15 @@ class PretrainPlan(Plan[PretrainConfig]):
             {
                 "numbers": numbers,
                 "corpus": store.hash,
-                "overlap": statement(checks),
-                "checks": [check.to_dict() for check in checks],
-                "licence": store.licence,
+                "overlap": overlap_in_words(provenance),
+                "checks": [check.to_dict() for check in provenance.checks],
+                "licence": provenance.licence,
             },
-        )
-        provenance = Provenance(
-            store.hash,
-            status(checks),
-            licence=store.licence,
-            checks=checks,
-            origin=f"{self.config.out}: {statement(checks)}",
         )
         module.to("cpu")
         save_weights(run.weights, module.encoder, store.graph, provenance)
         rich.print(numbers_table(numbers))
-        rich.print(f"licence of the weights: {licence_remark(store.licence)}")
+        rich.print(f"licence of the weights: {licence_remark(provenance.licence)}")
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -267,6 +295,11 @@ def _objectives(
         weights[name] = float(settings.pop("weight", 1.0))
         objectives[name] = make_objective(name, encoder, **settings)
     return objectives, weights
+
+
+def _spoken_of(rows: np.ndarray, objectives: Mapping[str, Objective]) -> np.ndarray:
+    """Return the rows of which at least one objective has something to say."""
+    return rows[np.any([o.speaks_of(rows) for o in objectives.values()], axis=0)]
 
 
 def _count(module: nn.Module) -> int:

@@ -12,6 +12,7 @@ from crysdistill.schema import Choice
 from crysdistill.splits import SplitSettings
 
 __all__ = [
+    "AugmentSettings",
     "EncoderChoice",
     "FreezeSettings",
     "HeadSettings",
@@ -98,6 +99,12 @@ class TrainerSettings:
         compile: let torch.compile make the encoder's code; pays on GPUs.
         deterministic: choose algorithms on GPUs that repeat bit for bit.
         threads: CPU threads of each process; None leaves torch's choice.
+        average: which weights validation sees and the run ends with: `none` for those
+            of the step; `ema`, their exponential moving average; or `swa`, the mean of
+            those of the last steps. Batch norms then see the training crystals once
+            more before each validation.
+        average_span: of the steps of the run, the share that `swa` averages, and in
+            which what `ema` remembers falls to 1 / e.
         progress: whether to show a progress bar.
         ceilings: measure at the end how far the run was from what the machine can do.
         checkpoint_minutes: time between checkpoints within an epoch; None writes them
@@ -119,6 +126,8 @@ class TrainerSettings:
     compile: bool = False
     deterministic: bool = False
     threads: int | None = None
+    average: Literal["none", "ema", "swa"] = "none"
+    average_span: float = 0.1
     progress: bool = True
     ceilings: bool = False
     checkpoint_minutes: float | None = 10.0
@@ -140,7 +149,12 @@ class TrainerSettings:
             "checkpoint_minutes",
             "checkpoint_every",
             "keep_checkpoints",
+            "average_span",
         )
+        if self.average_span > 1:
+            raise InputError(
+                f"`average_span` is {self.average_span} but must be at most 1"
+            )
 
 
 @dataclass
@@ -156,6 +170,10 @@ class HeadSettings:
         first: whether the activation also comes before the first layer.
         dropout: the share of values dropped after the first hidden layer; None for
             0.5 where all targets are classes, and else 0.
+        start: `ridge` fits the last layer to the training labels before anything
+            learns (ridge regression, and logistic for classes; A. Kumar et al., 2022,
+            arXiv:2202.10054), `random` does not; None does where the run may go
+            back to its start (`interpolate`), and else not.
     """
 
     hidden: int | None = None
@@ -163,13 +181,38 @@ class HeadSettings:
     activation: Literal["softplus", "shifted_softplus", "relu", "silu"] | None = None
     first: bool | None = None
     dropout: float | None = None
+    start: Literal["ridge", "random"] | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "hidden")
 
     def given(self) -> dict[str, Any]:
-        """Return the settings that are not None."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        """Return the settings of the layers that are not None."""
+        given = {key: value for key, value in asdict(self).items() if key != "start"}
+        return {key: value for key, value in given.items() if value is not None}
+
+
+@dataclass
+class AugmentSettings:
+    """How training crystals are changed in each step; labels stay.
+
+    Args:
+        moved: Å, the standard deviation of steps by which atoms are moved; None leaves
+            them where they are.
+        strain: the largest component of a random strain; None strains nothing.
+    """
+
+    moved: float | None = None
+    strain: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, most, unit in (("moved", 1.0, " Å"), ("strain", 0.3, "")):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= most:
+                raise InputError(
+                    f"`augment.{name}` is {value} but must be above 0 and at most "
+                    f"{most:g}{unit}"
+                )
 
 
 @dataclass
@@ -181,7 +224,21 @@ class FreezeSettings:
             whole encoder); None freezes nothing.
         batch_norm: whether the statistics of frozen batch norms stay (`frozen`) or
             follow the new data (`adaptive`).
+        thaw: begin with the whole encoder frozen, and let one more of its blocks learn
+            after each so many epochs, from the top down to what stays frozen; None
+            lets all learn from the start (J. Howard and S. Ruder, ACL 2018,
+            doi:10.18653/v1/P18-1031).
     """
 
     convolutions: int | Literal["all"] | None = None
     batch_norm: Literal["frozen", "adaptive"] = "frozen"
+    thaw: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.thaw is not None and self.thaw < 1:
+            raise InputError(f"`freeze.thaw` is {self.thaw} but must be at least 1")
+        if self.thaw is not None and self.convolutions == "all":
+            raise InputError(
+                "`freeze.thaw` has nothing to thaw where `freeze.convolutions` is "
+                "`all`; leave one of them out"
+            )

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from crysdistill.encoders import Embeddings
 from crysdistill.graphs.batch import CrystalBatch
-from crysdistill.training.engine import shared_loss
+from crysdistill.objectives.views import View
+from crysdistill.training.anchor import Anchor
+from crysdistill.training.engine import batches_before, shared_loss, step_seed
 from crysdistill.training.means import EpochMeans
-from crysdistill.training.optimizers import make_optimizer
+from crysdistill.training.optimizers import layer_rates, make_optimizer
 from crysdistill.training.settings import OptimizerSettings
+from crysdistill.training.thawing import Thawing
 from crysdistill.transfer.outputs import Balance
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.scores import Scores
@@ -42,6 +45,12 @@ class SupervisedModule(L.LightningModule):
         optimizer: how weights move.
         companion: a second loss, an `nn.Module` with `losses` as `Companion` has it.
         encoder_lr: learning rate of the encoder, as a share of the head's.
+        layer_decay: of that rate, from each convolution to the one below.
+        anchor: a penalty on leaving pretrained weights.
+
+    Attributes:
+        augment: how training crystals are changed in a step; None leaves them.
+        seed: of that.
     """
 
     def __init__(
@@ -50,11 +59,16 @@ class SupervisedModule(L.LightningModule):
         optimizer: OptimizerSettings,
         companion: nn.Module | None = None,
         encoder_lr: float = 1.0,
+        layer_decay: float = 1.0,
+        anchor: Anchor | None = None,
     ) -> None:
         super().__init__()
         self.predictor = predictor
         self.companion = companion
-        self.encoder_lr = encoder_lr
+        self.encoder_lr, self.layer_decay = encoder_lr, layer_decay
+        self.anchor = anchor
+        self.augment: View | None = None
+        self.seed = 0
         self.optimizer_settings = optimizer
         self.balance = Balance(predictor.outputs.targets)
         self.scores = Scores(predictor.outputs)
@@ -65,19 +79,44 @@ class SupervisedModule(L.LightningModule):
         if self.companion is not None:
             cast(Companion, self.companion).place(self.device)
 
+    def on_train_start(self) -> None:
+        """Begin in the middle of a run, where it is resumed."""
+        self._thaw()
+
+    def on_train_epoch_start(self) -> None:
+        """Let one more block learn, if it is time to."""
+        self._thaw()
+
+    def _thaw(self) -> None:
+        if isinstance(self.predictor.frozen, Thawing):
+            self.predictor.frozen.go_to(self.trainer.current_epoch)
+            self.predictor.train()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave blocks that wait out of the step."""
+        if isinstance(self.predictor.frozen, Thawing):
+            self.predictor.frozen.hold()
+
     def losses(self, batch: CrystalBatch, seed: int) -> dict[str, Tensor]:
         """Return this rank's share of what is learned from, as `loss`, and its parts.
 
-        The parts are `property`, and with several targets that of each by its name.
+        The parts are `property`, and with several targets that of each by its name;
+        what a companion adds; and `l2_sp`, where there is an anchor.
         """
-        embeddings = self.predictor.embed(batch)
+        shown = batch
+        if self.augment is not None and self.training:
+            shown = self.augment(batch, seed)
+        embeddings = self.predictor.embed(shown)
         output = self.predictor.head(embeddings.crystals, batch.rows)
         found = self._property_losses(output, batch.targets)
-        if self.companion is None:
-            return {**found, "loss": found["property"]}
-        companion = cast(Companion, self.companion)
-        parts = companion.losses(embeddings, batch, found["property"])
-        return {**found, **parts}
+        found["loss"] = found["property"]
+        if self.companion is not None:
+            companion = cast(Companion, self.companion)
+            found |= companion.losses(embeddings, batch, found["property"])
+        if self.anchor is not None:
+            found["l2_sp"] = self.anchor()
+            found["loss"] = found["loss"] + found["l2_sp"]
+        return found
 
     def _property_losses(self, output: Tensor, labels: Tensor) -> dict[str, Tensor]:
         each, counts = self.predictor.outputs.losses(output, labels)  # (T,) both
@@ -89,7 +128,8 @@ class SupervisedModule(L.LightningModule):
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch, as `shared_loss` has it."""
-        losses = self.losses(batch, 0)
+        step = batches_before(self.trainer, batch_idx)
+        losses = self.losses(batch, step_seed(self.seed, step))
         self.train_means.add(losses, batch)
         return shared_loss(losses["loss"])
 
@@ -131,8 +171,10 @@ class SupervisedModule(L.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         per_epoch = max(1, steps // (self.trainer.max_epochs or 1))
         settings = self.optimizer_settings
-        encoder = list(self.predictor.encoder.parameters())
-        inside = {id(p) for p in encoder}
+        encoder = self.predictor.encoder
+        inside = {id(p) for p in encoder.parameters()}
         rest = [p for p in self.parameters() if id(p) not in inside]
-        groups = [(rest, settings.lr), (encoder, settings.lr * self.encoder_lr)]
-        return make_optimizer(groups, settings, steps, per_epoch)
+        rates = layer_rates(encoder, settings.lr * self.encoder_lr, self.layer_decay)
+        held = self.anchor.held if self.anchor is not None else ()
+        groups = [(rest, settings.lr), *rates]
+        return make_optimizer(groups, settings, steps, per_epoch, undecayed=held)

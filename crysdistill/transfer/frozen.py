@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +117,7 @@ class FrozenPredictor(nn.Module):
     def empty(
         cls,
         encoder: Encoder | None,
-        readouts: Sequence[dict[str, Any]],
+        readouts: Sequence[Mapping[str, Any]],
         outputs: Outputs,
         graph: GraphSettings,
     ) -> FrozenPredictor:

@@ -141,7 +141,8 @@ def _share(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
 
 
 def _huber(a: Tensor, b: Tensor) -> Tensor:
-    return F.smooth_l1_loss(*torch.broadcast_tensors(a, b), reduction="none")
+    a, b = torch.broadcast_tensors(a, b)
+    return F.smooth_l1_loss(a, b, reduction="none")
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.outputs import Outputs
 
 PENALTIES = np.logspace(-3, 5, 17)
-"""From which leave-one-out errors choose, for features whose mean variance is one."""
+"""To choose among, the smallest first, for features whose mean variance is one."""
 
 
 @torch.no_grad()
@@ -20,8 +22,10 @@ def fit_last_layer(
     """Fit the last Linear of a head; the layers below stay as they are.
 
     Numbers by ridge regression, whose penalty the leave-one-out error chooses; classes
-    by logistic regression, whose penalty the cross-validated likelihood chooses. Each
-    target sees the crystals that have its label, in the scale in which it is learned.
+    by logistic regression, whose penalty the cross-validated likelihood chooses. It is
+    the largest that is worse than the best by no more than a standard error: large
+    weights would multiply every step of the encoder. Each target sees the crystals that
+    have its label, in the scale in which it is learned.
 
     Source: the first step of LP-FT, A. Kumar et al., ICLR 2022, arXiv:2202.10054.
 
@@ -57,9 +61,10 @@ def fit_last_layer(
 
 def _ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return weights (1, H) and bias (1,)."""
-    from sklearn.linear_model import RidgeCV  # takes a second to import
+    from sklearn.linear_model import Ridge, RidgeCV  # takes a second to import
 
-    fitted = RidgeCV(PENALTIES).fit(x, y)
+    tried = RidgeCV(PENALTIES, store_cv_results=True).fit(x, y)
+    fitted = Ridge(PENALTIES[largest_good(tried.cv_results_)]).fit(x, y)
     return fitted.coef_[None], np.array([fitted.intercept_])
 
 
@@ -68,11 +73,18 @@ def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
 
-    fitted = LogisticRegression(max_iter=1000)
     folds = min(5, int(np.bincount(y).min()))
+    strengths = 1 / PENALTIES[::2]
+
+    def choose(tried: dict[str, Any]) -> int:
+        scores = [tried[f"split{fold}_test_score"] for fold in range(folds)]
+        return largest_good(-np.stack(scores))
+
+    fitted = LogisticRegression(max_iter=1000)
     if folds > 1:
-        strengths = {"C": len(y) / PENALTIES[::2]}
-        search = GridSearchCV(fitted, strengths, scoring="neg_log_loss", cv=folds)
+        search = GridSearchCV(
+            fitted, {"C": strengths}, scoring="neg_log_loss", cv=folds, refit=choose
+        )
         fitted = search.fit(x, y).best_estimator_
     else:  # a class of one: nothing to choose by
         fitted.fit(x, y)
@@ -80,3 +92,17 @@ def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(weight) == 1:  # two classes share one line: half of it for each
         return np.concatenate((-weight, weight)) / 2, np.concatenate((-bias, bias)) / 2
     return weight, bias
+
+
+def largest_good(errors: np.ndarray) -> int:
+    """Return the last column whose mean is within a standard error of the best.
+
+    Source: L. Breiman et al., Classification and Regression Trees, 1984, Section 3.4.
+
+    Args:
+        errors: (trials, penalties).
+    """
+    mean = errors.mean(axis=0)
+    best = int(mean.argmin())
+    limit = mean[best] + errors[:, best].std() / np.sqrt(len(errors))
+    return int(np.flatnonzero(mean <= limit)[-1])

@@ -61,6 +61,11 @@ class Stack(nn.Module):
         self.outputs = first.outputs
         self.graph = first.graph
 
+    def predictors(self) -> list[Predictor | FrozenPredictor]:
+        """Return its members, as what they are."""
+        found = list(self.members)
+        return [one for one in found if isinstance(one, Predictor | FrozenPredictor)]
+
     def forward(self, batch: CrystalBatch) -> Tensor:
         """Return the mean of the members' outputs, (B, O)."""
         return torch.stack(

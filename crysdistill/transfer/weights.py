@@ -187,7 +187,7 @@ def _describe(model: AnyPredictor) -> dict[str, Any]:
         "normalizers": [one.to_dict() for one in model.outputs.normalizers],
     }
     if isinstance(model, Stack):
-        members = [_describe(member) for member in model.members]
+        members = [_describe(member) for member in model.predictors()]
         return {**facts, "kind": "stack", "encoder": {}, "members": members}
     facts["encoder"] = _recipe(model.encoder)
     if isinstance(model, FrozenPredictor):

@@ -1,0 +1,316 @@
+"""Objective: say what teachers say of the crystals of the corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import rich
+import torch
+from rich.markup import escape
+from torch import Tensor, nn
+
+from crysdistill.errors import InputError
+from crysdistill.graphs.batch import CrystalBatch
+from crysdistill.objectives.objective import (
+    Embedded,
+    Objective,
+    Totals,
+    full_precision,
+    mean_over_ranks,
+    ratio,
+)
+from crysdistill.objectives.views import masked_or_clean
+from crysdistill.ranks import on_first_rank
+from crysdistill.store.store import Store
+from crysdistill.teachers import Teacher, TeacherAnswers, answers_for, make_teacher
+from crysdistill.transfer.distillation import Level
+
+__all__ = ["FromTeachers"]
+
+_FIXED_POINT = 1 << 16  # sums are kept as integers, exact over ranks
+
+
+class FromTeachers(Objective):
+    """Regress what teachers say of atoms or crystals, on the corpus itself.
+
+    Each number that a teacher gives is brought to mean 0 and variance 1 over what is
+    learned from. The loss is the mean squared error, averaged over teachers and levels:
+    1 for a student that knows the means alone, 1 - R2 for one that knows more. A
+    decoder with one hidden layer stands between the two, so that any student can learn
+    from any teacher; it is no part of the encoder.
+
+    A teacher may know a part of the corpus: a table that covers some crystals, or one
+    that thinks so long that `max_atoms` and `max_crystals` limit what it is asked.
+    Means are then over what it knows, and decoders see nothing else. Crystals of which
+    no objective of the run has anything to say are left out of the batches
+    (`speaks_of`), so that an epoch of this objective alone costs what the known
+    crystals cost; the same store serves other objectives as a whole.
+
+    A teacher is asked once, before the first step; its answers stay beside the store,
+    and a run that was interrupted goes on asking where it was.
+
+    Numbers: `teacher_r2_atoms` and `teacher_r2_crystals`, the share of the variance of
+    the answers about held-out crystals that is explained, over atoms or crystals; of
+    the second teacher `teacher2_r2_atoms`, and so on. The chance level, 0, is that of
+    the mean; who is worse than the mean has less. NaN where no teacher knows any.
+
+    Source: regressing a teacher's features through a part that is thrown away later,
+    A. Romero et al., ICLR 2015, arXiv:1412.6550.
+
+    Differs from the paper: features are standardised, the decoder has a hidden layer,
+    and nothing but the teacher's last word is learned.
+
+    Args:
+        encoder_width: F, the width of the embeddings of atoms.
+        crystal_width: F', the width of the embeddings of crystals.
+        teachers: each as in `crysdistill distill`: a weights file, a checkpoint of the
+            published CGCNN, a table of embeddings, `chgnet`, or `random`.
+        levels: `atoms`, `crystals` or both; None takes atoms, and crystals of a teacher
+            that does not answer for atoms.
+        max_atoms: ask about no larger crystals; None asks about all.
+        max_crystals: ask about so many, drawn at random, of those that are learned
+            from, and about the same share of those held out; None asks about all.
+            CHGNet takes some 50 ms for a crystal on one core.
+        mask_fraction: the chance of each atom to be hidden from the student; 0 hides
+            none.
+        seed: of what is drawn, and of the weights of a `random` teacher.
+        teacher_encoder: `name` and the settings of a `random` teacher.
+
+    Raises:
+        InputError: there is no teacher, or one comes twice, or a value is out of range.
+    """
+
+    name: ClassVar[str] = "teacher"
+
+    def __init__(
+        self,
+        encoder_width: int,
+        crystal_width: int,
+        *,
+        teachers: Sequence[str],
+        levels: Sequence[Level] | None = None,
+        max_atoms: int | None = None,
+        max_crystals: int | None = None,
+        mask_fraction: float = 0.0,
+        seed: int = 1,
+        teacher_encoder: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not teachers:
+            raise InputError("`teachers` is empty; name at least one")
+        for spec in teachers:
+            if list(teachers).count(spec) > 1:
+                raise InputError(f"`teachers` has {spec} twice; leave one out")
+        if levels is not None and not levels:
+            raise InputError("`levels` is empty; give atoms, crystals or both")
+        for name, value in (("max_atoms", max_atoms), ("max_crystals", max_crystals)):
+            if value is not None and value < 1:
+                raise InputError(f"`{name}` is {value} but must be at least 1")
+        self.views = (masked_or_clean(mask_fraction),)
+        self.widths: Mapping[Level, int] = {
+            "atoms": encoder_width,
+            "crystals": crystal_width,
+        }
+        self.specs, self.levels = tuple(teachers), levels
+        self.max_atoms, self.max_crystals = max_atoms, max_crystals
+        self.seed, self.teacher_encoder = seed, teacher_encoder
+        self.teachers: list[Teacher] = []
+        self.known: list[np.ndarray] = []  # (R,) bool for each teacher
+        self.lessons = nn.ModuleList()
+
+    def prepare(self, store: Store, rows: np.ndarray) -> None:
+        """Find the teachers, and what they will be asked about; make the decoders.
+
+        Raises:
+            InputError: there is no such teacher, its file cannot be used, it does not
+                answer at a level, or it knows none of the crystals.
+        """
+        sizes = np.diff(store.atom_offsets)
+        small = np.flatnonzero(sizes <= (self.max_atoms or sizes.max()))
+        order = np.random.default_rng(self.seed).permutation(len(store))  # (R,)
+        for number, spec in enumerate(self.specs):
+            teacher = make_teacher(
+                spec, store, seed=self.seed, encoder=self.teacher_encoder
+            )
+            known = np.zeros(len(store), dtype=bool)
+            known[small] = on_first_rank(lambda t=teacher: t.knows(store, small))  # type: ignore[misc]
+            places = np.sort(order[rows[known[rows]]])
+            if not len(places):
+                raise InputError(
+                    f"{teacher.name} knows none of the {len(rows):,} crystals of "
+                    f"{store.path} to learn from"
+                    + (f" that have at most {self.max_atoms} atoms" if self.max_atoms
+                       else "")
+                    + "; name another teacher, or raise `max_atoms`"
+                )  # fmt: skip
+            if self.max_crystals is not None and len(places) > self.max_crystals:
+                # Held-out crystals are drawn by the same lot, and so the same share.
+                known &= order <= places[self.max_crystals - 1]
+            self.teachers.append(teacher)
+            self.known.append(known)
+            for level in self._levels(teacher):
+                width = _width(teacher, level)
+                called = "teacher" if number == 0 else f"teacher{number + 1}"
+                lesson = Lesson(number, f"{called}_r2_{level}", level,
+                                self.widths[level], cast(int, width))  # fmt: skip
+                self.lessons.append(lesson)
+        self.learned = tuple(t.learned for t in self.teachers if t.learned is not None)
+
+    def _levels(self, teacher: Teacher) -> Sequence[Level]:
+        """Return what is to be learned of a teacher."""
+        if self.levels is None:
+            return ("crystals",) if teacher.atom_width is None else ("atoms",)
+        for level in self.levels:
+            if _width(teacher, level) is None:
+                raise InputError(
+                    f"`levels` has {level}, but {teacher.name} does not answer for "
+                    f"{level}; leave it out"
+                )
+        return self.levels
+
+    def speaks_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return which crystals a teacher is asked about."""
+        return np.any([known[rows] for known in self.known], axis=0)
+
+    def begin(
+        self,
+        store: Store,
+        train: np.ndarray,
+        held_out: np.ndarray,
+        *,
+        folder: Path,
+        device: torch.device,
+        progress: bool,
+    ) -> None:
+        """Ask the teachers, unless they were asked before."""
+        for number, (teacher, known) in enumerate(
+            zip(self.teachers, self.known, strict=True)
+        ):
+            mine, others = train[known[train]], held_out[known[held_out]]
+            rich.print(
+                escape(
+                    f"{teacher.name} teaches {len(mine):,} of {len(train):,} crystals; "
+                    f"judged on {len(others):,}"
+                )
+            )
+            on_first_rank(lambda t=teacher, rows=mine: t.prepare(store, rows))  # type: ignore[misc]
+            answers = answers_for(
+                teacher,
+                store,
+                np.union1d(mine, others),
+                fallback=folder / f"answers{number}",
+                device=device,
+                progress=progress,
+            )
+            for lesson in cast(Sequence[Lesson], self.lessons):
+                if lesson.teacher == number:
+                    lesson.begin(answers, mine)
+
+    def forward(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> Tensor:
+        """Return this rank's share of the mean over teachers and levels."""
+        losses = []
+        for lesson in cast(Sequence[Lesson], self.lessons):
+            said, wanted = lesson(seen[0], batch)
+            count = torch.full((), float(wanted.numel()), device=said.device)
+            losses.append(mean_over_ranks((said - wanted).square().sum(), count))
+        return torch.stack(losses).mean()
+
+    def update(
+        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
+    ) -> None:
+        """Add a validation batch to the numbers."""
+        for lesson in cast(Sequence[Lesson], self.lessons):
+            said, wanted = (x.double() for x in lesson(seen[0], batch))
+            sums = {
+                "wrong": (said - wanted).square().sum(),
+                "total": wanted.sum(dim=0),
+                "squares": wanted.square().sum(),
+            }
+            counts = {key: (x * _FIXED_POINT).long() for key, x in sums.items()}
+            lesson.totals.update(count=torch.tensor(len(wanted)), **counts)
+
+    def compute(self) -> dict[str, float]:
+        """Return the share of the variance that is explained, of each lesson."""
+        numbers: dict[str, float] = {}
+        for lesson in cast(Sequence[Lesson], self.lessons):
+            sums = {k: x.double() for k, x in lesson.totals.compute().items()}
+            # In units of the fixed point: sum of squares minus squared sum over count.
+            mean = sums["total"] / sums["count"]
+            variance = sums["squares"] - (mean * sums["total"]).sum() / _FIXED_POINT
+            r2 = 1 - ratio(sums["wrong"], variance) if variance > 0 else float("nan")
+            numbers |= {lesson.number: r2, f"{lesson.number}_chance": 0.0}
+        return numbers
+
+
+def _width(teacher: Teacher, level: Level) -> int | None:
+    return teacher.atom_width if level == "atoms" else teacher.crystal_width
+
+
+class Lesson(nn.Module):
+    """What one teacher says at one level, and the decoder that learns to say it.
+
+    Args:
+        teacher: which of the teachers.
+        number: the name of its R2.
+        level: what is compared.
+        width: of the student's embeddings at that level.
+        answers: the width of the teacher's answers.
+    """
+
+    asked: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, teacher: int, number: str, level: Level, width: int, answers: int
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.number = number
+        self.level = level
+        self.decoder = nn.Sequential(
+            nn.Linear(width, width), nn.SiLU(), nn.Linear(width, answers)
+        )
+        self.totals = Totals(count=1, wrong=1, total=answers, squares=1)
+        self.answers: TeacherAnswers | None = None
+        self._device = torch.device("cpu")
+
+    def begin(self, answers: TeacherAnswers, train: np.ndarray) -> None:
+        """Take the answers, and their scale over the crystals to learn from."""
+        self.answers = answers
+        mean, variance = answers.about(train).statistics(self.level)
+        block = answers.atoms if self.level == "atoms" else answers.crystals
+        assert block is not None  # noqa: S101 - for the type checker
+        asked = torch.zeros(len(block.first), dtype=torch.bool)
+        asked[answers.rows] = True
+        # A number that is the same for all stays as it is, less its mean.
+        scale = torch.where(variance > 0, variance, torch.ones_like(variance)).rsqrt()
+        # They follow from the answers, which every run asks for: nothing to save.
+        self.register_buffer("asked", asked, persistent=False)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+
+    def forward(self, seen: Embedded, batch: CrystalBatch) -> tuple[Tensor, Tensor]:
+        """Return what the student and the teacher say of what the teacher knows."""
+        answers = self.answers
+        if answers is None:
+            raise RuntimeError("call `begin` before the first batch")
+        rows = batch.rows
+        if rows.device != self._device:
+            self.answers = answers = answers.near(rows.device)
+            self._device = rows.device
+        known = self.asked[rows]  # (B,)
+        if self.level == "atoms":
+            mine = seen.atoms[known[batch.batch]]  # (n, F)
+            theirs = answers.gather_atoms(rows[known], len(mine))
+        else:
+            mine = seen.crystals[known]  # (b, F')
+            theirs = answers.gather_crystals(rows[known])
+        theirs = theirs.to(mine.device, non_blocking=True)
+        wanted = (theirs - self.mean) * self.scale
+        return full_precision(self.decoder(mine)), wanted

@@ -1,0 +1,43 @@
+"""A penalty on the distance from pretrained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from crysdistill.ranks import world_size
+
+
+class Anchor(nn.Module):
+    """L2-SP: strength / 2 * |w - w0|^2, with the starting point w0 as the anchor.
+
+    Nothing draws these weights to zero beside it: they have no weight decay.
+
+    Source: X. Li, Y. Grandvalet and F. Davoine, ICML 2018, arXiv:1802.01483, Eq. 2,
+    whose second term, on the head, is the optimizer's weight decay here.
+
+    Args:
+        blocks: whose weights are held where they now are.
+        strength: alpha of the paper.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+        # In a tuple: they are the encoder's, and must not be found here again.
+        self.held = tuple(p for block in blocks for p in block.parameters())
+        for number, parameter in enumerate(self.held):
+            # Not to be saved: a run that is resumed begins from the same file.
+            self.register_buffer(
+                f"start_{number}", parameter.detach().clone(), persistent=False
+            )
+
+    def forward(self) -> Tensor:
+        """Return this rank's share of the penalty; all ranks have the same weights."""
+        squares = [
+            (parameter - start).square().sum()
+            for parameter, start in zip(self.held, self.buffers(), strict=True)
+        ]
+        return self.strength / 2 * torch.stack(squares).sum() / world_size()
