@@ -82,7 +82,7 @@ class DistillConfig(TrainConfig):
         "standardized_crystals",
         "relations_atoms",
         "relations_crystals",
-    ] = "standardized_atoms"
+    ] = "standardized_crystals"
     projector: bool | None = None
 
     def __post_init__(self) -> None:

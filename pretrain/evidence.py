@@ -1,0 +1,407 @@
+"""`python -m pretrain.evidence CORPUS --data FOLDER` asks which pretraining helps.
+
+Every arm pretrains the same encoder on the same corpus in its own way, and hands it to
+the same small tasks: some hundred labels, several seeds, the epoch chosen on validation
+and the test crystals predicted once. The corpus is built without the crystals of any
+task. Beside the arms stand their controls: a network from scratch, one that trains
+twice as long, and a teacher that knows nothing.
+
+    python -m pretrain.evidence mp_corpus/ --data data/ --arms fingerprint bank
+
+FOLDER holds the tasks (`TASKS`), each as `build` reads it. Prints the change of the
+test error against scratch for each task, and ranks the arms by its mean. Run again
+after an interruption, or with more arms, tasks or seeds, it does what is missing.
+`--smoke` shows the whole on a few alloys that it makes itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import rich
+import torch
+from joblib import Parallel, delayed
+from rich.progress import track
+from rich.table import Table
+from scipy import stats
+
+from crysdistill import (
+    FinetuneConfig,
+    PretrainConfig,
+    SplitSettings,
+    Target,
+    TrainConfig,
+    TrainerSettings,
+    build,
+    finetune,
+    pretrain,
+    train,
+)
+from crysdistill.corpus.filters import Filters
+from crysdistill.demo import demo_sets
+from crysdistill.encoders import ENCODERS
+from crysdistill.errors import InputError
+from crysdistill.objectives import CRYSGNN
+
+
+@dataclass(frozen=True)
+class Task:
+    """A property with few labels.
+
+    Args:
+        folder: where its crystals are, under `--data`.
+        target: what is learned.
+    """
+
+    folder: str
+    target: Target
+
+
+TASKS = {
+    "phonons": Task("phonons", Target("last_phdos_peak", "1/cm")),
+    "bulk modulus": Task(
+        "elasticity", Target("bulk_modulus_vrh", "GPa", transform="log10")
+    ),
+    "shear modulus": Task(
+        "elasticity", Target("shear_modulus_vrh", "GPa", transform="log10")
+    ),
+    "gap (HSE)": Task("gap_hse", Target("band_gap_hse", "eV")),
+    "exp. formation energy": Task(
+        "formation_energy_experimental",
+        Target("formation_energy_experimental", "eV/atom"),
+    ),
+    "perovskites": Task("perovskites", Target("heat_of_formation", "eV/atom")),
+    "formation energy": Task("mp36k", Target("formation_energy_per_atom", "eV/atom")),
+    "gap (PBE)": Task("mp36k", Target("band_gap", "eV")),
+    "Fermi energy": Task("mp36k", Target("fermi_energy", "eV")),
+}
+"""The development tasks, on which defaults are chosen."""
+
+CHGNET = {"max_atoms": 20, "max_crystals": 18_000}
+"""Of which crystals of the corpus a slow teacher is asked."""
+
+ARMS: dict[str, dict[str, Any]] = {
+    "crysgnn": {name: {"weight": 0.25} for name in CRYSGNN},
+    "fingerprint": {"fingerprint": {}},
+    "bank": {"bank": {}},
+    "bank, elements": {"bank": {}, "node_features": {}},
+    "chgnet": {"teacher": {"teachers": ["chgnet"], **CHGNET}},
+    "random teacher": {"teacher": {"teachers": ["random"], **CHGNET}},
+    "chgnet, bank": {"teacher": {"teachers": ["chgnet"], **CHGNET}, "bank": {}},
+}
+"""Objectives by arm. `random teacher` is the control of the teachers."""
+
+SCRATCH, LONGER = "scratch", "scratch, twice as long"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is compared.
+
+    Args:
+        corpus: the store to pretrain on.
+        datasets: the store of each task.
+        tasks: by name.
+        arms: names of `ARMS`.
+        labels: to learn each task from.
+        seeds: of split, weights and order.
+        pretrain_epochs: passes over the corpus.
+        epochs: passes over the labels.
+        encoder: that all arms share.
+        subset: pretrain on so many crystals; None on all.
+        workers: runs at a time, of one thread each.
+    """
+
+    corpus: Path
+    datasets: dict[str, Path]
+    tasks: dict[str, Task]
+    arms: Sequence[str]
+    labels: int
+    seeds: Sequence[int]
+    pretrain_epochs: int
+    epochs: int
+    encoder: dict[str, Any]
+    subset: int | None = None
+    workers: int = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Pretrain every arm, run every task, print the ranked table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("corpus", nargs="?", type=Path, metavar="CORPUS", help="crystals, no labels")
+    add("--data", type=Path, metavar="FOLDER", help="where the tasks are")
+    add("--arms", nargs="+", choices=list(ARMS), default=["fingerprint", "bank"])
+    add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    add("--labels", type=int, default=500, help="of each task")
+    add("--seeds", type=int, default=3, help="how many repeats")
+    add("--pretrain-epochs", type=int, default=6, help="passes over the corpus")
+    add("--epochs", type=int, default=60, help="passes over the labels")
+    add("--max-atoms", type=int, default=40, help="of corpus crystals")
+    add("--subset", type=int, help="pretrain on so many crystals")
+    add("--width", type=int, default=64, help="of the encoder")
+    add("--convolutions", type=int, default=3, help="of the encoder")
+    add("--workers", type=int, default=1, help="runs at a time")
+    add("--out", type=Path, default=Path("runs/evidence"), help="a folder")
+    add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
+    args = parser.parse_args(argv)
+    if not args.smoke and (args.corpus is None or args.data is None):
+        parser.error("give a corpus and `--data FOLDER`, or `--smoke`")
+    try:
+        if args.smoke:
+            with tempfile.TemporaryDirectory() as folder:
+                run(_alloys(Path(folder)), Path(folder))
+            return 0
+        tasks = {name: TASKS[name] for name in args.tasks}
+        datasets = _datasets(args.data, args.out)
+        corpus = _corpus(args.corpus, args.out, args.max_atoms, datasets)
+        run(
+            Evidence(
+                corpus=corpus,
+                datasets={name: datasets[task.folder] for name, task in tasks.items()},
+                tasks=tasks,
+                arms=args.arms,
+                labels=args.labels,
+                seeds=range(args.seeds),
+                pretrain_epochs=args.pretrain_epochs,
+                epochs=args.epochs,
+                encoder={
+                    "name": "cgcnn",
+                    "width": args.width,
+                    "convolutions": args.convolutions,
+                },
+                subset=args.subset,
+                workers=args.workers,
+            ),
+            args.out,
+        )
+    except InputError as error:
+        parser.exit(2, f"error: {error}\n")
+    return 0
+
+
+def _datasets(data: Path, out: Path) -> dict[str, Path]:
+    """Build the store of every task that is there, unless it has been built.
+
+    All of them, whatever is asked for, so that the corpus is clean of all.
+    """
+    found = {}
+    for folder in sorted({task.folder for task in TASKS.values()}):
+        path = out / f"{folder}.h5"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            build([data / folder], path, symmetry=None)
+        found[folder] = path
+    return found
+
+
+def _corpus(source: Path, out: Path, most: int, datasets: dict[str, Path]) -> Path:
+    """Build the corpus without the crystals of any task, unless it has been built."""
+    path = out / f"corpus-{most}.h5"
+    if not path.exists():
+        build(
+            [source],
+            path,
+            filters=Filters(max_atoms=most),
+            exclude=sorted(datasets.values()),
+        )
+    return path
+
+
+def run(evidence: Evidence, out: Path) -> pd.DataFrame:
+    """Run what has not run yet, print the table, and return one row for each run.
+
+    Args:
+        evidence: what is compared.
+        out: the folder for all runs; `results.csv` in it holds the table.
+    """
+    torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
+    weights = {
+        arm: _pretrained(evidence, arm, out) for arm in track(evidence.arms, "pretrain")
+    }
+    arms = {SCRATCH: None, LONGER: None, **weights}
+    cells = [
+        (arm, task, seed)
+        for seed in evidence.seeds
+        for task in evidence.tasks
+        for arm in arms
+    ]
+    jobs = Parallel(n_jobs=evidence.workers, return_as="generator")(
+        delayed(_result)(evidence, arm, arms[arm], task, seed, out)
+        for arm, task, seed in cells
+    )
+    rows = []
+    for row in track(jobs, "tasks", total=len(cells)):
+        rows.append(row)
+        pd.DataFrame(rows).to_csv(out / "results.csv", index=False)
+    table = pd.DataFrame(rows)
+    rich.print(ranked(table, evidence))
+    rich.print(f"runs and results.csv: {out}")
+    return table
+
+
+def _pretrained(evidence: Evidence, arm: str, out: Path) -> Path:
+    """Pretrain an arm, or go on with it, unless that is done."""
+    size = "all" if evidence.subset is None else f"{evidence.subset}"
+    name = f"{arm}-{evidence.pretrain_epochs}-epochs-{size}".replace(", ", "-and-")
+    folder = out / "pretrained" / name.replace(" ", "-")
+    weights = folder / "weights.safetensors"
+    if weights.exists():
+        return weights
+    config = PretrainConfig(
+        corpus=evidence.corpus,
+        out=folder,
+        encoder={"normalize": True, **evidence.encoder},
+        objectives={
+            name: {"weight": 1.0, **given} for name, given in ARMS[arm].items()
+        },
+        subset=evidence.subset,
+        trainer=TrainerSettings(
+            epochs=evidence.pretrain_epochs, batch_size=128, threads=evidence.workers
+        ),
+        resume=folder.exists(),
+    )
+    return pretrain(config)
+
+
+def _result(
+    evidence: Evidence, arm: str, weights: Path | None, task: str, seed: int, out: Path
+) -> dict[str, Any]:
+    """Run one cell, unless its folder already holds a result."""
+    before = "" if weights is None else f"-{weights.parent.name}"
+    kind = "longer" if arm == LONGER else ("scratch" if weights is None else "tuned")
+    what = f"{task}-{evidence.labels}-{evidence.epochs}-epochs".replace(" ", "-")
+    folder = out / "runs" / what / f"{kind}{before}-{seed}"
+    cost = folder / "cost.json"
+    if not cost.exists():
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
+        epochs = evidence.epochs * (2 if arm == LONGER else 1)
+        shared = {
+            "dataset": evidence.datasets[task],
+            "target": evidence.tasks[task].target,
+            "out": folder,
+            "seed": seed,
+            "split": SplitSettings(
+                train=evidence.labels,
+                val=max(1, evidence.labels // 4),
+                test=0.2,
+                seed=seed,
+            ),
+            "trainer": TrainerSettings(
+                epochs=epochs, accelerator="cpu", progress=False, threads=1
+            ),
+            "overwrite": True,
+        }
+        begun = time.process_time()
+        with contextlib.redirect_stdout(io.StringIO()):
+            if weights is None:
+                train(TrainConfig(**shared, encoder=evidence.encoder))
+            else:
+                finetune(FinetuneConfig(**shared, weights=weights))
+        spent = time.process_time() - begun
+        cost.write_text(json.dumps({"processor": spent}))
+    found = json.loads((folder / "results.json").read_text())
+    return {
+        "arm": arm,
+        "task": task,
+        "seed": seed,
+        "test": found["test"],
+        "validation": found["val"],
+        "unit": found["unit"],
+        "overlap": found["overlap"],
+        **json.loads(cost.read_text()),
+    }
+
+
+def changes(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the change of the test error against scratch, of the same task and seed.
+
+    Args:
+        results: what `run` returns.
+
+    Returns:
+        Columns `arm, task, seed, change`; -0.1 is ten per cent less error.
+    """
+    keys = ["task", "seed"]
+    scratch = results[results["arm"] == SCRATCH].set_index(keys)["test"]
+    against = results.set_index(keys).index.map(scratch)
+    return results.assign(change=results["test"] / against - 1)[
+        ["arm", "task", "seed", "change"]
+    ]
+
+
+def ranked(results: pd.DataFrame, evidence: Evidence) -> Table:
+    """Return the arms by their mean change, the best first.
+
+    The interval is that of the mean over tasks, from its spread over seeds.
+    """
+    found = changes(results)
+    table = Table(
+        title=f"Change of the test error against scratch, {evidence.labels} labels"
+    )
+    for head in ("arm", *evidence.tasks, "mean", "95 % interval"):
+        table.add_column(head, justify="left" if head == "arm" else "right")
+    by_task = found.groupby(["arm", "task"])["change"].mean().unstack()
+    by_seed = found.groupby(["arm", "seed"])["change"].mean().unstack()
+    for arm in by_task.mean(axis=1).sort_values().index:
+        if arm == SCRATCH:
+            continue
+        cells = [f"{by_task.loc[arm, task]:+.1%}" for task in evidence.tasks]
+        table.add_row(
+            str(arm),
+            *cells,
+            f"{by_task.loc[arm].mean():+.1%}",
+            _interval(by_seed.loc[arm].to_numpy()),
+        )
+    table.caption = (
+        f"{len(evidence.seeds)} seeds, {evidence.epochs} epochs; "
+        f"{evidence.pretrain_epochs} epochs of pretraining"
+    )
+    return table
+
+
+def _interval(values: np.ndarray) -> str:
+    """Return Student's 95 % interval of a mean."""
+    if len(values) < 2:
+        return ""
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{values.mean() - half:+.1%} to {values.mean() + half:+.1%}"
+
+
+def _alloys(folder: Path) -> Evidence:
+    """Return a small comparison, on alloys."""
+    corpus, dataset = demo_sets(seed=0, corpus_size=60, dataset_size=60)
+    stores = {}
+    for name, crystals in (("corpus", corpus), ("dataset", dataset)):
+        path = folder / f"{name}.h5"
+        stores[name] = build(
+            crystals, path, symmetry=None, workers=1, progress=False
+        ).store
+    target = Target("formation_energy", "eV/atom")
+    return Evidence(
+        corpus=stores["corpus"],
+        datasets={"alloys": stores["dataset"]},
+        tasks={"alloys": Task("dataset", target)},
+        arms=["bank", "random teacher"],
+        labels=24,
+        seeds=(0, 1),
+        pretrain_epochs=1,
+        epochs=2,
+        encoder={"name": "cgcnn", **ENCODERS["cgcnn"].SMALL},
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
