@@ -208,6 +208,28 @@ def _inferred(function: str, args: argparse.Namespace) -> None:
     print(getattr(inference, function)(**vars(args)))
 
 
+def _push_arguments(parser: Parser) -> None:
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="a weights file")
+    parser.add_argument("place", metavar="PLACE", help="a folder, or hf:OWNER/NAME")
+
+
+def _push(args: argparse.Namespace) -> None:
+    from crysdistill.transfer.hub import push
+
+    print(f"published: {push(args.weights, args.place)}")
+
+
+def _pull_arguments(parser: Parser) -> None:
+    parser.add_argument("place", metavar="PLACE", help="a folder, or hf:OWNER/NAME")
+    _out(parser, "WEIGHTS", "the weights file to write")
+
+
+def _pull(args: argparse.Namespace) -> None:
+    from crysdistill.transfer.hub import pull
+
+    print(pull(args.place, args.out))
+
+
 def _import_arguments(parser: Parser) -> None:
     parser.add_argument(
         "published", type=Path, metavar="PUBLISHED", help="a `.pth.tar` checkpoint"
@@ -354,6 +376,18 @@ VERBS: dict[str, Verb] = {
         "crysdistill import-cgcnn band-gap.pth.tar -o band-gap.safetensors",
         _import_arguments,
         _import,
+    ),
+    "push": Verb(
+        "Publish weights with a card and a checksum: in a folder, or on Hugging Face.",
+        "crysdistill push runs/pretrain/weights.safetensors hf:OWNER/NAME",
+        _push_arguments,
+        _push,
+    ),
+    "pull": Verb(
+        "Fetch published weights, and verify them.",
+        "crysdistill pull hf:OWNER/NAME -o pretrained.safetensors",
+        _pull_arguments,
+        _pull,
     ),
     "demo": Verb(
         "Show the whole path on crystals that the package makes itself.",

@@ -30,6 +30,8 @@ PROMISED = {
     "fit": "config.yaml a=1 b.c=2",
     "predict": "weights a b.cif -o predictions.csv",
     "embed": "weights a b.cif -o embeddings.parquet",
+    "push": "weights.safetensors folder",
+    "pull": "folder -o weights.safetensors",
     "import-cgcnn": "published.pth.tar -o weights",
     "demo": "--out folder",
     "overlap": "corpus.h5 dataset.h5 -o pairs.csv",

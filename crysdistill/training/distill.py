@@ -38,7 +38,7 @@ core they take a quarter of a minute."""
 
 LEARNED = 0.05
 """The R2 on them that a student must exceed to have learned something. One that knows
-the means alone has 0, give or take 0.02 with so few crystals."""
+the means alone has about 0."""
 
 
 @dataclass(kw_only=True)
