@@ -2,8 +2,8 @@
 
 CrysGNN's four students - CGCNN, CrysXPP, GATGNN, ALIGNN - learn a property from a
 fifth, two fifths and three fifths of a dataset, each alone and with what a pretrained
-teacher says of the crystals. The control beside it is a teacher with random weights: what it
-gives as well is no knowledge. `--students` takes fewer, or any other encoder.
+teacher says of the crystals. The control beside it is a teacher with random weights:
+what it gives as well is no knowledge. `--students` takes fewer, or any other encoder.
 
     python -m pretrain.crysgnn corpus.h5 exclude=[dataset.h5]
     python -m finetune.distil_small_data dataset.h5 \
@@ -21,8 +21,8 @@ Differs from the paper:
   epoch with the least test error was chosen.
 - The teacher is in eval mode, and may be pretrained without the dataset's crystals.
 - AdamW with one cycle of the learning rate, and as many epochs as `--epochs` says.
-- Embeddings of crystals are compared, on the scale of the teacher's variance; there, the
-  directions of atoms, which weigh little beside the property.
+- Embeddings of crystals are compared, on the scale of the teacher's variance; there,
+  the directions of atoms, which weigh little beside the property.
 - Students have our default settings, and a projector where their width is not that of
   the teacher.
 """

@@ -69,7 +69,11 @@ class TestRunDirectory:
     def test_every_promised_file(self, config):
         assert train(config) == config.out / "weights.safetensors"
         found = {path.name for path in config.out.iterdir()}
-        assert found == set(CONTENTS) - {"teacher", "diverged.json"}
+        assert found == set(CONTENTS) - {
+            "teacher",
+            "diverged.json",
+            "candidates.csv",
+        }
         assert any((config.out / "tensorboard").iterdir())
         assert len(rows(config.out / "split.csv")) == 40
         environment = json.loads((config.out / "environment.json").read_text())

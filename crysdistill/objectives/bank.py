@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.graphs.randomness import per_crystal_uniform
+from crysdistill.objectives.explained import explained, fixed
 from crysdistill.objectives.objective import (
     Embedded,
     Objective,
     Totals,
     full_precision,
-    ratio,
 )
 from crysdistill.objectives.targets import FAMILIES, Family
 from crysdistill.objectives.targets.surroundings import Surroundings
@@ -33,7 +33,6 @@ __all__ = ["Bank"]
 _SAMPLE = 2000  # crystals that tell means and deviations
 _AT_ONCE = 50  # of them
 _SAME = 1e-4  # a column that varies less than this is rounding noise
-_FIXED_POINT = 1 << 16  # sums are kept as integers, exact over batches and ranks
 
 
 class Bank(Objective):
@@ -48,7 +47,8 @@ class Bank(Objective):
 
     Numbers: for each family `bank_FAMILY_r2`, the share of the variance of its
     standardised targets that is explained, below 0 where the mean of the held-out
-    crystals would be a better answer; its chance level, 0, always answers that mean.
+    crystals would be a better answer, and NaN where they do not vary; its chance
+    level, 0, always answers that mean.
 
     Sources: descriptors as targets, S. Jia et al., arXiv:2503.01227 (2025); clipping
     and a random share of targets, J. Burns et al., arXiv:2506.15792 (2025).
@@ -184,22 +184,17 @@ class Bank(Objective):
                 ("total", wanted),
                 ("squares", wanted.square()),
             ):
-                # Rounded one by one, so that sums do not depend on how they are cut.
-                sums[name].append((entries * _FIXED_POINT).round().long().sum(dim=0))
+                sums[name].append(fixed(entries).sum(dim=0))
             sums["known"].append(known.long().sum(dim=0))
         self.totals.update(**{name: torch.cat(parts) for name, parts in sums.items()})
 
     def compute(self) -> dict[str, float]:
         """Return what share of each family's variance is explained."""
-        sums = {name: value.double() for name, value in self.totals.compute().items()}
-        # In units of the fixed point: squares minus the squared sum over the number.
-        mean = sums["total"] / sums["known"].clamp(min=1)
-        variance = sums["squares"] - mean * sums["total"] / _FIXED_POINT  # (K,)
+        sums = self.totals.compute()
         numbers: dict[str, float] = {}
         for number, name in enumerate(self.families):
-            own = self.owner == number
-            r2 = 1.0 - ratio(sums["wrong"][own].sum(), variance[own].sum())
-            numbers[f"bank_{name}_r2"] = r2
+            own = {key: value[self.owner == number] for key, value in sums.items()}
+            numbers[f"bank_{name}_r2"] = explained(own, own["known"])
             numbers[f"bank_{name}_r2_chance"] = 0.0
         return numbers
 

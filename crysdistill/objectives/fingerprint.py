@@ -14,12 +14,12 @@ from crysdistill.graphs.batch import (
     gather_neighbours,
     sum_over_neighbours,
 )
+from crysdistill.objectives.explained import explained, sums_of
 from crysdistill.objectives.objective import (
     Embedded,
     Objective,
     Totals,
     full_precision,
-    ratio,
 )
 from crysdistill.objectives.views import masked_or_clean
 from crysdistill.ranks import sum_over_ranks
@@ -31,7 +31,6 @@ WEIGHTS = ("electronegativity", "covalent_radius", "valence_electrons", "atomic_
 """Element properties that weigh neighbours, besides the weight 1 for all."""
 
 _LEAST_VARIANCE = 1e-3
-_FIXED_POINT = 1 << 16  # sums are kept as integers, exact over ranks
 
 
 def element_weights() -> Tensor:
@@ -77,7 +76,7 @@ class Fingerprint(Objective):
     to be guessed.
 
     Number: `fingerprint_r2`, the share of the variance over atoms that is explained,
-    0 where there is none to speak of; its chance level, 0, always answers the mean.
+    NaN where there is none to speak of; its chance level, 0, always answers the mean.
 
     Sources: the idea, S. Jia et al., arXiv:2503.01227 (2025); the fingerprint, see
     `fingerprints`.
@@ -121,7 +120,7 @@ class Fingerprint(Objective):
             nn.SiLU(),
             nn.Linear(encoder_width, self.size),
         )
-        sizes = {"atoms": 1, "wrong": 1, "total": self.size, "squares": 1}
+        sizes = {"count": 1, "wrong": 1, "total": self.size, "squares": 1}
         self.totals = Totals(**sizes)
 
     def forward(
@@ -143,22 +142,12 @@ class Fingerprint(Objective):
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> None:
         """Add a validation batch to the numbers."""
-        predicted, wanted = (x.double() for x in self._compare(seen[0], batch))
-        sums = {
-            "wrong": (predicted - wanted).square().sum(),
-            "total": wanted.sum(dim=0),
-            "squares": wanted.square().sum(),
-        }
-        counts = {name: (value * _FIXED_POINT).long() for name, value in sums.items()}
-        self.totals.update(atoms=torch.tensor(len(wanted)), **counts)
+        self.totals.update(**sums_of(*self._compare(seen[0], batch)))
 
     def compute(self) -> dict[str, float]:
         """Return the share of the variance that is explained, and its chance level."""
-        sums = {name: value.double() for name, value in self.totals.compute().items()}
-        # In units of the fixed point: sum of squares minus squared sum over atoms.
-        mean = sums["total"] / sums["atoms"]
-        variance = sums["squares"] - (mean * sums["total"]).sum() / _FIXED_POINT
-        r2 = 1.0 - ratio(sums["wrong"], variance)
+        sums = self.totals.compute()
+        r2 = explained(sums, sums["count"])
         return {"fingerprint_r2": r2, "fingerprint_r2_chance": 0.0}
 
     def _compare(

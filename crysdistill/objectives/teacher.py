@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch
+from crysdistill.objectives.explained import explained, sums_of
 from crysdistill.objectives.objective import (
     Embedded,
     Objective,
     Totals,
     full_precision,
     mean_over_ranks,
-    ratio,
 )
 from crysdistill.objectives.views import masked_or_clean
 from crysdistill.ranks import on_first_rank
@@ -29,8 +29,6 @@ from crysdistill.teachers import Teacher, TeacherAnswers, answers_for, make_teac
 from crysdistill.transfer.distillation import Level
 
 __all__ = ["FromTeachers"]
-
-_FIXED_POINT = 1 << 16  # sums are kept as integers, exact over ranks
 
 
 class FromTeachers(Objective):
@@ -225,24 +223,14 @@ class FromTeachers(Objective):
     ) -> None:
         """Add a validation batch to the numbers."""
         for lesson in cast(Sequence[Lesson], self.lessons):
-            said, wanted = (x.double() for x in lesson(seen[0], batch))
-            sums = {
-                "wrong": (said - wanted).square().sum(),
-                "total": wanted.sum(dim=0),
-                "squares": wanted.square().sum(),
-            }
-            counts = {key: (x * _FIXED_POINT).long() for key, x in sums.items()}
-            lesson.totals.update(count=torch.tensor(len(wanted)), **counts)
+            lesson.totals.update(**sums_of(*lesson(seen[0], batch)))
 
     def compute(self) -> dict[str, float]:
         """Return the share of the variance that is explained, of each lesson."""
         numbers: dict[str, float] = {}
         for lesson in cast(Sequence[Lesson], self.lessons):
-            sums = {k: x.double() for k, x in lesson.totals.compute().items()}
-            # In units of the fixed point: sum of squares minus squared sum over count.
-            mean = sums["total"] / sums["count"]
-            variance = sums["squares"] - (mean * sums["total"]).sum() / _FIXED_POINT
-            r2 = 1 - ratio(sums["wrong"], variance) if variance > 0 else float("nan")
+            sums = lesson.totals.compute()
+            r2 = explained(sums, sums["count"])
             numbers |= {lesson.number: r2, f"{lesson.number}_chance": 0.0}
         return numbers
 
