@@ -22,3 +22,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean `x`?" for the closest known name, else "" ."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def not_installed(package: str, extra: str) -> InputError:
+    """Return the error for an optional package that is missing.
+
+    Args:
+        package: its name.
+        extra: the extra of this package that brings it.
+    """
+    return InputError(
+        f"`{package}` is not installed; `pip install crysdistill[{extra}]`"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return what the error of a library says, short enough for one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

@@ -34,7 +34,6 @@ import torch
 from joblib import Parallel, delayed
 from rich.progress import track
 from rich.table import Table
-from scipy import stats
 
 from crysdistill import (
     FinetuneConfig,
@@ -53,6 +52,7 @@ from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS
 from crysdistill.errors import InputError
 from crysdistill.objectives import CRYSGNN
+from crysdistill.studies.statistics import t_interval
 
 
 @dataclass(frozen=True)
@@ -374,10 +374,8 @@ def ranked(results: pd.DataFrame, evidence: Evidence) -> Table:
 
 def _interval(values: np.ndarray) -> str:
     """Return Student's 95 % interval of a mean."""
-    if len(values) < 2:
-        return ""
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return f"{values.mean() - half:+.1%} to {values.mean() + half:+.1%}"
+    low, high = t_interval(values)
+    return "" if np.isnan(low) else f"{low:+.1%} to {high:+.1%}"
 
 
 def _alloys(folder: Path) -> Evidence:

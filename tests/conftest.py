@@ -30,6 +30,32 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """A store of small crystals with labels; files that need another make their own."""
+    from tests.toy_stores import labelled, write_store
+
+    path = tmp_path_factory.mktemp("dataset") / "dataset.h5"
+    return write_store(path, labelled(40), symmetry="fast")
+
+
+@pytest.fixture
+def config(dataset, tmp_path):
+    """A short training run on it."""
+    from tests.toy_runs import training_config
+
+    return training_config(dataset, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def pretrained(dataset, tmp_path_factory) -> Path:
+    """The weights of an encoder that learned a little of it."""
+    from crysdistill.training.pretrain import pretrain
+    from tests.toy_runs import pretraining_config
+
+    return pretrain(pretraining_config(dataset, tmp_path_factory.mktemp("p") / "run"))
+
+
 def crystal(name: str, cell: np.ndarray, species: list[str], frac: list) -> Crystal:
     numbers = atomic_numbers_by_symbol()
     coords = np.array(frac, float)
@@ -104,3 +130,8 @@ def random_crystal(seed: int, atoms: int = 6, elements: tuple[int, ...] = (8, 14
         frac_coords=np.array(frac),
         cell=cell,
     )
+
+
+def agree(found, expected, atol: float = 2e-4) -> None:
+    """Hold a tensor against numbers of which each may be off by a thousandth."""
+    np.testing.assert_allclose(found.double(), expected, atol=atol, rtol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from crysdistill.encoders import ENCODERS, make_encoder
 from crysdistill.errors import InputError
 from crysdistill.graphs.neighbors import GraphSettings
 from crysdistill.store.store import Store
+from crysdistill.training import fit as module
 from crysdistill.training.fit import FitConfig, advice, fit
 from crysdistill.training.inference import predict
 from crysdistill.training.probe import Probed, probe
@@ -89,8 +91,6 @@ def test_validation_chooses_and_the_test_set_judges(store, weights, tmp_path, ca
 
 
 def test_every_candidate_is_what_its_name_says(store, weights, tmp_path, monkeypatch):
-    from crysdistill.training import fit as module
-
     seen = {}
     real = module._Work._judged
 
@@ -127,8 +127,6 @@ def test_without_weights(store, tmp_path, capsys):
 
 
 def test_goes_on_where_it_was(store, weights, tmp_path, monkeypatch):
-    from crysdistill.training import fit as module
-
     whole = config(store, tmp_path / "whole", weights=[weights])
     fit(whole)
 
@@ -190,3 +188,12 @@ def test_probe_is_a_cross_validation(store):
     # A fit to the crystals that it judges would know their labels almost exactly.
     spread = np.abs(labels - labels.mean()).mean()
     assert 0.2 * spread < found[0].metrics["density"] < 2 * spread
+
+
+def test_weights_of_equal_names_are_told_apart():
+    names = ["a/run/weights.safetensors", "b/run/weights.safetensors"]
+    names += ["c/known.safetensors", "untrained.safetensors"]
+    found = module._named([Path(name) for name in names])
+    assert found == dict(
+        zip([*names[:2], "known", names[3]], map(Path, names), strict=True)
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,18 +11,14 @@ from torch import nn
 
 from crysdistill.encoders import ENCODERS, make_encoder
 from crysdistill.errors import InputError
-from crysdistill.splits import make_split
 from crysdistill.store.store import Store
 from crysdistill.training import finetune as finetuning
-from crysdistill.training import labelled as labelled_runs
 from crysdistill.training import supervised
 from crysdistill.training.anchor import Anchor
 from crysdistill.training.augmentation import augmentation
 from crysdistill.training.finetune import FinetunePlan, finetune
 from crysdistill.training.interpolation import SHARES, between, choose_between
-from crysdistill.training.loader import BatchLoader
 from crysdistill.training.optimizers import layer_rates, make_optimizer
-from crysdistill.training.pretrain import pretrain
 from crysdistill.training.settings import (
     AugmentSettings,
     FreezeSettings,
@@ -32,43 +27,25 @@ from crysdistill.training.settings import (
     TrainerSettings,
 )
 from crysdistill.training.thawing import thaw
-from crysdistill.training.train import TrainConfig, train
+from crysdistill.training.train import train
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.ridge import PENALTIES, fit_last_layer
 from crysdistill.transfer.targets import Normalizer, Target
-from crysdistill.transfer.weights import load_predictor
-from tests.test_resume import press_ctrl_c, stopped, terminate
+from tests.test_resume import press_ctrl_c, stopped
 from tests.together import together
 from tests.toy_runs import (
+    PLAIN,
     SHORT,
+    Watched,
     history,
-    pretraining_config,
     results,
     same,
-    training_config,
     tuning,
     weights_of,
 )
-from tests.toy_stores import SMALL_ENCODER, SMALL_GRAPH, labelled, write_store
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("dataset") / "dataset.h5"
-    return write_store(path, labelled(40), symmetry="fast")
-
-
-@pytest.fixture
-def config(dataset, tmp_path) -> TrainConfig:
-    return training_config(dataset, tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def pretrained(dataset, tmp_path_factory) -> Path:
-    return pretrain(pretraining_config(dataset, tmp_path_factory.mktemp("p") / "run"))
-
+from tests.toy_stores import SMALL_ENCODER, SMALL_GRAPH
 
 RIDGE = HeadSettings(hidden=8, start="ridge")
 
@@ -285,174 +262,6 @@ def test_what_starts_anew_has_no_anchor(config, pretrained, dataset):
     assert held == {id(p) for p in blocks[0].parameters()}
 
 
-# ------------------------------------------------------------------------- averages
-
-
-PLAIN = OptimizerSettings(name="sgd", lr=0.02, schedule="constant", momentum=0.0)
-
-
-class Watched(supervised.SupervisedModule):
-    """Remembers its weights after each step, and what validation sees."""
-
-    steps: list[dict[str, torch.Tensor]]
-    seen: list[dict[str, torch.Tensor]]
-
-    def _copy(self) -> dict[str, torch.Tensor]:
-        return {n: t.detach().clone() for n, t in self.predictor.state_dict().items()}
-
-    def on_train_start(self):
-        super().on_train_start()
-        Watched.steps, Watched.seen = [], []
-
-    def on_train_batch_end(self, *rest):
-        Watched.steps.append(self._copy())
-
-    def on_validation_epoch_end(self):
-        super().on_validation_epoch_end()
-        Watched.seen.append(self._copy())
-
-
-@pytest.mark.parametrize("kind", ["ema", "swa"])
-def test_validation_sees_the_average(config, monkeypatch, kind):
-    monkeypatch.setattr(labelled_runs, "SupervisedModule", Watched)
-    config.trainer = replace(SHORT, average=kind, average_span=0.5)
-    config.optimizer = PLAIN
-    weights = train(config)
-    parameters = {n for n, _ in load_predictor(weights).named_parameters()}
-    assert len(Watched.steps) == 9  # three epochs of three steps
-    for epoch, seen in enumerate(Watched.seen):
-        done = Watched.steps[: 3 * (epoch + 1)]
-        if kind == "swa":
-            used = done[4:]  # 4.5 steps are half of the run
-            used = used or done[-1:]
-            expected = {
-                n: torch.stack([s[n] for s in used]).mean(0) for n in parameters
-            }
-        else:
-            expected = {n: done[0][n].clone() for n in parameters}
-            for n, step in enumerate(done[1:], start=1):
-                decay = min(1 - 1 / 4.5, (1 + n) / (10 + n))
-                for name in parameters:
-                    expected[name].lerp_(step[name], 1 - decay)
-        for name in parameters:
-            torch.testing.assert_close(seen[name], expected[name], rtol=1e-5, atol=1e-6)
-
-
-def test_batch_norms_of_the_average_have_its_statistics(config):
-    """As torch's `update_bn` finds them, in the order of the batches of an epoch."""
-    config.trainer = replace(SHORT, epochs=1, average="ema")
-    predictor = load_predictor(train(config))
-    store = Store.open(config.dataset)
-    split = make_split(store, config.split, store.property("density"))
-    loader = BatchLoader(store, split.train, 8, ["density"], True, config.seed)
-    found = {n: b.clone() for n, b in predictor.named_buffers() if "running" in n}
-    assert found
-    torch.optim.swa_utils.update_bn(loader, predictor)
-    for name, buffer in predictor.named_buffers():
-        if name in found:
-            torch.testing.assert_close(buffer, found[name], rtol=1e-4, atol=1e-5)
-
-
-def test_frozen_batch_norms_keep_their_statistics(config, pretrained):
-    config.trainer = replace(SHORT, average="ema")
-    weights = finetune(
-        tuning(config, pretrained, freeze=FreezeSettings(convolutions="all"))
-    )
-    before, after = weights_of(pretrained), weights_of(weights)
-    assert all(torch.equal(before[n], after[n]) for n in before)
-
-
-@pytest.mark.parametrize(
-    ("kind", "step"), [("ema", 4), ("ema", 6), ("swa", 5), ("swa", 6), ("swa", 8)]
-)
-def test_averages_go_on_bit_for_bit(config, monkeypatch, kind, step):
-    config.trainer = replace(SHORT, average=kind, average_span=0.5)
-    whole = train(replace(config, out=config.out.with_name("whole")))
-    stopped(monkeypatch, train, config, step, press_ctrl_c)
-    assert same(train(replace(config, resume=True)), whole)
-    expected = (whole.parent / "metrics.csv").read_bytes()
-    assert (config.out / "metrics.csv").read_bytes() == expected
-
-
-@pytest.mark.parametrize("validation_step", [1, 3, 6])
-def test_averages_when_validation_is_interrupted(config, monkeypatch, validation_step):
-    """The module holds the average then; what is saved is what learns."""
-    config.trainer = replace(SHORT, batch_size=4, average="ema")
-    whole = train(replace(config, out=config.out.with_name("whole")))
-    calls, real = 0, supervised.SupervisedModule.validation_step
-
-    def signalled(*arguments):
-        nonlocal calls
-        calls += 1
-        if calls == validation_step:
-            terminate()
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(supervised.SupervisedModule, "validation_step", signalled)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    assert same(train(replace(config, resume=True)), whole)
-    expected = (whole.parent / "metrics.csv").read_bytes()
-    assert (config.out / "metrics.csv").read_bytes() == expected
-
-
-def test_pretraining_averages_too(dataset, tmp_path):
-    made = [
-        pretrain(
-            pretraining_config(
-                dataset, tmp_path / kind, trainer=replace(SHORT, average=kind)
-            )
-        )
-        for kind in ("none", "ema")
-    ]
-    assert not same(*made)
-
-
-def test_averages_do_not_depend_on_the_number_of_processes(config, tmp_path):
-    config.optimizer = PLAIN
-    config.head = RIDGE
-    config.augment = AugmentSettings(moved=0.05, strain=0.01)
-    config.trainer = replace(SHORT, average="ema", average_span=0.5, threads=1)
-    one = train(replace(config, out=tmp_path / "one"))
-    found = together(2, train, replace(config, out=tmp_path / "two"))
-    assert found == [tmp_path / "two" / "weights.safetensors"] * 2, found
-    theirs = weights_of(found[0])
-    for name, tensor in weights_of(one).items():
-        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_all_of_fine_tuning_on_two_processes_and_resumed(
-    config, pretrained, tmp_path, monkeypatch
-):
-    config.optimizer = PLAIN
-    config.trainer = replace(
-        SHORT, average="swa", average_span=0.6, threads=1, epochs=4
-    )
-
-    def settings(out: str, **more):
-        return tuning(
-            replace(config, out=tmp_path / out, head=RIDGE, **more),
-            pretrained,
-            l2_sp=0.1,
-            layer_decay=0.5,
-            interpolate=True,
-            freeze=FreezeSettings(thaw=1),
-        )
-
-    one = finetune(settings("one"))
-    found = together(2, finetune, settings("two"))
-    assert found == [tmp_path / "two" / "weights.safetensors"] * 2, found
-    theirs = weights_of(found[0])
-    for name, tensor in weights_of(one).items():
-        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-5)
-    for step in (4, 7):
-        broken = settings(f"broken-{step}")
-        stopped(monkeypatch, finetune, broken, step, press_ctrl_c)
-        assert same(finetune(replace(broken, resume=True)), one)
-
-
 # ---------------------------------------------------------------------- the way back
 
 
@@ -600,6 +409,40 @@ def test_augmented_runs_go_on_bit_for_bit(config, monkeypatch):
     assert not same(whole, plain)
     stopped(monkeypatch, train, config, 4)
     assert same(train(replace(config, resume=True)), whole)
+
+
+# ------------------------------------------------------------------- all at once
+
+
+@pytest.mark.slow
+def test_all_of_fine_tuning_on_two_processes_and_resumed(
+    config, pretrained, tmp_path, monkeypatch
+):
+    config.optimizer = PLAIN
+    config.trainer = replace(
+        SHORT, average="swa", average_span=0.6, threads=1, epochs=4
+    )
+
+    def settings(out: str, **more):
+        return tuning(
+            replace(config, out=tmp_path / out, head=RIDGE, **more),
+            pretrained,
+            l2_sp=0.1,
+            layer_decay=0.5,
+            interpolate=True,
+            freeze=FreezeSettings(thaw=1),
+        )
+
+    one = finetune(settings("one"))
+    found = together(2, finetune, settings("two"))
+    assert found == [tmp_path / "two" / "weights.safetensors"] * 2, found
+    theirs = weights_of(found[0])
+    for name, tensor in weights_of(one).items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-5)
+    for step in (4, 7):
+        broken = settings(f"broken-{step}")
+        stopped(monkeypatch, finetune, broken, step, press_ctrl_c)
+        assert same(finetune(replace(broken, resume=True)), one)
 
 
 # -------------------------------------------------------------------------- mistakes

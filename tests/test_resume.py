@@ -41,24 +41,6 @@ from tests.toy_runs import (
 )
 from tests.toy_stores import labelled, write_store
 
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("dataset") / "dataset.h5"
-    return write_store(path, labelled(40), symmetry="fast")
-
-
-@pytest.fixture
-def config(dataset, tmp_path) -> TrainConfig:
-    return training_config(dataset, tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def pretrained(dataset, tmp_path_factory) -> Path:
-    """An encoder that learned a little."""
-    return pretrain(pretraining_config(dataset, tmp_path_factory.mktemp("p") / "run"))
-
-
 # --------------------------------------------------------------- stopping and resuming
 
 

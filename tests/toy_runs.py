@@ -14,7 +14,13 @@ from safetensors.torch import load_file
 from crysdistill.training.finetune import FinetuneConfig
 from crysdistill.training.labelled import LabelledConfig
 from crysdistill.training.pretrain import PretrainConfig
-from crysdistill.training.settings import HeadSettings, SplitSettings, TrainerSettings
+from crysdistill.training.settings import (
+    HeadSettings,
+    OptimizerSettings,
+    SplitSettings,
+    TrainerSettings,
+)
+from crysdistill.training.supervised import SupervisedModule
 from crysdistill.training.train import TrainConfig
 from crysdistill.transfer.targets import Target
 from tests.toy_stores import SMALL_ENCODER
@@ -97,3 +103,27 @@ def history(run: Path, name: str) -> list[float]:
 
 def results(run: Path) -> dict:
     return json.loads((run / "results.json").read_text())
+
+
+PLAIN = OptimizerSettings(name="sgd", lr=0.02, schedule="constant", momentum=0.0)
+
+
+class Watched(SupervisedModule):
+    """Remembers its weights after each step, and what validation sees."""
+
+    steps: list[dict[str, torch.Tensor]]
+    seen: list[dict[str, torch.Tensor]]
+
+    def _copy(self) -> dict[str, torch.Tensor]:
+        return {n: t.detach().clone() for n, t in self.predictor.state_dict().items()}
+
+    def on_train_start(self):
+        super().on_train_start()
+        Watched.steps, Watched.seen = [], []
+
+    def on_train_batch_end(self, *rest):
+        Watched.steps.append(self._copy())
+
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        Watched.seen.append(self._copy())

@@ -18,10 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from crysdistill.errors import BadStructure, InputError, did_you_mean
+from crysdistill.errors import (
+    BadStructure,
+    InputError,
+    did_you_mean,
+    first_line,
+    not_installed,
+)
 from crysdistill.sources.services import Page
 from crysdistill.sources.tables import ID_KEYS, label_values
-from crysdistill.sources.whole_sets import PAGE_SIZE, first_line, not_installed
+from crysdistill.sources.whole_sets import PAGE_SIZE
 from crysdistill.store.origins import Origin
 from crysdistill.structures.crystal import FULL_OCCUPANCY, disordered
 from crysdistill.structures.readers import fractional

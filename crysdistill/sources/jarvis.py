@@ -10,8 +10,8 @@ import sys
 from contextlib import redirect_stdout
 from typing import Any
 
-from crysdistill.errors import InputError, did_you_mean
-from crysdistill.sources.whole_sets import WholeSet, first_line, not_installed
+from crysdistill.errors import InputError, did_you_mean, first_line, not_installed
+from crysdistill.sources.whole_sets import WholeSet
 from crysdistill.store.origins import Origin
 
 URL = "https://jarvis.nist.gov"

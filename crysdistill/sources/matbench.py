@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from crysdistill.errors import BadStructure, InputError, did_you_mean
+from crysdistill.errors import BadStructure, InputError, did_you_mean, first_line
 from crysdistill.sources.tables import label_values, matbench_id
-from crysdistill.sources.whole_sets import WholeSet, first_line
+from crysdistill.sources.whole_sets import WholeSet
 from crysdistill.store.origins import Origin
 
 URL = "https://ml.materialsproject.org/projects/"

@@ -14,10 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from crysdistill.errors import BadStructure, InputError, did_you_mean
+from crysdistill.errors import (
+    BadStructure,
+    InputError,
+    did_you_mean,
+    first_line,
+    not_installed,
+)
 from crysdistill.sources.services import Page
 from crysdistill.sources.tables import label_values
-from crysdistill.sources.whole_sets import PAGE_SIZE, first_line, not_installed
+from crysdistill.sources.whole_sets import PAGE_SIZE
 from crysdistill.store.origins import Origin
 
 URL = "https://materialsproject.org"

@@ -6,24 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crysdistill.errors import InputError
 from crysdistill.sources.services import Page
 from crysdistill.store.origins import Origin
 
 PAGE_SIZE = 1000
 """Entries on a page."""
-
-
-def not_installed(package: str, extra: str) -> InputError:
-    """Return the error for a client that is missing."""
-    return InputError(
-        f"`{package}` is not installed; `pip install crysdistill[{extra}]`"
-    )
-
-
-def first_line(error: BaseException) -> str:
-    """Return what a client's error says, short enough for one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 @dataclass

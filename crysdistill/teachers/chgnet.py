@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from crysdistill.errors import BadStructure, InputError, did_you_mean
+from crysdistill.errors import BadStructure, InputError, did_you_mean, not_installed
 from crysdistill.graphs.batch import CrystalBatch, distances
 from crysdistill.store.store import Store
 from crysdistill.structures.elements import symbols
@@ -77,9 +77,7 @@ class CHGNetTeacher(Teacher):
                 f"{did_you_mean(model, MODELS)}"
             )
         if importlib.util.find_spec("chgnet") is None:
-            raise InputError(
-                "`chgnet` is not installed; `pip install crysdistill[chgnet]`"
-            )
+            raise not_installed("chgnet", "chgnet")
         self.model = model
         self.name = f"CHGNet {model}"
         self.atom_width = _WIDTH + 1

@@ -70,7 +70,8 @@ class FitConfig(LabelledConfig):
     Args:
         weights: pretrained encoders, of which a probe chooses one; none trains from
             scratch alone.
-        encoder: of the network from scratch; that of the weights where there are some.
+        encoder: of the network from scratch; that of the first weights where there are
+            some.
         repeats: networks of each kind, with seeds of their own, which answer together.
     """
 
@@ -117,7 +118,8 @@ def fit(config: FitConfig) -> Path:
     store = Store.open(config.dataset)
     for target in config.all_targets:
         target.check(store.property(target.name), store.material_ids)
-    encoders = {_short(path): load_pretrained(path, store) for path in config.weights}
+    paths = _named(config.weights)
+    encoders = {name: load_pretrained(path, store) for name, path in paths.items()}
     names = [target.name for target in config.all_targets]
     labels = np.stack([store.property(name) for name in names], axis=1)  # (B, T)
     split = make_split(store, config.split, one_column(labels))
@@ -150,9 +152,14 @@ def _same_split(run: RunDirectory) -> SplitSettings:
     return SplitSettings(file=str(run.path / "split.csv"))
 
 
-def _short(path: Path) -> str:
-    """Return a name for weights: of the file, or of the run that holds it."""
-    return path.parent.name if path.stem == "weights" else path.stem
+def _named(weights: Sequence[Path]) -> dict[str, Path]:
+    """Return weights by name: of the file, of the run that holds it, or else whole."""
+    short = [p.parent.name if p.stem == "weights" else p.stem for p in weights]
+    taken = [*short, COMPOSITION, UNTRAINED]
+    return {
+        name if taken.count(name) == 1 else str(path): path
+        for name, path in zip(short, weights, strict=True)
+    }
 
 
 class _Work:
@@ -196,15 +203,9 @@ class _Work:
 
     def advise(self, looked: Sequence[Probed], best: str | None) -> None:
         """Show what the probe found, and say what it lets one expect."""
-        kinds = Scores(self.outputs).kinds
-        table = Table("frozen embeddings of", title="Cross-validated on the labels")
-        for target, kind in zip(self.outputs.targets, kinds, strict=True):
-            unit = f" ({target.unit})" if target.unit and kind == "mae" else ""
-            table.add_column(escape(f"{target.name}, {kind}{unit}"), justify="right")
-        for one in looked:
-            cells = (f"{one.metrics[name]:.4g}" for name in self.outputs.names)
-            table.add_row(escape(one.name), *cells)
-        rich.print(table)
+        rich.print(
+            self._table("frozen embeddings of", "Cross-validated on the labels", looked)
+        )
         rich.print(escape(advice(looked, best)))
 
     # --------------------------------------------------------------- candidates
@@ -216,7 +217,7 @@ class _Work:
         networks = {"scratch": self._networks("scratch", None)}
         readouts = {COMPOSITION: self._readout(None)}
         if best is not None:
-            path = next(p for p in self.config.weights if _short(p) == best)
+            path = _named(self.config.weights)[best]
             networks["fine-tuned"] = self._networks("finetuned", path)
             readouts["frozen"] = self._readout(encoders[best])
         for name, predictor in {**networks, **readouts}.items():
@@ -272,31 +273,40 @@ class _Work:
         return {"name": given["name"], **settings}
 
     def _judged(self, name: str, predictor: AnyPredictor) -> Candidate:
+        predictor.to(self.device)
         scores, _, _ = tested(predictor, self._batches(self.split.val))
         metrics = scores.compute()
         return Candidate(name, predictor, metrics.pop("score"), metrics)
 
     def _batches(self, rows: np.ndarray) -> BatchLoader:
         loader = BatchLoader(self.store, rows, 256, self.outputs.names)
-        place([loader], torch.device("cpu"))
+        place([loader], self.device)
         return loader
 
     # ------------------------------------------------------------------- the end
 
     def show(self, candidates: Sequence[Candidate]) -> None:
         """Print what validation found, the best first, and keep it as a table."""
+        rich.print(self._table("candidate", "On the validation crystals", candidates))
+        rows = [
+            {"candidate": one.name, "score": one.score, **one.metrics}
+            for one in candidates
+        ]
+        pd.DataFrame(rows).to_csv(self.run.path / "candidates.csv", index=False)
+
+    def _table(
+        self, first: str, title: str, found: Sequence[Probed | Candidate]
+    ) -> Table:
+        """Return the metric of each target, a row for each that was looked at."""
+        table = Table(first, title=title)
         kinds = Scores(self.outputs).kinds
-        table = Table("candidate", title="On the validation crystals")
         for target, kind in zip(self.outputs.targets, kinds, strict=True):
             unit = f" ({target.unit})" if target.unit and kind == "mae" else ""
             table.add_column(escape(f"{target.name}, {kind}{unit}"), justify="right")
-        rows = []
-        for one in candidates:
+        for one in found:
             cells = (f"{one.metrics[name]:.4g}" for name in self.outputs.names)
             table.add_row(escape(one.name), *cells)
-            rows.append({"candidate": one.name, "score": one.score, **one.metrics})
-        rich.print(table)
-        pd.DataFrame(rows).to_csv(self.run.path / "candidates.csv", index=False)
+        return table
 
     def finish(
         self,
@@ -346,7 +356,7 @@ class _Work:
         """Return what the weights say of themselves, and what they saw of the data."""
         header = None
         if best is not None:
-            path = next(p for p in self.config.weights if _short(p) == best)
+            path = _named(self.config.weights)[best]
             header = read_header(path)
         return header, seen(header, self.store.structures_hash)[1]
 

@@ -174,5 +174,5 @@ def _fit_one(
         )
     x, labels = x[known], labels[known]
     if normalizer.classes:
-        return Logistic.fit(x, labels, normalizer.classes, seed)
+        return Logistic.fit(x, labels, normalizer.classes)
     return GaussianProcess.fit(x, normalizer.normalize(target.forward(labels)), seed)

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from crysdistill.errors import InputError
+from crysdistill.errors import InputError, first_line, not_installed
 from crysdistill.files import write_whole
 from crysdistill.transfer.card import write_card
 from crysdistill.transfer.weights import read_header
@@ -97,9 +97,7 @@ def _client() -> Any:
         import huggingface_hub
         import huggingface_hub.errors
     except ImportError:
-        raise InputError(
-            "`huggingface_hub` is not installed; `pip install crysdistill[hf]`"
-        ) from None
+        raise not_installed("huggingface_hub", "hf") from None
     return huggingface_hub
 
 
@@ -111,7 +109,7 @@ def _upload(folder: Path, name: str) -> str:
         api.create_repo(name, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder)
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
-        raise InputError(f"hf:{name}: {_first_line(error)}") from None
+        raise InputError(f"hf:{name}: {first_line(error)}") from None
     return f"https://huggingface.co/{name}"
 
 
@@ -121,9 +119,5 @@ def _download(name: str) -> tuple[Path, Path]:
     try:
         found = [Path(hub.hf_hub_download(name, file)) for file in (WEIGHTS, CHECKSUM)]
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
-        raise InputError(f"hf:{name}: {_first_line(error)}") from None
+        raise InputError(f"hf:{name}: {first_line(error)}") from None
     return found[0], found[1]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

@@ -83,15 +83,9 @@ class Predictor(nn.Module):
         found = self.outputs.predictions(self.answer(batch))  # (B, T)
         return found[:, 0] if found.shape[1] == 1 else found
 
-    @torch.no_grad()
     def answer(self, batch: CrystalBatch) -> Tensor:
         """Return the raw output (B, O) without dropout and batch statistics."""
-        mode = self.training
-        self.eval()
-        try:
-            return self(batch)
-        finally:
-            self.train(mode)
+        return answered(self, batch)
 
     # -------------------------------------------------------------------- freezing
 
@@ -120,3 +114,14 @@ class Predictor(nn.Module):
         super().train(mode)
         self.frozen.enforce()
         return self
+
+
+@torch.no_grad()
+def answered(model: nn.Module, batch: CrystalBatch) -> Tensor:
+    """Return what a model says in eval mode, and leave it in the mode that it had."""
+    mode = model.training
+    model.eval()
+    try:
+        return model(batch)
+    finally:
+        model.train(mode)

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from torch import Tensor, nn
 
 from crysdistill.errors import InputError
+from crysdistill.transfer.ridge import logistic
 
 SEARCHED = 500
 """Crystals on which the scales of the kernel are searched: each step is cubic."""
@@ -135,6 +133,8 @@ def _rational(square: Tensor, scales: Tensor) -> Tensor:
 
 def _likely_scales(x: Tensor, y: Tensor) -> Tensor:
     """Return a, l, s and the variance of the noise where the labels are likeliest."""
+    from scipy.optimize import minimize  # takes half a second to import
+
     square = torch.cdist(x, x).square()  # (n, n)
     far = math.sqrt(x.shape[1])
     start = torch.tensor([1.0, far, 1.0, 0.1], dtype=torch.float64).log()
@@ -158,7 +158,7 @@ def _likely_scales(x: Tensor, y: Tensor) -> Tensor:
 
 
 class Logistic(nn.Module):
-    """Logistic regression; five-fold cross-validation chooses its penalty.
+    """Logistic regression, whose penalty cross-validation chooses; see `logistic`.
 
     Args:
         width: D, of the features.
@@ -171,14 +171,13 @@ class Logistic(nn.Module):
         self.linear = nn.Linear(width, classes).requires_grad_(False)
 
     @classmethod
-    def fit(cls, x: Tensor, y: Tensor, classes: int, seed: int) -> Logistic:
+    def fit(cls, x: Tensor, y: Tensor, classes: int) -> Logistic:
         """Learn from scaled features and classes.
 
         Args:
             x: (n, D).
             y: (n,) classes.
             classes: C.
-            seed: of the folds.
 
         Raises:
             InputError: a class has fewer than two crystals.
@@ -189,26 +188,11 @@ class Logistic(nn.Module):
                 f"class {counts.argmin()} has {counts.min()} training crystals but "
                 "needs at least 2; set `split.stratify=true`, or give more labels"
             )
-        folds = StratifiedKFold(
-            int(min(5, counts.min())), shuffle=True, random_state=seed
-        )
-        penalties = {"C": np.logspace(-4, 1, 6)}
-        search = GridSearchCV(
-            LogisticRegression(max_iter=2_000),
-            penalties,
-            scoring="neg_log_loss",
-            cv=folds,
-        )
-        search.fit(x.double().numpy(), y.numpy().astype(int))
-        found = search.best_estimator_
+        weights, biases = logistic(x.double().numpy(), y.numpy().astype(int))
         readout = cls(x.shape[1], classes)
-        weights, start = found.coef_, found.intercept_
-        if classes == 2:  # scikit-learn has a row for class 1 alone
-            weights = np.concatenate([np.zeros_like(weights), weights])
-            start = np.concatenate([np.zeros_like(start), start])
         with torch.no_grad():
             readout.linear.weight.copy_(torch.from_numpy(weights))
-            readout.linear.bias.copy_(torch.from_numpy(start))
+            readout.linear.bias.copy_(torch.from_numpy(biases))
         return readout
 
     def forward(self, x: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def fit_last_layer(
         x, y = (features[some] - mean) / scale, known[some, t]
         normalizer = outputs.normalizers[t]
         if normalizer.classes:
-            weight, bias = _logistic(x, y.long().numpy())
+            weight, bias = logistic(x, y.long().numpy())
         else:
             weight, bias = _ridge(x, normalizer.normalize(target.forward(y)).numpy())
         weight = weight / scale  # (outputs of the target, H)
@@ -68,8 +68,13 @@ def _ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return fitted.coef_[None], np.array([fitted.intercept_])
 
 
-def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights (C, H) and biases (C,)."""
+def logistic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights (C, H) and biases (C,) of a logistic regression.
+
+    Args:
+        x: (n, H) features, of about variance one.
+        y: (n,) classes.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.transfer.frozen import FrozenPredictor
-from crysdistill.transfer.predictor import Predictor
+from crysdistill.transfer.predictor import Predictor, answered
 
 
 class Stack(nn.Module):
@@ -75,12 +75,6 @@ class Stack(nn.Module):
             ]
         ).sum(dim=0)
 
-    @torch.no_grad()
     def answer(self, batch: CrystalBatch) -> Tensor:
         """Return the raw output (B, O), every member without dropout."""
-        mode = self.training
-        self.eval()
-        try:
-            return self(batch)
-        finally:
-            self.train(mode)
+        return answered(self, batch)

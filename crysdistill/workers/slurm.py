@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from crysdistill.errors import InputError, did_you_mean
+from crysdistill.errors import InputError, did_you_mean, not_installed
 
 
 def read_jobs(path: Path) -> dict[str, Any]:
@@ -96,6 +96,4 @@ def load_extra(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        raise InputError(
-            f"`{package}` is not installed; `pip install crysdistill[cluster]`"
-        ) from None
+        raise not_installed(package, "cluster") from None
