@@ -10,10 +10,10 @@ import pytest
 
 from crysdistill.errors import BadStructure
 from crysdistill.sources.records import Record, parse
+from crysdistill.structures.poscar import read_poscar
 from crysdistill.structures.readers import (
     read_bytes,
     read_flat,
-    read_poscar,
     read_pymatgen,
 )
 
@@ -136,7 +136,7 @@ def test_pymatgen_refusals(entry, reason):
         (
             "0 4 0",
             "0 four 0",
-            "cannot be read as poscar .ValueError: could not convert",
+            "line 4 is `0 four 0`, not three numbers; mend it",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What ASE reads: its databases, and files of one frame or many.
+"""Files that ASE reads: its databases, and files of one frame or many.
 
 Frames are read one after the other, so that memory stays flat however many there are. A
 number beside a frame - in `info`, the comment line or the key-value pairs - is a label.
@@ -12,22 +12,24 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crysdistill.errors import BadStructure, InputError
-from crysdistill.sources.records import Record, Source
-from crysdistill.sources.tables import (
+from crysdistill.sources.entries import label_values
+from crysdistill.sources.identity import (
     ID_KEYS,
     entry_id,
-    label_values,
-    open_plain,
-    table_source,
+    is_id_key,
+    made_up_remark,
 )
+from crysdistill.sources.records import Record, Source
+from crysdistill.sources.tables import table_source
+from crysdistill.sources.xyz import Frame, extxyz_frames
 from crysdistill.structures.readers import crystal_of_atoms
 
 if TYPE_CHECKING:
@@ -41,31 +43,16 @@ _ROWS_AT_ONCE = 500  # ASE fetches all rows of a query before it hands out the f
 _NO_LABELS = {*ID_KEYS, "unique_id", "occupancy"}
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One structure of a file, before it is checked.
-
-    Args:
-        content: what ASE has read, or the text of a frame of extended XYZ.
-        info: what stands beside it: its id, its labels.
-        problem: why there is no content; nothing follows such a frame.
-    """
-
-    content: Atoms | bytes | None
-    info: Mapping[str, Any] = field(default_factory=dict)
-    problem: str = ""
-
-
 def frames_format(name: str) -> str | None:
-    """Return ASE's name for a format of many frames by the name of a file, or None."""
+    """Return ASE's name for a format of many frames, by the file name, or None."""
     return _FRAMES.get(PurePosixPath(name.removesuffix(".gz")).suffix.lower())
 
 
 def guess_format(path: Path) -> str | None:
-    """Return ASE's name for the format of any other file; None if it reads none.
+    """Return ASE's name for the format of any other file; None if ASE cannot read it.
 
-    ASE goes by the suffix, and takes a `README.md` for a run of CASTEP; so the first
-    frame is read.
+    ASE trusts the suffix and takes a `README.md` for a run of CASTEP, so this function
+    reads the first frame.
     """
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
@@ -82,28 +69,32 @@ def guess_format(path: Path) -> str | None:
 def open_ase_file(
     path: Path, layout: str, keep_unlabelled: bool, labels: bool
 ) -> Source:
-    """Open a file of frames, with `properties.csv` beside it if it is there.
+    """Open a file of frames, and `properties.csv` beside it if there is one.
 
     Args:
-        path: of the file.
+        path: the file.
         layout: ASE's name for its format.
-        keep_unlabelled: as `open_source`.
-        labels: as `open_source`; if so, the file is read once to learn their names.
+        keep_unlabelled: as in `open_source`.
+        labels: as in `open_source`; if true, the file is read once to find their names.
     """
     count, names = survey(path, layout) if labels else (None, ())
 
-    def records() -> Iterator[Record]:
-        return frame_records(frames(path, layout), str(path), frames_stem(path), names)
+    stem = frames_stem(path)
 
-    return table_source(path, records, count, names, keep_unlabelled, labels)
+    def records() -> Iterator[Record]:
+        return frame_records(frames(path, layout), str(path), stem, names)
+
+    first = [r for r in islice(records(), 2) if r.made_up]
+    remarks = [made_up_remark(path, first[0].material_id)] if len(first) > 1 else []
+    return table_source(path, records, count, names, keep_unlabelled, labels, remarks)
 
 
 def open_ase_database(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
     """Open an ASE database, `.db` or `.aselmdb`.
 
     Raises:
-        InputError: it is none, of a version that ASE does not read, or a package is
-            missing.
+        InputError: the file is no ASE database, ASE cannot read its version, or a
+            package is missing.
     """
     try:
         database = _connect(path)
@@ -126,7 +117,7 @@ def open_ase_database(path: Path, keep_unlabelled: bool, labels: bool) -> Source
 
 
 def frames_stem(path: Path | PurePosixPath) -> str:
-    """Return what the ids of the frames of a file begin with."""
+    """Return the stem with which the ids of a file's frames begin."""
     return PurePosixPath(path.name.removesuffix(".gz")).stem or path.name
 
 
@@ -139,17 +130,18 @@ def frame_records(
 ) -> Iterator[Record]:
     """Yield the records of frames.
 
-    Ids are those beside the frames; else `STEM-0`, `STEM-1`, ..., or the stem alone if
-    there is but one.
+    Frames keep the ids beside them. Frames without ids are called `STEM-0`, `STEM-1`,
+    ..., or `STEM` if there is only one.
 
     Args:
         found: the frames.
-        source: its name.
-        stem: of the file.
-        names: the labels to take.
+        source: the name of the source.
+        stem: the stem of the file.
+        names: the labels to read.
         place: the name of the file in the source.
     """
     first, second = next(found, None), next(found, None)
+    keys = id_keys(first)
     if first is None:
         reason = "no frames in it; get it again or leave it out"
         yield Record(source, stem, place=place).refuse(reason)
@@ -159,9 +151,9 @@ def frame_records(
     for number, frame in enumerate(together):
         name = stem if single else f"{stem}-{number}"
         where = place if single else f"{place}, frame {number}".removeprefix(", ")
-        record = Record(
-            source, entry_id(_plain(frame.info, ID_KEYS)) or name, place=where
-        )
+        own = entry_id(_plain(frame.info, keys), keys)
+        made_up = not own and not single
+        record = Record(source, own or name, place=where, made_up=made_up)
         if frame.content is None:
             yield record.refuse(frame.problem)
             continue
@@ -188,7 +180,7 @@ def _plain(info: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def survey(path: Path, layout: str) -> tuple[int, tuple[str, ...]]:
-    """Read a file once: how many frames it has, and the names of their labels."""
+    """Read a file once; return the number of frames and the names of their labels."""
     count = 0
 
     def counted() -> Iterator[Frame]:
@@ -212,27 +204,28 @@ def label_names(found: Iterable[Frame]) -> tuple[str, ...]:
 
 
 def frames(path: Path, layout: str) -> Iterator[Frame]:
-    """Yield the frames of a file; where it breaks, the last one says why."""
+    """Yield the frames of a file; if reading fails, the last frame holds the reason."""
     if layout == "extxyz":
-        return _extxyz_frames(path)
+        return extxyz_frames(path)
     return _guarded(_ase_frames(path, layout))
 
 
 def frames_of_zip(archive: zipfile.ZipFile, name: str, layout: str) -> Iterator[Frame]:
-    """Yield the frames of a file in a zip, by way of a temporary file."""
+    """Yield the frames of a zipped file, which is unpacked to a temporary file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / PurePosixPath(name).name
         try:
             with archive.open(name) as packed, path.open("wb") as file:
                 shutil.copyfileobj(packed, file)
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
-            yield Frame(None, problem=f"damaged in the zip ({error}); get it again")
+        except Exception as error:  # each way of packing has its own
+            reason = f"damaged in the zip ({_first_line(error)}); get it again"
+            yield Frame(None, problem=reason)
             return
         yield from frames(path, layout)
 
 
 def _guarded(found: Iterator[Frame]) -> Iterator[Frame]:
-    """Yield frames up to where reading fails, then the reason."""
+    """Yield frames until reading fails, then a frame with the reason."""
     try:
         yield from found
     except Exception as error:  # each format of ASE has its own
@@ -248,7 +241,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _ase_frames(path: Path, layout: str) -> Iterator[Frame]:
-    """Yield what ASE reads, with the energy that it keeps apart."""
+    """Yield the frames that ASE reads, with the energy that ASE keeps apart."""
     import ase.io
 
     if not path.stat().st_size:
@@ -264,57 +257,19 @@ def _energy(value: Any) -> dict[str, Any]:
     return {} if value is None else {"energy": value}
 
 
-def _extxyz_frames(path: Path) -> Iterator[Frame]:
-    """Cut extended XYZ into frames; they are parsed where there is time.
-
-    ASE looks at all frames before it hands out the first, so that a damaged last one
-    would cost all the others.
-    """
-    from ase.io.extxyz import key_val_str_to_dict
-
-    line_number = 0
-    with open_plain(path) as file:
-        try:
-            for line in file:
-                line_number += 1
-                if not line.strip():
-                    continue
-                if not line.strip().isdigit():
-                    start = line.strip()[:40].decode("utf-8", "replace")
-                    yield Frame(
-                        None,
-                        problem=f"line {line_number} is `{start}`, not the number of "
-                        "atoms of a frame; mend it from there on",
-                    )
-                    return
-                atoms = int(line)
-                lines = [line]
-                for _ in range(atoms + 1):
-                    lines.append(file.readline())
-                    if not lines[-1]:
-                        raise EOFError
-                line_number += atoms + 1
-                comment = lines[1].decode("utf-8", "replace").strip()
-                try:
-                    info = key_val_str_to_dict(comment) if comment else {}
-                except Exception:  # told when the frame is parsed
-                    info = {}
-                yield Frame(b"".join(lines), info)
-        except (OSError, EOFError):
-            yield Frame(
-                None,
-                problem=f"ends early, in the frame at line {line_number}; get the file "
-                "again",
-            )
+def id_keys(frame: Frame | None) -> tuple[str, ...]:
+    """Return the keys that may hold the ids of frames, judged by the first frame."""
+    others = [key for key in (frame.info if frame else ()) if is_id_key(str(key))]
+    return tuple(dict.fromkeys((*ID_KEYS, *others)))
 
 
 def _connect(path: Path) -> Any:
-    """Return ASE's connection to a database that is one."""
+    """Return ASE's connection to a file, once it is known to be an ASE database."""
     import ase.db
 
     kind = DATABASES[path.suffix.lower()]
     if kind == "db":
-        # ASE would make its tables in whatever SQLite file it is given.
+        # ASE would add its tables to any SQLite file.
         try:
             with closing(
                 sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
@@ -324,7 +279,7 @@ def _connect(path: Path) -> Any:
             raise InputError(
                 f"{path}: not an ASE database ({error}); give {_KINDS}"
             ) from None
-    # LMDB makes a file where there is none, and a lock beside one that it may write.
+    # LMDB creates a missing file, and a lock beside a file that it may write.
     options = {"readonly": True} if kind == "aselmdb" else {}
     try:
         return ase.db.connect(path, type=kind, use_lock_file=False, **options)

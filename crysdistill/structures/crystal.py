@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -94,6 +94,7 @@ class Crystal:
         """
         from pymatgen.core import DummySpecies
 
+        check_periodic(structure.pbc)
         numbers = []
         for number, site in enumerate(structure):
             if not site.is_ordered:
@@ -214,6 +215,29 @@ def validate(crystal: Crystal) -> Crystal:
     _check_distances(numbers, frac, cell, spacing)
     numbers = numbers.astype(np.uint8)
     return Crystal(crystal.material_id, numbers, frac, cell, crystal.properties)
+
+
+def check_periodic(pbc: Any) -> None:
+    """Refuse what is not periodic in three directions.
+
+    Args:
+        pbc: one flag or three; None where nothing is said.
+
+    Raises:
+        BadStructure: a flag is false, or it is no flags.
+    """
+    if pbc is None:
+        return
+    flags = np.atleast_1d(np.asarray(pbc, dtype=object)).ravel().tolist()
+    if len(flags) not in (1, 3) or any(flag not in (0, 1) for flag in flags):
+        raise BadStructure(f"`pbc` is {pbc!r}, not three times true or false; mend it")
+    if not all(flags):
+        flags = flags * (3 // len(flags))
+        shown = " ".join("FT"[int(flag)] for flag in flags)
+        raise BadStructure(
+            f"periodic in {sum(map(bool, flags))} of 3 directions (pbc = {shown}); "
+            "only crystals are read, set `pbc` if it is one"
+        )
 
 
 def _check_cell(cell: np.ndarray, atoms: int) -> tuple[float, float, float]:

@@ -1,11 +1,10 @@
-"""Symmetry operations: read, looked up by name, and applied to sites."""
+"""Symmetry operations: read, checked to be a group, and applied to sites."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 
-import gemmi
 import numpy as np
 
 from crysdistill.errors import BadStructure
@@ -22,11 +21,14 @@ _EXPRESSION = re.compile(
     rf"([+-]?({_AMOUNT}(/[1-9][0-9]*)?\*?[xyz]?|[xyz])(?=[+-]|$))+"
 )
 _TERM = re.compile(rf"([+-]?)(?=[0-9.xyz])({_AMOUNT}?)(?:/([0-9]+))?\*?([xyz]?)")
-_ORIGIN = re.compile(r"\s*:?([SZ])$")
+_TRANSLATION = 0.02  # how far 0.33 may be from a third, after three of them
+
+Operations = tuple[np.ndarray, np.ndarray]
+"""Rotations (M, 3, 3) and translations (M, 3), for fractional columns."""
 
 
 @lru_cache(maxsize=512)
-def operations(triplets: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def operations(triplets: tuple[str, ...]) -> Operations:
     """Turn `x, y, z+1/2` and the like into arrays.
 
     Any fraction is read: files hold 499/999 where a table of groups knows 1/2.
@@ -55,45 +57,59 @@ def operations(triplets: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     return arrays[:, :, :3].copy(), arrays[:, :, 3].copy()
 
 
-def group_operations(
-    hall: str | None, symbol: str | None, number: str | None, alpha: float, gamma: float
-) -> tuple[str, ...]:
-    """Return the operations of a space group by its name; of P1 where it has none.
+def check_group(listed: Operations) -> Operations:
+    """Return each operation of a list once, or refuse a list that is no group.
 
-    Args:
-        hall: the Hall symbol, which alone tells everything.
-        symbol: the Hermann-Mauguin symbol; origin 1 where two are possible, as in
-            pymatgen and gemmi.
-        number: 1-230, as written.
-        alpha: degrees; tells rhombohedral from hexagonal axes, with `gamma`.
-        gamma: degrees.
+    A list that was cut, or of which one operation is damaged, is none: two of its
+    operations make a third that it lacks.
 
     Raises:
-        BadStructure: the name is not known.
+        BadStructure: it is no group.
     """
-    if hall is not None:
-        try:
-            return tuple(op.triplet() for op in gemmi.symops_from_hall(hall))
-        except RuntimeError:
-            symbol = symbol or hall  # refused below if it has no other name
-    if symbol is None and number is not None:
-        try:
-            symbol = gemmi.find_spacegroup_by_number(int(number)).hm
-        except (ValueError, AttributeError):
-            raise BadStructure(
-                f"no space group has number `{number}`; mend it"
-            ) from None
-    if symbol is None:
-        return ("x,y,z",)
-    # P2_1/c is pymatgen's way to write P21/c; S and Z are ICSD's origins 1 and 2.
-    plain = _ORIGIN.sub(lambda m: ":1" if m.group(1) == "S" else ":2", symbol)
-    group = gemmi.find_spacegroup_by_name(plain.replace("_", ""), alpha, gamma)
-    if group is None:
-        raise BadStructure(
-            f"the space group `{symbol}` is not known and no symmetry operations are "
-            "listed; add `_space_group_symop_operation_xyz`"
+    return _group_of(*(array.tobytes() for array in listed))
+
+
+@lru_cache(maxsize=512)
+def _group_of(rotation_bytes: bytes, translation_bytes: bytes) -> Operations:
+    rotations = np.frombuffer(rotation_bytes).reshape(-1, 3, 3)
+    translations = np.frombuffer(translation_bytes).reshape(-1, 3)
+    keep: list[int] = []
+    for n in range(len(rotations)):
+        same = _same(rotations[keep], translations[keep], rotations[n], translations[n])
+        if not same.any():
+            keep.append(n)
+    rotations, translations = rotations[keep], translations[keep]
+    identity = _same(rotations, translations, np.eye(3), np.zeros(3))
+    closed = identity.any() and all(
+        _same(
+            rotations[None],
+            translations[None],
+            (rotations[n] @ rotations)[:, None],
+            (translations @ rotations[n].T + translations[n])[:, None],
         )
-    return tuple(op.triplet() for op in group.operations())
+        .any(axis=1)
+        .all()
+        for n in range(len(rotations))
+    )
+    if not closed:
+        count = f"{len(keep)} symmetry operation{'s' * (len(keep) != 1)}"
+        raise BadStructure(
+            f"its {count} do not form a group: one is missing or damaged; complete "
+            "the list"
+        )
+    return rotations, translations
+
+
+def _same(
+    rotations: np.ndarray,
+    translations: np.ndarray,
+    rotation: np.ndarray,
+    translation: np.ndarray,
+) -> np.ndarray:
+    """Return which operations are one and the same, but for lattice translations."""
+    delta = translations - translation
+    close = np.abs(delta - np.rint(delta)).max(axis=-1, initial=0) <= _TRANSLATION
+    return close & (np.abs(rotations - rotation).max(axis=(-2, -1), initial=0) < 1e-6)
 
 
 def check_setting(rotations: np.ndarray, cell: np.ndarray) -> None:

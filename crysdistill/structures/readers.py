@@ -1,11 +1,9 @@
-"""All formats but CIF, read strictly; the bytes of any file."""
+"""All formats but CIF and POSCAR, read strictly; the bytes of any file."""
 
 from __future__ import annotations
 
 import gzip
 import io
-import re
-import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +15,13 @@ from crysdistill.errors import BadStructure
 from crysdistill.structures.crystal import (
     FULL_OCCUPANCY,
     Crystal,
+    check_periodic,
     disordered,
     species_number,
     unknown_element,
     validate,
 )
+from crysdistill.structures.text import as_text, plain_numbers
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -46,49 +46,6 @@ def read_bytes(path: str | Path) -> bytes:
         raise BadStructure(f"cannot be read ({error.strerror})") from None
 
 
-# ------------------------------------------------------------------------------ POSCAR
-
-
-def read_poscar(data: bytes, material_id: str) -> Crystal:
-    """Read a POSCAR or CONTCAR that names its elements.
-
-    Raises:
-        BadStructure: it is damaged, does not name its elements, or cannot be a crystal.
-    """
-    from pymatgen.io.vasp import Poscar
-
-    text = data.decode("utf-8", "replace").removeprefix("\ufeff")
-    if not text.strip():
-        raise BadStructure("empty file; get it again or remove it")
-    _check_species_line([line.split() for line in text.splitlines()[5:7]])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            structure = Poscar.from_str(text, read_velocities=False).structure
-        except IndexError:
-            raise BadStructure(
-                "not a whole POSCAR: a line or a number is missing; get the file again"
-            ) from None
-    if any("cannot be determined" in str(w.message) for w in caught):
-        raise BadStructure("no element symbols (VASP 4); add them as line 6")
-    return Crystal.from_pymatgen(structure, material_id)
-
-
-def _check_species_line(lines: list[list[str]]) -> None:
-    """Refuse what pymatgen passes over in lines 6 and 7: elements and their numbers."""
-    if len(lines) < 2 or not lines[0] or lines[0][0].isdigit():
-        return  # cut short, or VASP 4
-    for symbol in lines[0]:
-        if not species_number(re.split("[_/]", symbol)[0]):
-            raise BadStructure(unknown_element("line 6", symbol))
-    counted = lines[1] and all(word.isdigit() for word in lines[1])
-    if counted and len(lines[0]) != len(lines[1]):
-        raise BadStructure(
-            f"{len(lines[0])} elements but {len(lines[1])} numbers of atoms; mend "
-            "lines 6 and 7"
-        )
-
-
 # -------------------------------------------------------------------------------- JSON
 
 
@@ -101,6 +58,7 @@ def read_flat(entry: Mapping[str, Any], material_id: str) -> Crystal:
     for key in ("lattice", "species", "frac"):
         if entry.get(key) is None:
             raise BadStructure(f"no `{key}`; give `lattice`, `species` and `frac`")
+    check_periodic(entry.get("pbc"))
     species = entry["species"]
     numbers = [species_number(str(name)) for name in species]
     if 0 in numbers:
@@ -123,6 +81,8 @@ def read_pymatgen(entry: Mapping[str, Any], material_id: str) -> Crystal:
         BadStructure: it is disordered, damaged, or cannot be a crystal.
     """
     lattice, sites = entry.get("lattice"), entry.get("sites")
+    if isinstance(lattice, Mapping):
+        check_periodic(lattice.get("pbc"))
     if not isinstance(lattice, Mapping) or "matrix" not in lattice:
         raise BadStructure("no `lattice` with a `matrix`; write it with pymatgen")
     if not isinstance(sites, Sequence):
@@ -170,6 +130,7 @@ def read_jarvis(atoms: Mapping[str, Any], material_id: str) -> Crystal:
     for key in ("lattice_mat", "elements", "coords"):
         if atoms.get(key) is None:
             raise BadStructure(f"no `{key}` in its `atoms`; mend the entry")
+    check_periodic(atoms.get("pbc"))
     lattice = _array(atoms["lattice_mat"], "lattice_mat")
     coords = _array(atoms["coords"], "coords")
     if atoms.get("cartesian"):
@@ -205,7 +166,7 @@ def read_res(data: bytes, material_id: str) -> Crystal:
     """
     from pymatgen.io.res import ResIO
 
-    lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines()]
+    lines = [line.strip() for line in as_text(data).splitlines()]
     in_sites = False
     for words in map(str.split, lines):
         # Readers pass over these, and take the asymmetric unit for the whole cell.
@@ -235,7 +196,7 @@ def read_cssr(data: bytes, material_id: str) -> Crystal:
     """
     from pymatgen.io.cssr import Cssr
 
-    text = data.decode("utf-8", "replace")
+    text = as_text(data)
     words = (text.splitlines() + [""] * 3)[2].split()
     if not words or not words[0].isdigit():
         raise BadStructure("no number of atoms in line 3; get the file again")
@@ -264,12 +225,7 @@ def crystal_of_atoms(atoms: Atoms, material_id: str) -> Crystal:
     cell = np.array(atoms.cell.array, np.float64)
     if not cell.any():
         raise BadStructure("no cell; add its three vectors, or leave molecules out")
-    if not atoms.pbc.all():
-        shown = " ".join("FT"[int(flag)] for flag in atoms.pbc)
-        raise BadStructure(
-            f"periodic in {int(atoms.pbc.sum())} of 3 directions (pbc = {shown}); only "
-            "crystals are read, set `pbc` if it is one"
-        )
+    check_periodic(atoms.pbc)
     _check_ase_occupancy(atoms)
     frac = fractional(atoms.positions, cell)
     return Crystal(material_id, atoms.numbers, frac, cell)
@@ -304,7 +260,13 @@ def read_extxyz(data: bytes, material_id: str) -> Crystal:
     Raises:
         BadStructure: as `crystal_of_atoms`, or it cannot be a crystal.
     """
-    return validate(crystal_of_atoms(_ase_read(data, "extxyz"), material_id))
+    atoms = _ase_read(plain_numbers(data), "extxyz")
+    if not atoms.cell.array.any():
+        raise BadStructure(
+            "no cell; add its three vectors, or leave molecules out (`Lattice` in the "
+            "second line of a frame)"
+        )
+    return validate(crystal_of_atoms(atoms, material_id))
 
 
 def read_gen(data: bytes, material_id: str) -> Crystal:
@@ -319,5 +281,5 @@ def read_gen(data: bytes, material_id: str) -> Crystal:
 def _ase_read(data: bytes, layout: str) -> Atoms:
     import ase.io
 
-    text = io.StringIO(data.decode("utf-8", "replace"))
+    text = io.StringIO(as_text(data))
     return next(ase.io.iread(text, format=layout))
