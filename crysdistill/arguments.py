@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, how their text is read, and those of `split`."""
+"""Arguments that several verbs share, their parsing, and the arguments of `split`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def number(text: str) -> float:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Read names with commas between them."""
+    """Read names separated by commas."""
     return tuple(filter(None, map(str.strip, text.split(","))))
 
 
@@ -36,25 +36,25 @@ def out(parser: Parser, metavar: str, text: str) -> None:
 
 
 def split_arguments(parser: Parser) -> None:
-    """Add what `split` takes."""
+    """Add the arguments of `split`."""
     add = parser.add_argument
     add("dataset", type=Path, metavar="DATASET", help="a store")
-    out(parser, "CSV", "what to write; with --folds `CSV` gets a number for each")
+    out(parser, "CSV", "the split to write; with --folds, one numbered file per fold")
     text = """`random`; `formula`, `prototype`, `cluster`, `crystal_system` or
     `space_group`, kept whole; `element`; `id`; `matbench`"""
     add("--by", help=text)
-    text = "symbols such as `F,Cl`: crystals with one of them are the test set"
+    text = "symbols such as `F,Cl`: crystals with one of them form the test set"
     add("--elements", type=names, metavar="SYMBOLS", help=text)
     add("--clusters", type=integer, help="how many clusters of composition and density")
     text = "a fraction up to 1, or a number of crystals"
     for name in ("--train", "--val", "--test"):
         add(name, type=number, metavar="SIZE", help=text)
-    add("--seed", type=integer, help="of the draw")
-    add("--folds", type=integer, help="test every crystal once, in so many parts")
-    add("--fold", type=integer, help="write this one only, from 0 on")
+    add("--seed", type=integer, help="seed of the random draw")
+    add("--folds", type=integer, help="number of folds; each crystal is tested once")
+    add("--fold", type=integer, help="write only this fold, counted from 0")
     text = "give each subset its share of every class of the target"
     add("--stratify", action="store_true", help=text)
-    text = "only crystals that have this property"
+    text = "use only crystals that have this property"
     add("--target", metavar="NAME", help=text)
     add("--overwrite", action="store_true", help="replace another split of that name")
 
@@ -64,28 +64,28 @@ SOURCES = """CIF or POSCAR files, folders (with or without `id_prop.csv`),
 
 
 def source(text: str) -> str | Path:
-    """Return a path, or a spec as it is: a path would lose one of two slashes."""
+    """Return a path, or a spec as text: a path would lose one of two slashes."""
     from crysdistill.sources.specs import is_spec
 
     return text if is_spec(text) else Path(text)
 
 
 def sources(parser: Parser) -> None:
-    """Add what a verb reads structures from."""
+    """Add the sources that a verb reads structures from."""
     parser.add_argument(
         "sources", nargs="+", type=source, metavar="SOURCE", help=SOURCES
     )
 
 
 def work(parser: Parser) -> None:
-    """Add how many processes work, and whether a bar shows it."""
+    """Add the number of processes, and the switch of the progress bar."""
     add = parser.add_argument
     add("--workers", type=integer, help="processes; all cores if absent")
     add("--no-progress", dest="progress", action="store_false", help="show no bar")
 
 
 def cluster(parser: Parser) -> None:
-    """Add where else than here the work may be done."""
-    text = """Dask workers instead: `local:N`, `tcp://HOST:PORT` or a scheduler file
+    """Add the option that sends the work to a cluster."""
+    text = """use Dask workers: `local:N`, `tcp://HOST:PORT` or the scheduler file
     (`scheduler.json`) of a running scheduler, or `slurm:FILE.yaml`"""
     parser.add_argument("--cluster", metavar="CLUSTER", help=text)

@@ -1,6 +1,6 @@
-"""The command `crysdistill VERB ...`: what each verb takes and calls.
+"""The command `crysdistill VERB ...`: the arguments and the function of each verb.
 
-What a verb needs is imported when it runs, so that help and errors come at once.
+A verb imports its modules when it runs, so that help and errors appear at once.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def _fetch_arguments(parser: Parser) -> None:
     add = parser.add_argument
     text = "a database and a query, such as `optimade:mp?filter=nelements=2`"
     add("spec", metavar="SPEC", help=text)
-    text = "the `.jsonl.gz` to write; where it comes from goes to FILE.origin.json"
+    text = "the `.jsonl.gz` to write; FILE.origin.json beside it names its origin"
     _out(parser, "FILE", text)
-    add("--limit", type=_integer, help="entries to stop after")
+    add("--limit", type=_integer, help="stop after this many entries")
     add("--overwrite", action="store_true", help="replace a file of that name")
     add("--no-progress", dest="progress", action="store_false", help="show no bar")
 
@@ -53,34 +53,34 @@ def _fetch(args: argparse.Namespace) -> None:
 
 def _build_arguments(parser: Parser) -> None:
     _sources(parser)
-    _out(parser, "STORE", "what to write; what is refused goes to STORE.quarantine.csv")
+    _out(parser, "STORE", "the store; STORE.quarantine.csv lists refused crystals")
     add = parser.add_argument
-    add("--cutoff", type=_number, help="Å; no edge is longer")
-    add("--max-neighbors", type=_integer, help="nearest neighbours that an atom hears")
+    add("--cutoff", type=_number, help="length of the longest edge in Å")
+    add("--max-neighbors", type=_integer, help="nearest neighbours of each atom")
     text = "`shells` (whole), `nearest`, `radius` (all within), `cgcnn` (published)"
     add("--graph", "--mode", dest="mode", metavar="MODE", help=text)
-    text = "what finds space groups: `fast` (moyopy where it is sure), or `spglib`"
+    text = "finds space groups: `fast` (moyopy where it is sure), or `spglib`"
     add("--symmetry", metavar="ENGINE", help=text)
     text = "find no space groups"
     add("--no-symmetry", dest="symmetry", action="store_const", const=None, help=text)
     add("--max-atoms", type=_integer, help="refuse crystals with more atoms")
-    add("--max-volume", type=_number, help="refuse more than so many Å³ per atom")
-    text = "refuse crystals with two atoms closer than so many Å"
+    add("--max-volume", type=_number, help="refuse more than this many Å³ per atom")
+    text = "refuse crystals with two atoms closer than this many Å"
     add("--min-distance", type=_number, help=text)
     text = "symbols such as `Si,O`: refuse crystals with any other element"
     add("--elements", type=_names, metavar="SYMBOLS", help=text)
     text = "symbols: refuse crystals with one of these elements"
     add("--without", type=_names, metavar="SYMBOLS", help=text)
-    text = "keep structures without a label where others have one"
+    text = "keep structures that have no label when others have one"
     add("--keep-unlabelled", action="store_true", help=text)
     add("--overwrite", action="store_true", help="replace a store of that name")
-    text = "of files of yours that do not say theirs, such as `CC-BY-4.0`"
+    text = "licence of your files that do not name one, such as `CC-BY-4.0`"
     add("--licence", metavar="SPDX", help=text)
-    text = "refuse crystals that are the same as an earlier one"
+    text = "refuse a crystal that is the same as an earlier one"
     add("--no-duplicates", dest="duplicates", action="store_false", help=text)
-    text = "leave out crystals that also stand in this store or source; repeatable"
+    text = "leave out crystals that this store or source also holds; repeatable"
     add("--exclude", action="append", type=Path, metavar="DATASET", help=text)
-    text = "of the pairs that leave a crystal out; `id,structure` if absent"
+    text = "kinds of pairs that exclude a crystal; default `id,structure`"
     add("--exclude-kinds", type=_names, metavar="KINDS", help=text)
     _work(parser)
     _cluster(parser)
@@ -101,11 +101,16 @@ def _build(args: argparse.Namespace) -> None:
         )
     )
     report = build(graph=GraphSettings(**graph), filters=Filters(**filters), **given)
+    for remark in report.remarks:
+        print(remark)
     if not report.built:
+        left = f"; {report.store} is as it was" if report.store.exists() else ""
         raise InputError(
             f"none of {report.read:,} entries became a crystal; {report.quarantine} "
-            "says why"
+            f"says why{left}"
         )
+    if report.done_before:
+        print(f"{report.store}: nothing to do; same sources, settings and content")
     print(f"{report.store}: {report.built:,} of {report.read:,} crystals")
     if report.rejections:
         refused = len(report.rejections)
@@ -119,7 +124,7 @@ def _build(args: argparse.Namespace) -> None:
 def _inspect_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("store", type=Path, metavar="STORE", help="a store")
-    text = "a page to write with the same and pictures"
+    text = "also write the findings as a page with pictures"
     add("-o", "--out", type=Path, metavar="HTML", help=text)
 
 
@@ -136,15 +141,15 @@ def _inspect(args: argparse.Namespace) -> None:
 
 def _overlap_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    text = "what to pretrain on: a store, or a source as `build` reads it"
+    text = "pretraining crystals: a store, or a source as `build` reads it"
     add("corpus", type=Path, metavar="CORPUS", help=text)
-    text = "what has labels: a store or a source"
+    text = "labelled crystals: a store or a source"
     add("dataset", type=Path, metavar="DATASET", help=text)
-    text = "the CSV of crystals that stand in both; beside it, numbers as JSON"
+    text = "the CSV of shared crystals; a JSON file beside it has the counts"
     _out(parser, "PAIRS", text)
-    text = "which to look for: `id,structure,prototype,formula`; all (slow) if absent"
+    text = "kinds to find: `id,structure,prototype,formula`; all (slow) if absent"
     add("--kinds", type=_names, metavar="KINDS", help=text)
-    text = "list at most so many pairs of a kind for a dataset entry; all are counted"
+    text = "list at most N pairs of a kind for a dataset entry; count all"
     add("--pairs-per-entry", type=_integer, metavar="N", help=text)
     _work(parser)
     _cluster(parser)
@@ -181,14 +186,14 @@ def _inference_arguments(parser: Parser, result: str, text: str) -> None:
     _sources(parser)
     _out(parser, result, text)
     parser.add_argument("--batch-size", type=_integer, help="crystals in a batch")
-    text = "`cpu`, `gpu`, or `auto`, which takes a GPU where there is one"
+    text = "`cpu`, `gpu`, or `auto`, which uses a GPU if there is one"
     parser.add_argument("--accelerator", metavar="WHERE", help=text)
     _work(parser)
 
 
 def _predict_arguments(parser: Parser) -> None:
     _inference_arguments(parser, "CSV", "the predictions to write")
-    text = "write the unit behind the name of the column, as in `gap (eV)`"
+    text = "add the unit to the column name, as in `gap (eV)`"
     parser.add_argument("--units", action="store_true", help=text)
 
 
@@ -196,7 +201,7 @@ def _embed_arguments(parser: Parser) -> None:
     text = "the table to write: `.parquet`, `.safetensors`, `.h5`, or `.csv`"
     _inference_arguments(parser, "TABLE", text)
     text = (
-        "one vector for each of the `crystals` or `atoms`, or for atoms in all `layers`"
+        "a vector for each of the `crystals` or `atoms`, or for atoms in all `layers`"
     )
     parser.add_argument("--level", metavar="LEVEL", help=text)
 
@@ -238,12 +243,18 @@ def _import_arguments(parser: Parser) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
+    from crysdistill.training.pretrained import described, options
     from crysdistill.transfer.published import import_cgcnn, published_provenance
     from crysdistill.transfer.weights import save_weights
 
     predictor = import_cgcnn(args.published)
     provenance = published_provenance(args.published, predictor)
     print(save_weights(args.out, predictor, provenance=provenance))
+    print(
+        f"it reads the graph {described(predictor.graph)}; `predict` and `embed` build "
+        "that graph themselves. To fine-tune it, build the dataset with "
+        f"`{options(predictor.graph)}`"
+    )
 
 
 def _demo_arguments(parser: Parser) -> None:
@@ -293,28 +304,28 @@ VERBS: dict[str, Verb] = {
         resume="the same command goes on",
     ),
     "inspect": Verb(
-        "Check a store and say what is in it.",
+        "Check a store and describe its content.",
         "crysdistill inspect corpus.h5 -o corpus.html",
         _inspect_arguments,
         _inspect,
         computes=False,
     ),
     "overlap": Verb(
-        "Find the crystals of a corpus that also stand in a dataset.",
+        "Find the crystals of a corpus that a dataset also holds.",
         "crysdistill overlap corpus.h5 dataset.h5 -o pairs.csv",
         _overlap_arguments,
         _overlap,
         computes=False,
     ),
     "split": Verb(
-        "Choose which crystals train, choose and judge, and write it down.",
+        "Write a split of crystals into train, validation and test sets.",
         "crysdistill split dataset.h5 -o split.csv --by formula",
         _split_arguments,
         _split,
         computes=False,
     ),
     "pretrain": Verb(
-        "Let an encoder learn from crystals without labels.",
+        "Pretrain an encoder on crystals without labels.",
         "crysdistill pretrain configs/pretrain.yaml corpus=corpus.h5 trainer.epochs=5",
         _config_arguments,
         partial(
@@ -352,7 +363,7 @@ VERBS: dict[str, Verb] = {
         check=_check_config,
     ),
     "fit": Verb(
-        "Make the best predictor for some labels: try all ways, let validation choose.",
+        "Try all ways to train a predictor, and keep the best in validation.",
         "crysdistill fit dataset=d.h5 target.name=gap 'weights=[a.safetensors]'",
         _config_arguments,
         partial(_configured, "crysdistill.training.fit", "FitConfig", "fit"),
@@ -366,7 +377,7 @@ VERBS: dict[str, Verb] = {
         partial(_inferred, "predict"),
     ),
     "embed": Verb(
-        "Write what an encoder makes of crystals, as a table that can teach others.",
+        "Write an encoder's embeddings as a table, which can also serve as a teacher.",
         "crysdistill embed pretrained.safetensors cifs/ -o embeddings.parquet",
         _embed_arguments,
         partial(_inferred, "embed"),
@@ -390,7 +401,7 @@ VERBS: dict[str, Verb] = {
         _pull,
     ),
     "demo": Verb(
-        "Show the whole path on crystals that the package makes itself.",
+        "Run every step on crystals that the package makes itself.",
         "crysdistill demo --out runs/demo",
         _demo_arguments,
         _demo,

@@ -1,4 +1,4 @@
-"""Running verbs: what stands around each one, from arguments to the exit code."""
+"""Running a verb: parsing its arguments, catching errors, returning an exit code."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import NoReturn
 from crysdistill import __version__
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.processes import is_first, is_started_by_first
+from crysdistill.terminal import print_anything
 
 DONE, OUR_FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
@@ -23,7 +24,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of one verb; its errors are one line and name what was meant."""
+    """The parser of one verb; its errors take one line and suggest a correction."""
 
     def error(self, message: str) -> NoReturn:
         """Refuse a command line."""
@@ -31,15 +32,17 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see `{self.prog} --help`")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse arguments; options may stand among the others."""
+        """Parse arguments; options may come before, between or after the others."""
         self._check_options(argv)
         args, left = self.parse_known_intermixed_args(argv)
         if left:
-            raise InputError(f"`{left[0]}` is one too many; see `{self.prog} --help`")
+            raise InputError(
+                f"unexpected argument `{left[0]}`; see `{self.prog} --help`"
+            )
         return args
 
     def _check_options(self, argv: Sequence[str]) -> None:
-        """Name a mistyped option before argparse complains of what it then misses."""
+        """Report a mistyped option, before argparse reports a missing argument."""
         known = self._option_string_actions
         for token in argv:
             name = token.partition("=")[0]
@@ -55,14 +58,14 @@ class Verb:
     """One thing that the command can do.
 
     Args:
-        summary: in the list of verbs, and at the top of its help.
+        summary: one sentence for the list of verbs and for the help of this verb.
         example: a command line.
-        arguments: adds what it takes to its parser. An option that is not given is
-            absent afterwards, so that defaults stand in one place: the library.
-        run: does it.
-        computes: whether it needs torch.
-        resume: how to go on after Ctrl-C, if at all.
-        check: finds what is wrong before torch is imported, which takes seconds.
+        arguments: adds the verb's arguments to its parser. An option that the user
+            omits is absent from the namespace, so that only the library has defaults.
+        run: does the work.
+        computes: whether the verb needs torch.
+        resume: how to continue after Ctrl-C; empty if the verb cannot continue.
+        check: finds mistakes before torch is imported, which takes seconds.
     """
 
     summary: str
@@ -91,11 +94,12 @@ def run(verbs: Mapping[str, Verb], argv: Sequence[str]) -> int:
     """Run one verb and return the exit code.
 
     Args:
-        verbs: by name.
+        verbs: all verbs by name.
         argv: the command line, without the command itself.
     """
     verb = verbs.get(argv[0]) if argv else None
-    if not is_first():  # of processes that train together, one speaks
+    print_anything()
+    if not is_first():  # only the first of the training processes prints
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
     try:
         _dispatch(verbs, argv)
@@ -105,7 +109,7 @@ def run(verbs: Mapping[str, Verb], argv: Sequence[str]) -> int:
     except KeyboardInterrupt as stop:
         return _say_interrupted(verb, str(stop))
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain again at exit.
+        # The reader of our output has closed; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except OSError as error:
@@ -147,21 +151,21 @@ def _dispatch(verbs: Mapping[str, Verb], argv: Sequence[str]) -> None:
 
 
 def _prepare(computes: bool) -> None:
-    """Keep threads and denormal numbers from slowing everything down."""
-    # Threads that wait for work must not keep a core busy: with two processes on the
-    # same cores that costs a factor of ten. Read when torch is first imported.
+    """Keep waiting threads and denormal numbers from slowing down the work."""
+    # Waiting threads must not keep a core busy: with two processes on the same cores
+    # that costs a factor of ten. Torch reads the variable at its first import.
     told = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
     if not any(name in os.environ for name in told):
         os.environ["OMP_WAIT_POLICY"] = "passive"
     if computes:
         import torch
 
-        # Tails of Gaussians reach numbers that a CPU treats many times slower.
+        # Tails of Gaussians become denormal numbers, which slow a CPU down many times.
         torch.set_flush_denormal(True)
 
 
 def _overview(verbs: Mapping[str, Verb]) -> str:
-    """Return the help of the command as a whole."""
+    """Return the help of the whole command."""
     width = max(map(len, verbs))
     lines = [f"  {name:{width}}  {verb.summary}" for name, verb in verbs.items()]
     return "\n".join(
@@ -181,15 +185,15 @@ def _overview(verbs: Mapping[str, Verb]) -> str:
 
 
 def _say(text: str, code: int) -> int:
-    # What is wrong with the input, all of them know; a fault may be one's own, and so
-    # is what the first did not meet before it started the others.
+    # All processes see wrong input, so the first reports it. A fault may occur in one
+    # process alone, and so may an error after the first has started the others.
     if is_first() or code == OUR_FAULT or is_started_by_first():
         print(text, file=sys.stderr)
     return code
 
 
 def _say_interrupted(verb: Verb | None, kept: str = "") -> int:
-    """Say what of the work is kept, where it is known, and how to go on."""
+    """Say which work is kept, if that is known, and how to continue."""
     start = "\n" if sys.stderr.isatty() else ""  # below the terminal's ^C
     said = ["interrupted", kept, verb.resume if verb else ""]
     return _say(start + "; ".join(filter(None, said)), INTERRUPTED)
@@ -198,7 +202,7 @@ def _say_interrupted(verb: Verb | None, kept: str = "") -> int:
 def _say_fault() -> int:
     traceback.print_exc()
     return _say(
-        f"This is a fault of crysdistill {__version__}, not of yours: please report it "
-        "with the lines above.",
+        f"This is a bug in crysdistill {__version__}, not your mistake: please report "
+        "it with the lines above.",
         OUR_FAULT,
     )

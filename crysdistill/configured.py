@@ -1,4 +1,4 @@
-"""Verbs that a configuration describes: a YAML file, and `KEY=VALUE` for the rest."""
+"""Verbs that read a configuration: a YAML file, and `KEY=VALUE` to override it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from crysdistill.command import Parser
 
 
 def config_arguments(parser: Parser) -> None:
-    """Add what all these verbs take."""
+    """Add the arguments that all these verbs share."""
     add = parser.add_argument
-    text = "a YAML file; without one the defaults hold"
+    text = "a YAML file; without one, all keys keep their defaults"
     add("config", nargs="?", default=None, metavar="CONFIG", help=text)
-    text = "what differs from it, such as `trainer.epochs=5`"
+    text = "values that override the file, such as `trainer.epochs=5`"
     add("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=text)
     add("--keys", action="store_true", help="list every key with its default, and stop")
     add("--show", action="store_true", help="print the whole configuration, and stop")
 
 
 def check_config(args: argparse.Namespace) -> None:
-    """Read the file once without its schema, so that mistakes in it show at once."""
+    """Read the file once without its schema, so that YAML mistakes show at once."""
     from crysdistill.configs import find_config, read_yaml
 
     path, _ = _config_and_overrides(args)
@@ -32,7 +32,7 @@ def check_config(args: argparse.Namespace) -> None:
 
 
 def _config_and_overrides(args: argparse.Namespace) -> tuple[str | None, list[str]]:
-    """Tell a file from an override in its place."""
+    """Return the file and the overrides; an override may stand in the file's place."""
     path, overrides = args.config, args.overrides
     if path is not None and "=" in path and not Path(path).exists():
         return None, [path, *overrides]
@@ -46,14 +46,14 @@ def configured(
     args: argparse.Namespace,
     show: Callable[[Any], None] | None = None,
 ) -> None:
-    """Do what a configuration describes.
+    """Load a configuration and call its function.
 
     Args:
-        module: where the two names are.
-        schema: the dataclass of the configuration.
-        function: what takes it.
-        args: what was given; see `config_arguments`.
-        show: shows what the function returned, where it has not done so itself.
+        module: the module of `schema` and `function`.
+        schema: the name of the configuration's dataclass.
+        function: the name of the function that takes the configuration.
+        args: the parsed arguments; see `config_arguments`.
+        show: prints the function's result; None if the function prints it itself.
     """
     from crysdistill.configs import dump_config, load_config
 
@@ -72,7 +72,7 @@ def configured(
 
 
 def _print_keys(schema: type) -> None:
-    """Print every key that a configuration takes."""
+    """Print every key of a configuration."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -8,6 +8,7 @@ import errno
 import gzip
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,13 +198,16 @@ def test_a_name_that_is_no_text_stops_nothing_else(tmp_path):
     assert "not valid UTF-8" in quarantine(out)[0]["reason"]
 
 
-def test_nothing_but_faults_gives_an_empty_store(tmp_path):
+def test_nothing_but_faults_leaves_no_store(tmp_path):
     folder = tmp_path / "cifs"
     folder.mkdir()
     (folder / "empty.cif").write_text("")
     out = tmp_path / "store.h5"
     report = quick(folder, out)
-    assert (report.read, report.built, len(Store.open(out))) == (1, 0, 0)
+    assert (report.read, report.built, out.exists()) == (1, 0, False)
+    assert leftovers(tmp_path) == []
+    (folder / "empty.cif").write_text(cif("empty"))  # mended, and the same command
+    assert quick(folder, out).built == 1
 
 
 def test_keep_unlabelled(faulty, tmp_path):
@@ -392,19 +397,33 @@ def interrupted(source: Path, out: Path, monkeypatch) -> None:
 
 
 def test_other_settings_do_not_go_on(tmp_path, monkeypatch):
+    """The message names what differs."""
     source = write_lines(tmp_path / "s.jsonl", labelled(5))
     out = tmp_path / "out.h5"
     interrupted(source, out, monkeypatch)
-    message = "interrupted build of other sources or settings; delete it"
-    with pytest.raises(InputError, match=message):
-        quick(source, out, graph=GraphSettings(cutoff=6.0))
-    with pytest.raises(InputError, match=message):
-        quick(source, out, filters=Filters(max_atoms=3))
-    with pytest.raises(InputError, match=message):
-        quick(source, out, labels=False)
-    write_lines(source, labelled(6))  # a changed source
-    with pytest.raises(InputError, match=message):
-        quick(source, out)
+    start = "out.h5.parts holds an interrupted build of something else: "
+    end = "; give what it had, or delete it to start anew"
+
+    def refused(said: str, **options: Any) -> None:
+        with pytest.raises(InputError, match=re.escape(start + said + end)):
+            quick(source, out, **options)
+
+    refused("`cutoff` was 5.0 and is 6.0", graph=GraphSettings(6.0, 6))
+    refused("`max_atoms` was not given and is 3", filters=Filters(max_atoms=3))
+    refused("`labels` was true and is false", labels=False)
+    refused("`licence` was not given and is MIT", licence="MIT")
+    write_lines(source, labelled(6))
+    refused("s.jsonl has changed")
+
+
+def test_the_same_content_goes_on_wherever_it_lies(tmp_path, monkeypatch):
+    source = write_lines(tmp_path / "in" / "s.jsonl", labelled(5))
+    out = tmp_path / "out.h5"
+    interrupted(source, out, monkeypatch)
+    moved = source.parent.rename(tmp_path / "moved") / "s.jsonl"
+    os.utime(moved, (1, 1))
+    assert quick(moved, out).built == 5
+    assert quick(moved, out).done_before
 
 
 def test_a_second_build_into_the_same_file(tmp_path):
@@ -425,9 +444,13 @@ def test_an_existing_store(tmp_path):
     quick(source, out)
     before = out.read_bytes()
     with pytest.raises(
-        InputError, match=r"out\.h5 exists; give another name or `--over"
+        InputError,
+        match=r"out\.h5 exists and is built from something else: `max_atoms` was not "
+        r"given and is 2; give another name or `--overwrite`",
     ):
         quick(source, out, filters=Filters(max_atoms=2))
+    again = quick(source, out)
+    assert (again.done_before, again.read, again.built) == (True, 5, 5)
     assert out.read_bytes() == before
     assert leftovers(tmp_path) == []
     assert quick(source, out, filters=Filters(max_atoms=2), overwrite=True).built < 5

@@ -194,9 +194,11 @@ class TestPredict:
     def test_nothing_readable(self, weights, tmp_path):
         (tmp_path / "cifs").mkdir()
         (tmp_path / "cifs" / "empty.cif").write_text("")
-        out = predict(weights, [tmp_path / "cifs"], tmp_path / "out.csv", **QUIET)
-        assert told(out) == {}
-        assert out.read_text() == "material_id,gap\n"
+        out = tmp_path / "out.csv"
+        message = "none of 1 entries became a crystal; .*out.csv.quarantine.csv says"
+        with pytest.raises(InputError, match=message):
+            predict(weights, [tmp_path / "cifs"], out, **QUIET)
+        assert not out.exists()
 
     def test_odd_names(self, weights, tmp_path):
         names = ["a,b", 'say "x"', "日本", "0012", "1e5", "NaN"]
@@ -349,8 +351,10 @@ class TestEmbed:
     def test_nothing_readable(self, weights, tmp_path):
         (tmp_path / "cifs").mkdir()
         (tmp_path / "cifs" / "empty.cif").write_text("")
-        out = embed(weights, [tmp_path / "cifs"], tmp_path / "out.parquet", **QUIET)
-        assert pd.read_parquet(out).shape == (0, 9)
+        out = tmp_path / "out.parquet"
+        with pytest.raises(InputError, match="none of 1 entries became a crystal"):
+            embed(weights, [tmp_path / "cifs"], out, **QUIET)
+        assert not out.exists()
         assert (tmp_path / "out.parquet.quarantine.csv").exists()
 
     def test_the_command(self, encoder_weights, tmp_path, capsys):

@@ -106,7 +106,7 @@ def test_single_file(tmp_path, name, material_id):
     ("name", "content", "reason"),
     [
         ("a.cif", b"", "empty file"),
-        ("a.cif", b"\xff\xfe\x00", "not a valid CIF"),
+        ("a.cif", b"\xff\xfe\x00", "starts like UTF-16 but is not"),
         ("POSCAR", b"", "empty file"),
         (
             "a.cif.gz",
@@ -617,7 +617,9 @@ def test_fingerprint_changes_with_the_files(folder):
     (folder / "store.h5.parts" / "000000.npz").write_text("")
     assert open_source(folder).fingerprint == first
     assert open_source(folder, keep_unlabelled=True).fingerprint != first
-    os.utime(folder / "1.cif", (1, 1))
+    os.utime(folder / "1.cif", (1, 1))  # when it was saved says nothing
+    assert open_source(folder).fingerprint == first
+    (folder / "1.cif").write_text((folder / "1.cif").read_text() + "\n")
     second = open_source(folder).fingerprint
     assert second != first
     (folder / "id_prop.csv").write_text("1,2\n")

@@ -434,7 +434,7 @@ class TestIntegrity:
             Store.open(path.parent / "nowhere" / "s.h5")
 
     def test_a_folder(self, path):
-        with pytest.raises(InputError, match="not a readable store"):
+        with pytest.raises(InputError, match="not a store; build it first: `crysd"):
             Store.open(path.parent)
 
     def test_not_a_store(self, path):
@@ -511,14 +511,15 @@ class TestIntegrity:
         assert sum(facts["sources"].values()) == 20
 
 
-def test_an_empty_store(tmp_path):
+def test_a_build_of_nothing_leaves_no_store(tmp_path):
     (tmp_path / "cifs").mkdir()
     (tmp_path / "cifs" / "bad.cif").write_text("no")
-    build([tmp_path / "cifs"], tmp_path / "s.h5", workers=1, progress=False)
-    store = Store.open(tmp_path / "s.h5")
-    store.verify()
-    assert len(store) == 0
-    assert store.material_ids == []
-    assert list(store.crystals()) == []
-    batch = store.batch([])
+    report = build([tmp_path / "cifs"], tmp_path / "s.h5", workers=1, progress=False)
+    assert (report.built, len(report.rejections)) == (0, 1)
+    assert not (tmp_path / "s.h5").exists()
+    assert report.quarantine.exists()
+
+
+def test_an_empty_batch(tmp_path):
+    batch = open_store(tmp_path / "s.h5", labelled(3)).batch([])
     assert (batch.num_graphs, batch.num_nodes, batch.num_edges) == (0, 0, 0)

@@ -1,1 +1,1 @@
-"""Many structures to one store: sources, build, reading, splits, overlap."""
+"""Building a store from many structures, and inspecting it."""

@@ -1,9 +1,8 @@
-"""Building a store: sources to shards, in parallel and resumable, to one file."""
+"""Building a store: sources become shards, in parallel, and shards become one file."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,13 @@ from rich.progress import (
 from crysdistill import __version__
 from crysdistill.corpus.filters import Filters, count_filtered
 from crysdistill.corpus.firewall import Firewall
+from crysdistill.corpus.identity import (
+    Identity,
+    differences,
+    identity_of,
+    made_from,
+    read_manifest,
+)
 from crysdistill.corpus.merge import merge_shards
 from crysdistill.corpus.shards import (
     BuildSettings,
@@ -35,12 +41,13 @@ from crysdistill.corpus.shards import (
     read_shard,
 )
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.files import write_whole
+from crysdistill.files import whole, write_whole
 from crysdistill.graphs.neighbors import GraphSettings
 from crysdistill.locks import only_one, room_for
 from crysdistill.sources import open_sources
 from crysdistill.sources.folders import structure_format
 from crysdistill.sources.records import Record, Source
+from crysdistill.sources.specs import is_spec
 from crysdistill.store.checks import read_checks, statement
 from crysdistill.store.origins import Origin, check_licence
 from crysdistill.structures.crystal import Crystal
@@ -57,12 +64,12 @@ SHARD_SIZE = 256
 """Crystals in a shard: a second of work, so that little is lost when a build stops."""
 
 MANIFEST = "build.json"
-"""In the folder of shards: what they were made from. The last file to go."""
+"""The file among the shards that notes their sources and settings; deleted last."""
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did.
+    """The result of a build.
 
     Args:
         store: the file written.
@@ -70,7 +77,9 @@ class BuildReport:
         read: entries in the sources.
         built: crystals in the store.
         rejections: the refused entries; `read` = `built` + their number.
-        overlap: of which datasets the store is clean; "" where none was excluded.
+        overlap: the datasets of which the store is clean; "" if none was excluded.
+        done_before: whether the store existed already, so that nothing was done.
+        remarks: remarks for the user on how sources were read.
     """
 
     store: Path
@@ -79,10 +88,12 @@ class BuildReport:
     built: int
     rejections: list[Rejection]
     overlap: str = ""
+    done_before: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def filtered(self) -> dict[str, int]:
-        """How many entries each filter refused."""
+        """The number of entries that each filter refused."""
         return count_filtered(r.reason for r in self.rejections)
 
 
@@ -106,44 +117,49 @@ def build(
 ) -> BuildReport:
     """Build a store from structure files, folders, tables or other stores.
 
-    Finished shards stay in `OUT.parts/` until the store is written: run the same
-    command again after an interruption and it goes on where it was. The result does
-    not depend on the number of workers, nor on where they are.
+    If a store of the same sources and settings exists, there is nothing to do. If no
+    entry becomes a crystal, no store is written.
+
+    Finished shards stay in `OUT.parts/` until the store is written, so that the same
+    command continues after an interruption. The result depends neither on the number
+    of workers nor on their machines.
 
     Args:
         sources: CIF or POSCAR files, folders (with or without `id_prop.csv`),
             `structures.jsonl.gz` (with `properties.csv` beside it), pymatgen JSON,
-            stores, or specs of databases (see `fetch`), downloaded first; crystals
-            that are already in memory stand among them.
+            stores, or specs of databases (see `fetch`), which are downloaded first.
+            Crystals in memory may stand among them.
         out: the store to write; refused entries go to `OUT.quarantine.csv`
             as `source, material_id, reason`.
         graph: how neighbours become edges.
-        symmetry: what finds space groups, the slowest part: `fast` or `spglib`; None
-            finds none.
-        filters: which sound crystals are refused (and listed).
+        symmetry: the engine that finds space groups, `fast` or `spglib`; None skips
+            this slowest part.
+        filters: limits; sound crystals outside them are refused and listed.
         keep_unlabelled: keep structures without a label in a labelled source.
         labels: whether to read labels at all.
-        workers: processes; all cores where None.
-        cluster: Dask workers instead: `local:N`, `tcp://HOST:PORT` or a scheduler file
+        workers: processes; all cores if None.
+        cluster: use Dask workers: `local:N`, `tcp://HOST:PORT` or the scheduler file
             of a running scheduler, or `slurm:FILE.yaml`; see `engine`.
         overwrite: whether an existing store may be replaced.
         progress: whether to show a progress bar.
-        exclude: datasets (stores or sources); crystals that also stand in one of them
-            are refused, and the store says of which datasets it is clean.
-        exclude_kinds: of the pairs that decide; see `find_overlap`. With none, all
-            are kept, and only counted.
-        duplicates: whether a crystal that is the same as an earlier one (a pair of
-            kind `structure`) is kept.
-        licence: SPDX identifier of sources that do not say theirs (files of yours).
+        exclude: datasets (stores or sources). Crystals that one of them also holds are
+            refused, and the store lists the datasets of which it is clean.
+        exclude_kinds: the kinds of pairs that exclude a crystal; see `find_overlap`.
+            If empty, pairs are counted but all crystals are kept.
+        duplicates: whether to keep a crystal that is the same as an earlier one (a pair
+            of kind `structure`).
+        licence: SPDX identifier for sources that name none, such as your own files.
 
     Raises:
-        InputError: a source cannot be read, the store exists, another build is
-            writing it, or the interrupted build had other settings.
+        InputError: a source cannot be read, another build is writing the store, or the
+            store or an interrupted build has other sources or settings.
     """
     out = Path(out)
     parts = out.with_name(out.name + ".parts")
-    # With its shards still there, the store is one whose build did not come to its end.
-    if out.exists() and not overwrite and not (parts / MANIFEST).exists():
+    quarantine = out.with_name(out.name + ".quarantine.csv")
+    # If its shards are still there, the build of the store did not finish.
+    finished = out.exists() and not overwrite and not (parts / MANIFEST).exists()
+    if finished and made_from(out) is None:
         raise InputError(f"{out} exists; give another name or `--overwrite`")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder; create it first")
@@ -154,16 +170,31 @@ def build(
             f"`symmetry` is {symmetry!r} but must be one of {', '.join(ENGINES)}"
             f"{did_you_mean(str(symmetry), ENGINES)}"
         )
-    opened = open_sources(sources, keep_unlabelled, labels, parts, progress)
+    # Do not download again only to find that the store exists.
+    asked = [s for s in sources if finished and isinstance(s, str) and is_spec(s)]
+    rest = [s for s in sources if s not in asked] if asked else sources
+    opened: list[Source] = []
+    if rest or not asked:
+        opened = open_sources(rest, keep_unlabelled, labels, parts, progress)
     settings = BuildSettings(graph or GraphSettings(), symmetry, filters or Filters())
     properties = list(dict.fromkeys(name for s in opened for name in s.properties))
     firewall = Firewall.open(
         exclude, exclude_kinds, duplicates, workers, cluster, progress
     )
+    others = {
+        "labels": labels,
+        "keep_unlabelled": keep_unlabelled,
+        "licence": licence,
+        **firewall.identity,
+    }
+    identity = identity_of([*asked, *opened], settings, others)
+    if finished:
+        return _done(out, quarantine, identity)
+    remarks = tuple(remark for source in opened for remark in source.remarks)
     busy = f"{out} is being built by another process; wait for it, or build into"
     room = room_for(parts, "finished shards")
     with only_one(parts, f"{busy} another file"), room:
-        _check_resumable(parts, opened, settings, properties, firewall, licence)
+        _check_resumable(parts, identity)
         shards = _make_shards(
             parts,
             opened,
@@ -184,25 +215,31 @@ def build(
             },
             "filters": asdict(settings.filters),
             "origins": _origins(opened, licence),
+            "made_from": identity,
         }
         drop = firewall.apply(shards, parts, facts)
         built, rejections = merge_shards(shards, out, facts, drop, progress)
-        quarantine = out.with_name(out.name + ".quarantine.csv")
         _write_quarantine(quarantine, rejections)
         for path in parts.iterdir():
-            if path.is_dir():  # a download that was given up
+            if path.is_dir():  # an abandoned download
                 shutil.rmtree(path)
             elif path.name != MANIFEST:
                 path.unlink()
         shutil.rmtree(parts)
     overlap = statement(read_checks(facts)) if firewall.datasets else ""
     return BuildReport(
-        out, quarantine, built + len(rejections), built, rejections, overlap
+        out,
+        quarantine,
+        built + len(rejections),
+        built,
+        rejections,
+        overlap,
+        remarks=remarks,
     )
 
 
 def _origins(sources: Sequence[Source], licence: str) -> list[dict[str, Any]]:
-    """Return where the crystals come from, each origin once."""
+    """Return the origins of the crystals, each once."""
     origins: dict[Origin, None] = {}
     for source in sources:
         own = (Origin(source.path.name, licence=licence),)
@@ -210,34 +247,50 @@ def _origins(sources: Sequence[Source], licence: str) -> list[dict[str, Any]]:
     return [origin.to_dict() for origin in origins]
 
 
-def _check_resumable(
-    parts: Path,
-    sources: Sequence[Source],
-    settings: BuildSettings,
-    properties: list[str],
-    firewall: Firewall,
-    licence: str,
-) -> None:
-    """Refuse to go on with the shards of other sources or settings."""
-    identity = {
-        "version": __version__,
-        "sources": [s.fingerprint for s in sources],
-        "settings": asdict(settings),
-        "properties": properties,
-        "shard_size": SHARD_SIZE,
-        "origins": _origins(sources, licence),
-        **firewall.identity,
-    }
-    text = json.dumps(identity, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
+def _check_resumable(parts: Path, identity: Identity) -> None:
+    """Refuse to continue with the shards of other sources or settings."""
     manifest = parts / MANIFEST
-    if manifest.exists() and json.loads(manifest.read_text())["hash"] != digest:
+    before = read_manifest(manifest)
+    now = {**identity, "shard_size": SHARD_SIZE}
+    if before is not None and before != now and (said := differences(before, now)):
         raise InputError(
-            f"{parts} holds an interrupted build of other sources or settings; "
-            "delete it to start anew"
+            f"{parts} holds an interrupted build of something else: "
+            f"{'; '.join(said)}; give what it had, or delete it to start anew"
         )
-    text = json.dumps({**identity, "hash": digest}, indent=2)
-    write_whole(manifest, text.encode())
+    write_whole(manifest, json.dumps(now, indent=2).encode())
+
+
+def _done(out: Path, quarantine: Path, identity: Identity) -> BuildReport:
+    """Return the report of an existing store that this build would write again.
+
+    Raises:
+        InputError: the store has other sources or settings; the text names them.
+    """
+    before = made_from(out)
+    if before is None:
+        raise InputError(f"{out} exists; give another name or `--overwrite`")
+    if said := differences(before, identity):
+        raise InputError(
+            f"{out} exists and is built from something else: {'; '.join(said)}; give "
+            "another name or `--overwrite`"
+        )
+    from crysdistill.store.store import Store  # needs torch; a build does not
+
+    store = Store.open(out)
+    rejections: list[Rejection] = []
+    if quarantine.is_file():
+        with quarantine.open(newline="", encoding="utf-8") as file:
+            rejections = [Rejection(*row) for row in list(csv.reader(file))[1:]]
+    checks = read_checks(store.facts)
+    return BuildReport(
+        out,
+        quarantine,
+        len(store) + len(rejections),
+        len(store),
+        rejections,
+        statement(checks) if checks else "",
+        done_before=True,
+    )
 
 
 def _chunks(sources: Sequence[Source]) -> Iterator[list[Record]]:
@@ -256,7 +309,7 @@ def _make_shards(
     cluster: str | None,
     progress: bool,
 ) -> list[Path]:
-    """Make every shard that is not there yet; return all, in order."""
+    """Make every missing shard; return all shards, in order."""
     counts = [source.count for source in sources]
     total = None if None in counts else sum(c for c in counts if c is not None)
     columns: list[Any] = [
@@ -291,7 +344,7 @@ def _make_shards(
         if cluster is None and total is not None and total <= SHARD_SIZE:
             workers = 1
 
-        # Of these the names travel to the workers, of others the content.
+        # Workers get the names of these files, but the content of others.
         named = [
             s.path for s in sources if s.path.is_dir() or structure_format(s.path.name)
         ]
@@ -311,7 +364,10 @@ def _make_shards(
 
 def _write_quarantine(path: Path, rejections: Sequence[Rejection]) -> None:
     """Write the table of refused entries; an empty one says that all went well."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        whole(path) as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["source", "material_id", "reason"])
         writer.writerows((r.source, r.material_id, r.reason) for r in rejections)

@@ -1,4 +1,4 @@
-"""Filters: which sound crystals a store shall hold. What they refuse is counted."""
+"""Filters refuse sound crystals that a store should not hold, and are counted."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from crysdistill.structures.crystal import Crystal
 from crysdistill.structures.elements import atomic_numbers_by_symbol, symbols
 
 FILTERED = "filtered: "
-"""How the reason begins for a crystal that a filter refused."""
+"""The beginning of the reason when a filter refuses a crystal."""
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Limits that a crystal must keep; None sets no limit.
+    """Limits for the crystals of a store; None sets no limit.
 
     Args:
         max_atoms: atoms in the cell.
@@ -65,7 +65,7 @@ class Filters:
         return refused
 
     def before_graph(self, crystal: Crystal) -> str | None:
-        """Return why a crystal is refused by what it is made of; None where it stays.
+        """Return the reason to refuse a crystal by composition or size, or None.
 
         These tests come before the search for neighbours, which costs more.
         """
@@ -86,7 +86,7 @@ class Filters:
         return None
 
     def after_graph(self, graph: Neighbors) -> str | None:
-        """Return why a crystal is refused by its distances; None where it stays."""
+        """Return the reason to refuse a crystal by its distances, or None."""
         if self.min_distance is None:
             return None
         shortest = float(graph.distances.min())
@@ -99,10 +99,10 @@ class Filters:
 
 
 def count_filtered(reasons: Iterable[str]) -> dict[str, int]:
-    """Count refusals by the filter that made them, the most frequent first.
+    """Count the refusals of each filter, the most frequent first.
 
     Args:
-        reasons: of all refused entries; those that no filter refused do not count.
+        reasons: the reasons of all refused entries; only those of filters count.
     """
     found = (re.search(r"`(\w+)`", r) for r in reasons if r.startswith(FILTERED))
     return dict(Counter(match[1] for match in found if match).most_common())

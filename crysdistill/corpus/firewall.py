@@ -1,8 +1,8 @@
-"""The firewall of a build: what stands in a dataset, or twice, stays out of the store.
+"""The firewall of a build: it keeps crystals of datasets, and duplicates, out.
 
-A search needs the whole corpus, not shards, so that the shards are merged twice: first
-into a store of everything, which is searched, then into the store that was asked for.
-Both steps leave a file beside the shards, so that an interrupted build goes on.
+A search needs the whole corpus, not shards. So the shards are merged twice: first into
+a store of everything, which is searched, then into the final store. Both steps leave a
+file beside the shards, so that an interrupted build can continue.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from crysdistill.overlap.sides import Side
 
 EVERYTHING = "everything.h5"
-"""Among the shards: the store of all crystals."""
+"""The store of all crystals, among the shards."""
 
 FOUND = "excluded.json"
-"""Among the shards: what the search found in it."""
+"""The result of the search, among the shards."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Firewall:
     """The datasets that a build keeps out.
 
     Args:
-        datasets: what was read of them.
-        kinds: of the pairs that keep a crystal out.
+        datasets: the datasets as the search needs them.
+        kinds: the kinds of pairs that exclude a crystal.
         duplicates: whether a crystal may enter twice, under two ids.
-        workers: processes of the search; where None, all cores if it is large.
-        cluster: Dask workers instead.
+        workers: processes of the search; None uses all cores if the search is large.
+        cluster: use Dask workers.
         progress: whether to show progress bars.
     """
 
@@ -47,13 +47,13 @@ class Firewall:
     cluster: str | None = None
     progress: bool = False
     identity: dict[str, Any] = field(init=False)
-    """What an interrupted build must have in common with the one that goes on."""
+    """Facts that an interrupted build must share with the build that continues it."""
 
     def __post_init__(self) -> None:
         identity: dict[str, Any] = {}
         if self.datasets:
             hashes = [(s.name, s.crystals.structures_hash) for s in self.datasets]
-            identity = {"exclude": hashes, "exclude_kinds": self.kinds}
+            identity = {"exclude": hashes, "exclude_kinds": list(self.kinds)}
         if not self.duplicates:
             identity["duplicates"] = False
         object.__setattr__(self, "identity", identity)
@@ -72,10 +72,10 @@ class Firewall:
 
         Args:
             paths: stores or sources.
-            kinds: of the pairs that keep a crystal out; there may be none.
+            kinds: the kinds of pairs that exclude a crystal; may be empty.
             duplicates: whether a crystal may enter twice.
             workers: processes.
-            cluster: Dask workers instead, for the search.
+            cluster: use Dask workers for the search.
             progress: whether to show progress bars.
 
         Raises:
@@ -94,12 +94,12 @@ class Firewall:
     def apply(
         self, shards: Sequence[Path], folder: Path, facts: dict[str, Any]
     ) -> Mapping[int, str]:
-        """Return the rows to drop, with reasons, and enter the checks into `facts`.
+        """Return the rows to drop, with reasons, and add the checks to `facts`.
 
         Args:
-            shards: of the build, all of them.
-            folder: where they are; may hold what an interrupted build found.
-            facts: of the store; `checks` is added.
+            shards: all shards of the build.
+            folder: the folder of the shards; may hold an interrupted build's result.
+            facts: the facts of the store; `checks` is added.
         """
         if not self.datasets and self.duplicates:
             return {}
@@ -126,9 +126,9 @@ class Firewall:
 
         if not everything.exists():
             merge_shards(shards, everything, facts, progress=self.progress)
-        corpus = Store.open(everything)
-        if not len(corpus):  # nothing was read: nothing to be compared
+        if not everything.exists():  # nothing was read, so there is nothing to compare
             return Exclusion({}, [])
+        corpus = Store.open(everything)
         how: dict[str, Any] = {
             "workers": self.workers,
             "cluster": self.cluster,

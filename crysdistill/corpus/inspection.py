@@ -1,4 +1,4 @@
-"""What is in a store: its numbers as tables, and the columns that pictures show."""
+"""The content of a store: its numbers as tables, and the columns for pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from crysdistill.structures.symmetry import CRYSTAL_SYSTEMS, crystal_system
 
 _ABSENT = "–"
 _CHUNK = 1024  # crystals whose edges are measured at once
-_LONGEST = 12  # rows of a table of which there may be any number
+_LONGEST = 12  # the most rows of a table whose length is open
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 
 
@@ -29,9 +29,9 @@ class Section:
     """One table.
 
     Args:
-        title: what it is about.
-        columns: their names; the first is text, the others are numbers.
-        rows: as text, ready to show.
+        title: the subject of the table.
+        columns: the names of the columns; the first holds text, the others numbers.
+        rows: the cells as text, ready to show.
         note: a sentence below the table; "" for none.
     """
 
@@ -43,11 +43,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found.
+    """The result of `inspect`.
 
     Args:
         store: the file.
-        facts: of the store as a whole, as text by name.
+        facts: facts about the whole store, as text by name.
         sections: tables.
         element_counts: (101,) crystals that hold each element, by atomic number.
         sizes: the columns behind the table of sizes by name, (B,) each.
@@ -68,7 +68,7 @@ class Inspection:
         console = console or Console(highlight=False)
         width = max(map(len, self.facts)) + 2
         for name, fact in self.facts.items():
-            # A path or hash that a line break cuts in two cannot be copied.
+            # A line break in a path or hash would keep users from copying it.
             line = Text.assemble((f"{name:{width}}", "bold"), fact)
             console.print(line, soft_wrap=True)
         for section in self.sections:
@@ -79,14 +79,14 @@ class Inspection:
 
 
 def inspect(path: str | Path) -> Inspection:
-    """Check a store and say what is in it.
+    """Check a store and describe its content.
 
     Args:
         path: the store.
 
     Raises:
         InputError: it cannot be read, or a checksum differs; then no number in it can
-            be trusted, and none is given.
+            be trusted, so none is given.
     """
     store = Store.open(path)
     store.verify()
@@ -122,7 +122,7 @@ def inspect(path: str | Path) -> Inspection:
 
 
 def _facts(store: Store, groups: np.ndarray) -> dict[str, str]:
-    """Return what holds for the store as a whole."""
+    """Return facts about the whole store."""
     crystals, size = len(store), store.path.stat().st_size
     atoms, edges = int(store.atom_offsets[-1]), int(store.edge_offsets[-1])
     each = f"{size / crystals:,.0f} per crystal, " if crystals else ""
@@ -177,7 +177,7 @@ def _shortest_distances(store: Store) -> np.ndarray:
 
 
 def _element_counts(offsets: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Return how many crystals hold each element, (101,)."""
+    """Return the number of crystals that hold each element, (101,)."""
     crystal = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))  # (N,)
     kinds = MAX_ATOMIC_NUMBER + 1
     pairs = np.unique(crystal * kinds + numbers)
@@ -285,7 +285,7 @@ def _quantile(values: np.ndarray, share: float) -> str:
 
 
 def _table(section: Section) -> Table:
-    """Return a table for the terminal; what is in it is never markup."""
+    """Return a table for the terminal; its text is never read as markup."""
     table = Table(
         title=section.title,
         title_justify="left",

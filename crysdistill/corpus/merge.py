@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,27 +15,30 @@ import xxhash
 from rich.progress import Progress
 
 from crysdistill.corpus.shards import Rejection, read_list, read_shard
-from crysdistill.files import whole
+from crysdistill.files import check_space, whole
 from crysdistill.store.checks import structures_hash
 from crysdistill.store.fingerprints import NEIGHBORS
-from crysdistill.store.layout import FORMAT, SCHEMA
+from crysdistill.store.layout import FORMAT, MADE_UP, SCHEMA
 
 _HASHED_ROWS = 1 << 22  # rows of a dataset that are hashed at a time
 
 
-# What a survey reads of a shard: little of it.
-_SURVEYED = ("atoms", "edges", "species", "material_ids", "sources", "rejections")
+# The few arrays of a shard that a survey reads.
+_SURVEYED = (
+    *("atoms", "edges", "species", "material_ids", "made_up", "sources", "rejections"),
+)
 
 
 @dataclass
 class _Survey:
-    """What a first pass over the shards finds: sizes, and which crystals to keep."""
+    """The result of a first pass over the shards: sizes, and the crystals to keep."""
 
     keep: list[np.ndarray] = field(default_factory=list)
     atoms: list[np.ndarray] = field(default_factory=list)
     edges: list[np.ndarray] = field(default_factory=list)
     species: list[np.ndarray] = field(default_factory=list)
     id_bytes: list[np.ndarray] = field(default_factory=list)
+    made_up: list[np.ndarray] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     sources: dict[str, int] = field(default_factory=dict)
     most_neighbors: int = 0
@@ -52,21 +54,20 @@ def merge_shards(
 ) -> tuple[int, list[Rejection]]:
     """Write the store of all shards; a repeated `material_id` is refused.
 
-    The file appears whole or not at all. It depends on the shards, on `facts` and on
-    `drop` alone, byte for byte.
+    The file appears whole or not at all, and not at all without a crystal. Its bytes
+    depend only on the shards, on `facts` and on `drop`.
 
     Args:
         paths: the shards, in order.
         out: the store to write.
-        facts: what the store says of itself, as plain values.
-        drop: crystals to refuse, with the reason: by the row that they have in the
-            store without `drop`.
+        facts: the description of the store, as plain values.
+        drop: reasons to refuse crystals, by their row in the store without `drop`.
         progress: whether to show a progress bar.
 
     Returns:
-        The number of crystals, and everything that was refused.
+        The number of crystals, and all refused entries.
     """
-    # The shards are gone through twice; hashing is as much work as writing.
+    # The merge reads the shards twice; hashing is as much work as writing.
     with Progress(disable=not progress) as bar:
         task = bar.add_task("writing the store", total=3 * len(paths))
 
@@ -84,8 +85,10 @@ def _merge(
     step: Callable[[float], None],
 ) -> tuple[int, list[Rejection]]:
     survey = _look(paths, drop, step)
+    if not any(keep.any() for keep in survey.keep):
+        return 0, survey.rejections
     with whole(out) as partial:
-        _check_space(partial, _size(survey, len(facts["properties"])))
+        check_space(partial, _size(survey, len(facts["properties"])))
         with h5py.File(partial, "w") as file:
             _write(file, paths, survey, len(facts["properties"]), step)
             hashes, checksums = _hashes(file, lambda share: step(share * len(paths)))
@@ -107,19 +110,8 @@ def _merge(
     return sum(int(keep.sum()) for keep in survey.keep), survey.rejections
 
 
-def _check_space(path: Path, size: int) -> None:
-    """Meet a full disk here, as a clear error: within HDF5 it crashes the process."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-    finally:
-        path.unlink()
-
-
 def _size(survey: _Survey, properties: int) -> int:
-    """Return the bytes that a store takes, with room for what HDF5 adds."""
+    """Return the size of a store in bytes, with room for the overhead of HDF5."""
     crystals, atoms, edges, species, id_bytes = (
         sum(int(array.sum()) for array in arrays)
         for arrays in (
@@ -145,9 +137,9 @@ def _size(survey: _Survey, properties: int) -> int:
 def _look(
     paths: Sequence[Path], drop: Mapping[int, str], step: Callable[[float], None]
 ) -> _Survey:
-    """Go over the shards once, refusing what repeats an id or is to be dropped.
+    """Read the shards once; refuse repeated ids and the crystals to drop.
 
-    What is held of a crystal is a hundred bytes, so that millions fit.
+    This holds a hundred bytes of a crystal in memory, so that millions fit.
     """
     survey = _Survey()
     digests: list[np.ndarray] = []
@@ -176,6 +168,7 @@ def _look(
             else:
                 survey.sources[source] = survey.sources.get(source, 0) + 1
         survey.keep.append(keep)
+        survey.made_up.append(arrays["made_up"][keep])
         survey.atoms.append(arrays["atoms"][keep])
         survey.edges.append(arrays["edges"][keep])
         survey.species.append(arrays["species"][keep])
@@ -186,7 +179,7 @@ def _look(
 
 
 def _first_of_each(digests: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Tell of each shard's ids, given as (B, 2) uint64, which come for the first time.
+    """Return which ids, (B, 2) uint64 per shard, occur for the first time.
 
     Two ids among ten million share 128 bits by chance once in 10^24 corpora.
     """
@@ -213,6 +206,9 @@ def _write(
     }
     for name, array in offsets.items():
         file.create_dataset(name, data=array)
+    made_up = np.concatenate(survey.made_up)
+    if made_up.any():
+        file.create_dataset(MADE_UP, data=made_up.astype(np.uint8))
     atoms, edges, id_bytes, species = (int(array[-1]) for array in offsets.values())
     crystals = len(offsets["structures/atom_offsets"]) - 1
     count_type = np.uint8 if survey.most_neighbors < 256 else np.int32
@@ -274,7 +270,7 @@ def _kept(arrays: dict[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarr
 
 
 def _offsets(counts: list[np.ndarray]) -> np.ndarray:
-    """Return where each crystal starts, and the total."""
+    """Return the start of each crystal, and the total."""
     return np.concatenate([[0], np.cumsum(np.concatenate([*counts, []]))]).astype(
         np.int64
     )
@@ -285,7 +281,7 @@ def _hashes(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the SHA-256 of every dataset's bytes, and their fast checksums.
 
-    The first tell who a store is, once; the second are compared at every opening.
+    The hashes identify the store; the checksums are compared at every opening.
     """
     hashes, checksums = {}, {}
     total = sum(dataset.nbytes for group in file.values() for dataset in group.values())

@@ -1,7 +1,7 @@
 """Shards: the flat arrays of some hundred crystals, the unit of work of a build.
 
-A shard depends on nothing but its records and the settings, so that it can be made
-by any process, made again after a crash, and merged in order. No torch here: worker
+A shard depends only on its records and the settings. So any process can make it, it can
+be made again after a crash, and shards can be merged in order. Without torch, worker
 processes start in a fraction of a second.
 """
 
@@ -38,12 +38,12 @@ class Rejection:
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What a build does with every crystal.
+    """The treatment of every crystal in a build.
 
     Args:
         graph: how neighbours become edges.
-        symmetry: what finds space groups (at `SYMPREC`); None finds none.
-        filters: crystals that they refuse go to the quarantine table.
+        symmetry: the engine that finds space groups (at `SYMPREC`); None finds none.
+        filters: limits; crystals outside them go to the quarantine table.
     """
 
     graph: GraphSettings
@@ -57,17 +57,18 @@ def build_shard(
     """Turn records into the arrays of one shard.
 
     Args:
-        records: in the order of their sources.
+        records: the records in the order of their sources.
         properties: the names of the store's property columns.
-        settings: what to compute.
+        settings: the treatment of each crystal.
 
     Returns:
-        The arrays by name; `rejections` holds JSON of what was refused and why.
+        The arrays by name; `rejections` holds refused entries and reasons as JSON.
     """
     crystals: list[Crystal] = []
     graphs: list[Neighbors] = []
     packed: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     sources: list[str] = []
+    made_up: list[bool] = []
     rejections: list[tuple[str, ...]] = []
     for record in records:
         try:
@@ -88,6 +89,7 @@ def build_shard(
         graphs.append(graph)
         packed.append(packing)
         sources.append(record.source)
+        made_up.append(record.made_up)
     groups = [
         space_groups(c, settings.symmetry) if settings.symmetry else [0] * len(SYMPREC)
         for c in crystals
@@ -119,6 +121,7 @@ def build_shard(
         "material_ids": _json([c.material_id for c in crystals]),
         "id_digests": _digests([c.material_id for c in crystals]),
         "sources": _json(sources),
+        "made_up": np.array(made_up, bool),
         "rejections": _json(rejections),
     }
 
@@ -128,21 +131,21 @@ def pack_edges(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pack the neighbour and its lattice translation into one integer per edge.
 
-    A translation needs few bits, and how few differs from crystal to crystal: two for
-    a large cell, four for one of a single atom. With the fields as wide as the crystal
-    needs, 16 bits hold almost every edge, where a plain layout takes 40; 31 is the
-    most.
+    A translation needs few bits, but the number differs between crystals: two for a
+    large cell, four for a cell with a single atom. If the fields are as wide as the
+    crystal needs, 16 bits hold almost every edge; a plain layout takes 40. The maximum
+    is 31.
 
     Args:
         graph: the edges of one crystal.
-        atoms: N, its atoms.
+        atoms: N, the number of its atoms.
 
     Returns:
         The codes (E,), the lowest translation (3,), and the bits of each field (3,):
         code = ((j << a | s_1 - low_1) << b | s_2 - low_2) << c | s_3 - low_3.
 
     Raises:
-        BadStructure: the cell is so thin, or so large, that 32 bits do not suffice.
+        BadStructure: the cell is so thin or so large that 32 bits do not suffice.
     """
     low = graph.shifts.min(axis=0)
     span = graph.shifts.max(axis=0) - low
@@ -159,20 +162,20 @@ def pack_edges(
 
 
 def _refuse(reason: str | None) -> None:
-    """Raise what a filter has to say, if anything."""
+    """Raise the reason of a filter, if there is one."""
     if reason is not None:
         raise BadStructure(reason)
 
 
 def _printable(text: str) -> str:
-    """Return text that can be written; names of files may hold any bytes."""
+    """Return text that can be written, since file names may hold any bytes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write_shard(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a shard so that it is there whole or not at all."""
-    # A worker may outlive a killed build by a moment, or be given up by a cluster and
-    # go on.
+    """Write a shard so that it appears whole or not at all."""
+    # A worker may outlive a killed build by a moment, or continue after its cluster has
+    # given it up.
     with whole(path, own=True) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -191,7 +194,7 @@ def read_list(array: np.ndarray) -> list:
 def _flat(
     arrays: list[np.ndarray], dtype: type, width: int | None = None
 ) -> np.ndarray:
-    """Concatenate, also where there is nothing to concatenate."""
+    """Concatenate arrays; return an empty array if there are none."""
     if arrays:
         return np.concatenate(arrays).astype(dtype)
     return np.empty((0, width) if width else 0, dtype)
@@ -203,7 +206,7 @@ def _json(values: list) -> np.ndarray:
 
 
 def _digests(ids: list[str]) -> np.ndarray:
-    """Return 128 bits of each id, (B, 2) uint64, by which repeated ones are found."""
+    """Return a hash of each id, (B, 2) uint64, to find repeated ids."""
     digests = b"".join(xxhash.xxh3_128_digest(name.encode()) for name in ids)
     return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
@@ -214,7 +217,7 @@ def make_shard(
     properties: Sequence[str],
     settings: BuildSettings,
 ) -> tuple[int, int]:
-    """Build a shard and write it; return how many were built and how many refused."""
+    """Build and write a shard; return the numbers of built and refused entries."""
     arrays = build_shard(records, properties, settings)
     write_shard(path, arrays)
     return len(arrays["atoms"]), len(read_list(arrays["rejections"]))

@@ -1,4 +1,4 @@
-"""Sources: whatever structures come from, opened as a stream of records."""
+"""Sources: files, folders and databases, each opened as a stream of records."""
 
 from crysdistill.sources.opening import ACCEPTED, open_source, open_sources
 from crysdistill.sources.records import Record, Source, parse

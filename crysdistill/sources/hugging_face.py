@@ -1,9 +1,9 @@
 """Hugging Face: `hf:OWNER/NAME[/CONFIG[/SPLIT]]`, streamed by its client `datasets`.
 
-`?properties=a,b` names the numbers to take along. A folder on this machine with the
-same tables (Parquet, Arrow, JSON lines) is `hf:./folder[?...]`. Columns are those of
+`?properties=a,b` names the numbers to read as labels. `hf:./folder[?...]` names a local
+folder with the same tables (Parquet, Arrow, JSON lines). The columns are those of
 OPTIMADE (`lattice_vectors`, `cartesian_site_positions`, `species_at_sites`), as in
-LeMat-Bulk; `lattice`, `species`, `frac`; or pymatgen's `structure`.
+LeMat-Bulk; or `lattice`, `species`, `frac`; or pymatgen's `structure`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from crysdistill.errors import (
     first_line,
     not_installed,
 )
+from crysdistill.sources.entries import label_values
+from crysdistill.sources.identity import ID_KEYS
 from crysdistill.sources.services import Page
-from crysdistill.sources.tables import ID_KEYS, label_values
 from crysdistill.sources.whole_sets import PAGE_SIZE
 from crysdistill.store.origins import Origin
 from crysdistill.structures.crystal import FULL_OCCUPANCY, disordered
@@ -39,23 +40,23 @@ _LAYOUTS = (
     ("lattice", "species", "frac"),
     ("structure",),
 )
-_BESIDE = ("species", "dimension_types")  # of OPTIMADE, where they are there
+_BESIDE = ("species", "dimension_types")  # optional columns of OPTIMADE
 _IDS = ("immutable_id", *ID_KEYS)
 _SPDX = {"mit": "MIT", "apache-2.0": "Apache-2.0", "odc-by": "ODC-By-1.0"}
 
 
 def open_service(rest: str) -> HuggingFace:
-    """Return the service of what follows `hf:`.
+    """Return the service that the text after `hf:` names.
 
     Args:
         rest: `OWNER/NAME[/CONFIG[/SPLIT]]` or a folder, and `?properties=...`.
 
     Raises:
         InputError: the package is missing, there is no such data set, configuration or
-            split, or it has not the columns of structures.
+            split, or it lacks the columns of structures.
     """
     try:
-        import datasets  # noqa: F401 - heavy, and asked for where it is needed
+        import datasets  # noqa: F401 - heavy, so imported only when needed
         import huggingface_hub  # noqa: F401
     except ImportError:
         raise not_installed("datasets", "hf") from None
@@ -106,13 +107,13 @@ class Table:
     """One split of a data set.
 
     Args:
-        name: of the data set, or its folder.
-        config: its configuration.
-        split: of it.
+        name: the data set, or its folder.
+        config: the configuration of the data set.
+        split: the split of the data set.
         revision: the commit of the data set; None for a folder.
         layout: the columns that hold the structure.
-        columns: all to be read.
-        properties: those with numbers to take along.
+        columns: all columns to read.
+        properties: the columns to read as labels.
     """
 
     name: str
@@ -133,7 +134,7 @@ class HuggingFace:
     total: int | None = None
 
     def pages(self, cursor: Any = None) -> Iterator[Page]:
-        """Yield pages; the cursor is the client's own state, and the revision.
+        """Yield pages; the cursor holds the client's own state and the revision.
 
         Raises:
             InputError: the data cannot be read.
@@ -173,9 +174,9 @@ def entry_of(row: Mapping[str, Any], table: Table, number: int) -> dict[str, Any
     """Return an entry for `tables.py`, or its problem.
 
     Args:
-        row: as the client gives it.
-        table: what its columns mean.
-        number: of the row, which makes its id if it has none.
+        row: the row that the client returns.
+        table: the table, which names the columns.
+        number: the number of the row, which becomes its id if it has none.
     """
     names = (str(row[key]).strip() for key in _IDS if row.get(key) is not None)
     stem = table.name.rstrip("/").rpartition("/")[2]
@@ -189,7 +190,7 @@ def entry_of(row: Mapping[str, Any], table: Table, number: int) -> dict[str, Any
 
 
 def _structure(row: Mapping[str, Any], layout: tuple[str, ...]) -> dict[str, Any]:
-    """Return a structure as `tables.py` reads it."""
+    """Return a structure in the layout that `tables.py` reads."""
     for key in layout:
         if row.get(key) is None:
             raise BadStructure(f"no `{key}` in its row; leave it out")
@@ -251,7 +252,7 @@ def _decoded(value: Any, column: str) -> Any:
 
 
 def _parts(where: str) -> tuple[str, str, str]:
-    """Return data set, configuration and split; "" for what is not named."""
+    """Return data set, configuration and split; "" for a missing part."""
     if re.match(r"[./~]", where):
         folder = Path(where).expanduser()
         if not folder.is_dir():
@@ -272,7 +273,7 @@ def _is_folder(name: str) -> bool:
 
 
 def _revision(name: str) -> str | None:
-    """Return the newest commit of a data set, so that all pages are of one."""
+    """Return the newest commit of a data set; all pages come from one commit."""
     if _is_folder(name):
         return None
     from huggingface_hub import HfApi
@@ -305,7 +306,7 @@ def _splits(name: str, config: str, revision: str | None) -> list[str]:
 
 
 def _chosen(what: str, wanted: str, known: list[str], name: str) -> str:
-    """Return the configuration or split to read; if none is named, the only one."""
+    """Return the named configuration or split, or the only one if none is named."""
     if wanted in known:
         return wanted
     if not wanted and (len(known) == 1 or "train" in known):
@@ -326,7 +327,7 @@ def _stream(name: str, config: str, split: str, revision: str | None) -> Any:
 
 
 def _licence(name: str, revision: str | None) -> str:
-    """Return what the card of a data set says, as SPDX writes it; "" if nothing."""
+    """Return the licence on the card of a data set, as an SPDX expression, or ""."""
     from huggingface_hub import DatasetCard, hf_hub_download
 
     try:
@@ -339,7 +340,7 @@ def _licence(name: str, revision: str | None) -> str:
                 )
             )
         found = DatasetCard.load(path).data.license
-    except Exception:  # no card, or none that says it
+    except Exception:  # no card, or a card without a licence
         return ""
     names = found if isinstance(found, list) else [found]
     spelt = [

@@ -10,14 +10,14 @@ from crysdistill.sources.records import Record, Source
 from crysdistill.structures.crystal import Crystal
 
 NAME = "crystals"
-"""What the source is called in quarantine tables."""
+"""The name of the source in quarantine tables."""
 
 
 def open_crystals(crystals: Sequence[Crystal], labels: bool = True) -> Source:
     """Return crystals as a source; their properties are the labels.
 
     Args:
-        crystals: each is checked as those from files are.
+        crystals: the crystals; each is checked as if it came from a file.
         labels: whether to read their properties.
     """
 
@@ -32,12 +32,12 @@ def open_crystals(crystals: Sequence[Crystal], labels: bool = True) -> Source:
         records,
         len(crystals),
         tuple(names) if labels else (),
-        _content(crystals, labels),
+        lambda: _content(crystals, labels),
     )
 
 
 def _content(crystals: Sequence[Crystal], labels: bool) -> str:
-    """Return a hash of all that a build reads."""
+    """Return a hash of everything that a build reads."""
     digest = hashlib.sha256(repr(labels).encode())
     for crystal in crystals:
         digest.update(crystal.material_id.encode())

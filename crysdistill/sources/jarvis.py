@@ -1,7 +1,7 @@
 """JARVIS: `jarvis:DATASET`, such as `jarvis:dft_3d`, by the client `jarvis-tools`.
 
-The client downloads a whole data set and keeps it in its own cache. A file that was
-downloaded by hand is read without it: see `tables.py`.
+The client downloads a whole data set and keeps it in its own cache. `tables.py` reads a
+file that was downloaded by hand, without the client.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _LICENCES = {
     "alex": "CC-BY-4.0",
     "cod": "CC0-1.0",
 }
-"""By the beginning of the name, where a data set is that of another database."""
+"""Other databases behind a JARVIS data set, by the beginning of its name."""
 
 
 def open_service(rest: str) -> WholeSet:
-    """Return the service of what follows `jarvis:`.
+    """Return the service that the text after `jarvis:` names.
 
     Args:
         rest: the name of a data set.
@@ -65,7 +65,7 @@ def open_service(rest: str) -> WholeSet:
 
 
 def _entry(entry: Any) -> dict[str, Any]:
-    """Return an entry for `tables.py`, which reads JARVIS as it is."""
+    """Return an entry for `tables.py`, which reads the layout of JARVIS."""
     if not isinstance(entry, dict):
         return {"problem": f"`{str(entry)[:40]}` is no entry of JARVIS"}
     if not isinstance(entry.get("atoms"), dict):

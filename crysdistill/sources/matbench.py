@@ -1,7 +1,7 @@
 """Matbench: `matbench:TASK`, such as `matbench:matbench_phonons`, by matminer's loader.
 
-matminer does not go together with pandas 3. Without it the error tells which file to
-download; such a file is read without any package (`tables.py`), with the same ids.
+matminer does not work with pandas 3. If it is missing, the error names the file to
+download. `tables.py` reads that file without any package and gives the same ids.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from crysdistill.errors import BadStructure, InputError, did_you_mean, first_line
-from crysdistill.sources.tables import label_values, matbench_id
+from crysdistill.sources.entries import label_values
+from crysdistill.sources.layouts import matbench_id
 from crysdistill.sources.whole_sets import WholeSet
 from crysdistill.store.origins import Origin
 
@@ -18,7 +19,7 @@ CITATION = "10.1038/s41524-020-00406-3"
 
 
 class Task(NamedTuple):
-    """A task on structures: its file as matminer 0.10.1 knows it, and its licence."""
+    """A task on structures: its file in matminer 0.10.1, and its licence."""
 
     sha256: str
     licence: str = ""
@@ -53,20 +54,20 @@ TASKS = {
         "4db551f21ec5f577e6202725f10e34dfc509aa7df3a6bdaac497da7f6dbbb9b3", "CC-BY-4.0"
     ),
 }
-"""By name. The licence is that of the Materials Project where data are its."""
+"""Tasks by name. Data of the Materials Project carry its licence."""
 
 _ON_COMPOSITIONS = ("expt_gap", "expt_is_metal", "glass", "steels")
 
 
 def open_service(rest: str) -> WholeSet:
-    """Return the service of what follows `matbench:`.
+    """Return the service that the text after `matbench:` names.
 
     Args:
         rest: the name of a task, with or without `matbench_` before it.
 
     Raises:
-        InputError: there is no such task, it is on compositions, or matminer is missing
-            or cannot get it.
+        InputError: there is no such task, it holds compositions, or matminer is missing
+            or cannot download it.
     """
     short = rest.removeprefix("matbench_")
     name = f"matbench_{short}"
@@ -84,7 +85,7 @@ def open_service(rest: str) -> WholeSet:
         from matminer.datasets import load_dataset
     except ImportError:
         raise InputError(
-            f"`matminer` is not installed, and does not go together with pandas 3; "
+            f"`matminer` is not installed, and does not work with pandas 3; "
             f"{by_hand}, or `pip install crysdistill[matbench]`"
         ) from None
     try:

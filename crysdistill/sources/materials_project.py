@@ -1,8 +1,9 @@
 """Materials Project: `mp:QUERY` by its client `mp-api`, with the key in `MP_API_KEY`.
 
-QUERY is what `MPRester.materials.summary.search` takes, as
-`elements=Si,O&num_sites=1,20&is_stable=true`; `properties=band_gap,...` names the
-numbers to take along. A range may be open, as `band_gap=1,`. Without a query it is all.
+QUERY holds arguments of `MPRester.materials.summary.search`, such as
+`elements=Si,O&num_sites=1,20&is_stable=true`. `properties=band_gap,...` names the
+numbers to read as labels. A range may be open: `band_gap=1,`. An empty query asks for
+everything.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from crysdistill.errors import (
     first_line,
     not_installed,
 )
+from crysdistill.sources.entries import label_values
 from crysdistill.sources.services import Page
-from crysdistill.sources.tables import label_values
 from crysdistill.sources.whole_sets import PAGE_SIZE
 from crysdistill.store.origins import Origin
 
@@ -41,10 +42,10 @@ _OWN = ("self", "num_chunks", "chunk_size", "all_fields", "fields", "kwargs")
 
 
 def open_service(rest: str) -> MaterialsProject:
-    """Return the service of what follows `mp:`.
+    """Return the service that the text after `mp:` names.
 
-    Entries that come from GNoME are left out, because they may not be used
-    commercially, unless the query says `include_gnome=true`.
+    Entries from GNoME are left out, because their licence forbids commercial use. The
+    query `include_gnome=true` includes them.
 
     Args:
         rest: the query.
@@ -86,9 +87,9 @@ class MaterialsProject:
 
     Args:
         origin: where its structures come from.
-        client: an `MPRester`; it tries again by itself what can be tried again.
+        client: an `MPRester`; it retries failed requests itself.
         query: arguments of its summary search.
-        properties: the numbers to take along.
+        properties: the numbers to read as labels.
         page_size: entries on a page.
     """
 
@@ -100,7 +101,7 @@ class MaterialsProject:
     total: int | None = field(default=None, init=False)
 
     def pages(self, cursor: Any = None) -> Iterator[Page]:
-        """Yield pages; the cursor is the number of the next one and the version.
+        """Yield pages; the cursor holds the next page's number and the version.
 
         Raises:
             InputError: the service refuses or does not answer, or its database has
@@ -117,8 +118,8 @@ class MaterialsProject:
                 )
         while True:
             try:
-                # Pages are stable only if sorted. One chunk at a time, because the
-                # client hands out nothing before it has everything.
+                # Pages are stable only if sorted. Ask for one chunk at a time, because
+                # the client returns nothing before it has everything.
                 found = self.client.materials.summary.search(
                     **self.query,
                     fields=["material_id", "structure", *self.properties],

@@ -1,6 +1,6 @@
-"""Opening a source by what it is called.
+"""Opening a source by its path or spec.
 
-A new kind of source is a file beside this one and a line in `open_source`.
+To add a kind of source, add a file beside this one and a line in `open_source`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from crysdistill.sources.ase_files import (
     open_ase_database,
     open_ase_file,
 )
+from crysdistill.sources.contents import contents_of, not_a_file
 from crysdistill.sources.folders import (
     has_structures,
     hold_one_each,
     open_file,
-    open_folder,
-    open_zip,
     structure_format,
     tables_in,
 )
 from crysdistill.sources.in_memory import open_crystals
-from crysdistill.sources.records import Record, Source, fingerprint, stamp
+from crysdistill.sources.labelled_folders import open_folder, open_zip
+from crysdistill.sources.records import Record, Source
 from crysdistill.sources.snapshot import (
     SUFFIX,
     fetch,
@@ -54,7 +54,7 @@ def open_source(
     into: Path | None = None,
     progress: bool = True,
 ) -> Source:
-    """Open a source of structures; nothing but names and labels is read yet.
+    """Open a source of structures; this reads names and labels only.
 
     Args:
         path: a CIF or POSCAR file; a folder or zip of them, with or without
@@ -62,25 +62,26 @@ def open_source(
             `properties.csv` beside it; pymatgen or JARVIS JSON; an ASE database, or a
             file that ASE reads; a store; with `into` also the spec of a database, such
             as `optimade:mp?filter=nelements=2`.
-        keep_unlabelled: whether a structure without a label is kept where a table of
-            labels lies beside it.
+        keep_unlabelled: whether to keep structures that a label table does not label.
         labels: whether to read labels at all.
-        into: the folder to download databases into; what is there is not asked again.
+        into: the folder for downloads from databases; a finished download is reused.
         progress: whether to show the progress of a download.
 
     Raises:
-        InputError: there is no such file, or it is none of these.
+        InputError: there is no such file, or it is of no known kind.
     """
     if is_spec(path):
         return _open_spec(str(path), keep_unlabelled, labels, into, progress)
     path = Path(path)
-    if not path.exists():
+    if not (path.exists() or path.is_symlink()):
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise InputError(
             f"{path}: no such file or folder{did_you_mean(path.name, near)}"
         )
     if path.is_dir():
         return _open_folder(path, keep_unlabelled, labels)
+    if reason := not_a_file(path):
+        raise InputError(f"{path}: {reason}; give a file or a folder")
     name = path.name.lower().removesuffix(".gz")
     if structure_format(path.name):
         return open_file(path)
@@ -108,10 +109,10 @@ def open_sources(
     into: Path | None = None,
     progress: bool = True,
 ) -> list[Source]:
-    """Open several sources, in order; all are looked at before any is read.
+    """Open several sources, in order; all are opened before any is read.
 
-    The arguments are those of `open_source`; crystals among the paths are one source,
-    the last.
+    The arguments are those of `open_source`. Crystals among the paths form one source,
+    which comes last.
 
     Raises:
         InputError: none is given, or one cannot be opened.
@@ -131,7 +132,7 @@ def open_store_source(path: Path, labels: bool = True) -> Source:
     """Open a store as a source of its crystals and properties.
 
     Raises:
-        InputError: it is no store, or one of another schema.
+        InputError: the file is no store, or a store of another schema.
     """
     # Stores need torch, which a worker that only parses files can do without.
     from crysdistill.store.store import Store
@@ -139,18 +140,24 @@ def open_store_source(path: Path, labels: bool = True) -> Source:
     store = Store.open_structures(path)
 
     def records() -> Iterator[Record]:
-        for crystal in store.crystals(range(len(store))):
-            properties = crystal.properties if labels else {}
-            yield Record(str(path), crystal.material_id, "crystal", crystal, properties)
+        for row, crystal in enumerate(store.crystals(range(len(store)))):
+            yield Record(
+                str(path),
+                crystal.material_id,
+                "crystal",
+                crystal,
+                crystal.properties if labels else {},
+                made_up=bool(store.made_up[row]),
+            )
 
     names = tuple(store.property_names) if labels else ()
-    marks = fingerprint([stamp(path)], labels)
+    contents = contents_of([("", path)], labels)
     origins = tuple(store.origins)
-    return Source(path, records, len(store), names, marks, origins)
+    return Source(path, records, len(store), names, contents, origins)
 
 
 def _open_snapshot(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
-    """Open a table of structures that says where it comes from."""
+    """Open a table of structures with a file that names its origin."""
     known = read_origin(path)
     source = open_lines(path, keep_unlabelled, labels)
     return replace(source, count=known.count or source.count, origins=(known.origin,))
@@ -159,7 +166,7 @@ def _open_snapshot(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
 def _open_spec(
     spec: str, keep_unlabelled: bool, labels: bool, into: Path | None, progress: bool
 ) -> Source:
-    """Download what a spec names, unless that is done, and open it under that name."""
+    """Download a spec's structures, unless that is done, and open them as the spec."""
     if into is None:
         raise InputError(
             f"{spec}: only a build reads from a database; download it first: "
@@ -176,9 +183,10 @@ def _open_spec(
     def records() -> Iterator[Record]:
         return (replace(record, source=spec) for record in source.records())
 
-    # Of the content, so that one downloaded again counts as the same.
-    marks = fingerprint([], spec, read_origin(path).sha256, keep_unlabelled, labels)
-    return replace(source, records=records, fingerprint=marks)
+    # The hash is of the content, so that a second download counts as the same source.
+    known = read_origin(path).sha256
+    contents = contents_of([], spec, known, keep_unlabelled, labels)
+    return replace(source, path=Path(spec), records=records, contents=contents)
 
 
 def _open_folder(path: Path, keep_unlabelled: bool, labels: bool) -> Source:

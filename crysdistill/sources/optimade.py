@@ -1,12 +1,12 @@
 """OPTIMADE: one protocol for a dozen databases (Evans et al. 2024, 10.1039/D4DD00039K).
 
-`optimade:DATABASE?filter=FILTER&properties=A,B`; DATABASE is a name of `DATABASES` or
-the address of any other.
+`optimade:DATABASE?filter=FILTER&properties=A,B`; DATABASE is a name in `DATABASES` or
+the address of any other database.
 
-The package `optimade` checks the filter. Its `OptimadeClient` is not used: what has
-arrived is lost when a later page fails, and 429 is tried again for ever, a second
-apart, whatever `Retry-After` says (version 1.5.0). Nor are its adapters to pymatgen:
-they want all fields of an entry, and drop attached atoms without a word.
+The package `optimade` checks the filter. We do not use its `OptimadeClient` (version
+1.5.0): it loses the pages that arrived when a later page fails, and after a 429 it
+retries every second for ever, whatever `Retry-After` says. We do not use its adapters
+to pymatgen either: they need all fields of an entry, and silently drop attached atoms.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from crysdistill.sources.web import Refused, Web, short, start
 from crysdistill.store.origins import Origin, is_non_commercial
 
 PAGE_LIMIT = 100
-"""Entries to ask for at once; a service that gives fewer says so."""
+"""Entries on a page; a service that allows fewer refuses with an error."""
 
 _FIRST_TRIES = 3  # an address with a typo should not take minutes
 _LONGEST_DELAY = 60.0  # seconds between pages, whatever the service says
@@ -37,7 +37,7 @@ _OPTIONS = ("filter", "properties", "page_limit")
 
 
 class Database(NamedTuple):
-    """A provider of OPTIMADE: what its origin says, where `/info` does not."""
+    """An OPTIMADE provider, with the facts of its origin that `/info` may lack."""
 
     name: str
     url: str
@@ -104,22 +104,22 @@ DATABASES = {
         "Materials Cloud MC2D", "https://optimade.materialscloud.io/main/mc2d"
     ),
 }
-"""By short name. A licence that is "" is asked of `/info`, or stays unknown."""
+"""Databases by short name. If a licence is "", `/info` may name it."""
 
 
 def open_service(rest: str) -> OptimadeService:
-    """Return the service of what follows `optimade:`.
+    """Return the service that the text after `optimade:` names.
 
     Args:
         rest: `DATABASE?filter=...&properties=...`.
 
     Raises:
-        InputError: it is not understood, or the service does not answer.
+        InputError: the text cannot be parsed, or the service does not answer.
     """
     query = _parse(rest)
     web = Web()
     info: dict[str, Any] = {}
-    with suppress(Refused):  # then it does not say
+    with suppress(Refused):  # then `/info` names no origin
         info = web.get(f"{query.base}/info", tries=_FIRST_TRIES)
     if query.properties:
         with suppress(Refused):
@@ -137,14 +137,14 @@ def open_service(rest: str) -> OptimadeService:
 
 @dataclass(frozen=True)
 class Query:
-    """What to ask, and whom.
+    """A query and the database that answers it.
 
     Args:
         base: address of the service, with the version of the protocol.
-        database: as it is known here.
-        filter: in the language of OPTIMADE.
-        properties: names of numbers to take along.
-        page_limit: entries to ask for at once.
+        database: its entry in `DATABASES`, or None.
+        filter: the filter, in the language of OPTIMADE.
+        properties: names of the numbers to read as labels.
+        page_limit: entries on a page.
     """
 
     base: str
@@ -165,10 +165,11 @@ class OptimadeService:
     _delay: float = field(default=0.0, init=False)
 
     def pages(self, cursor: Any = None) -> Iterator[Page]:
-        """Yield pages; the cursor is the address of the next one.
+        """Yield pages; the cursor is the address of the next page.
 
         Raises:
-            InputError: there is no usable answer, or it leads in a circle.
+            InputError: there is no usable answer, or a page leads back to an earlier
+                one.
         """
         seen = set()
         answer, url = (self._get(cursor), cursor) if cursor else self._first()
@@ -187,7 +188,7 @@ class OptimadeService:
             answer, url = self._get(following), following
 
     def _first(self) -> tuple[dict[str, Any], str]:
-        """Ask for the first page; smaller ones if ours are too large."""
+        """Ask for the first page; ask for a smaller one if ours is too large."""
         url = f"{self.query.base}/structures"
         params: dict[str, Any] = {
             "response_fields": ",".join((*FIELDS, *self.query.properties)),
@@ -204,7 +205,7 @@ class OptimadeService:
             return self._get(url, params), url
 
     def _get(self, url: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return an answer, not sooner after the last than the service wants."""
+        """Return an answer, after the delay that the service asks for."""
         time.sleep(self._delay)
         answer = self.web.get(url, params)
         meta = answer.get("meta")
@@ -222,10 +223,10 @@ class OptimadeService:
 
 
 def _parse(rest: str) -> Query:
-    """Read `DATABASE?filter=...`; what stands in it may be percent-encoded or not."""
+    """Parse `DATABASE?filter=...`; its text may be percent-encoded or not."""
     where, _, text = rest.partition("?")
     options: dict[str, str] = {}
-    # A filter may hold `=`; `&` ends it only where another option follows.
+    # A filter may hold `=`; `&` ends it only if another option follows.
     for part in re.split(r"&(?=\w+=)", text) if text else ():
         key, _, value = part.partition("=")
         if key not in _OPTIONS:
@@ -244,7 +245,7 @@ def _parse(rest: str) -> Query:
 
 
 def _address(where: str) -> tuple[str, Database | None]:
-    """Return the versioned address of a database, and what is known of it."""
+    """Return the versioned address of a database, and its entry in `DATABASES`."""
     database = DATABASES.get(where.lower())
     if database is None and not re.match(r"https?://", where):
         hint = did_you_mean(where, DATABASES) or f"; known: {', '.join(DATABASES)}"
@@ -257,7 +258,7 @@ def _address(where: str) -> tuple[str, Database | None]:
 
 
 def _check_filter(text: str) -> None:
-    """Refuse a filter that no database would understand, before one is asked."""
+    """Refuse an invalid filter before asking a database."""
     if not text:
         return
     try:
@@ -272,7 +273,7 @@ def _check_filter(text: str) -> None:
 
 
 def _check_properties(query: Query, info: Mapping[str, Any]) -> None:
-    """Refuse a property that no entry would have."""
+    """Refuse a property that the database does not list."""
     data = info.get("data")
     known = data.get("properties") if isinstance(data, Mapping) else None
     if not isinstance(known, Mapping):
@@ -296,7 +297,7 @@ def _data(answer: Mapping[str, Any], url: str) -> Sequence[Any]:
 
 
 def _next(answer: Mapping[str, Any], url: str) -> str | None:
-    """Return the address of the next page, which may come as text or as an object."""
+    """Return the address of the next page; the answer gives text or an object."""
     links, meta = answer.get("links"), answer.get("meta")
     following = links.get("next") if isinstance(links, Mapping) else None
     if isinstance(following, Mapping):
@@ -315,7 +316,7 @@ def _attributes(info: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _name(info: Mapping[str, Any]) -> str:
-    """Return how a database calls itself."""
+    """Return the name that a database gives itself."""
     meta = info.get("meta")
     provider = meta.get("provider") if isinstance(meta, Mapping) else None
     return str(provider.get("name") or "") if isinstance(provider, Mapping) else ""
@@ -324,8 +325,8 @@ def _name(info: Mapping[str, Any]) -> str:
 def _licence(info: Mapping[str, Any], known: str) -> str:
     """Return the licence that `/info` names, else the one known here.
 
-    Several are alternatives; of these we take what allows most. But a mirror cannot
-    allow what the owners of the data do not.
+    Several licences are alternatives; we take those that allow most. But a mirror
+    cannot allow more than the owners of the data.
     """
     attributes = _attributes(info)
     offered = attributes.get("available_licenses")
@@ -342,7 +343,7 @@ def _licence(info: Mapping[str, Any], known: str) -> str:
 
 
 def _spdx(link: str) -> str:
-    """Return the SPDX identifier that the address of a licence stands for, or ""."""
+    """Return the SPDX identifier for the address of a licence, or ""."""
     if match := re.search(r"spdx\.org/licenses/([\w.+-]+?)(\.html|\.json)?/?$", link):
         return match[1]
     if match := re.search(r"creativecommons\.org/licenses/([a-z-]+)/([\d.]+)", link):

@@ -1,4 +1,4 @@
-"""What OPTIMADE says of a structure, as an entry; or why it is no ordered crystal."""
+"""Turning a structure of OPTIMADE into an entry, or into a reason to refuse it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ FIELDS = (
     "dimension_types",
     "structure_features",
 )
-"""Of an entry; what else it has is not asked for."""
+"""Fields of an entry that we ask for."""
 
 
 class _NoCrystal(Exception):  # noqa: N818 - a reason, for quarantine
-    """Why an entry is no ordered crystal."""
+    """The reason why an entry is no ordered crystal."""
 
 
 def entry_of(resource: Any, properties: Sequence[str] = ()) -> dict[str, Any]:
     """Return a structure of OPTIMADE as an entry of a page.
 
     Args:
-        resource: as the service gives it.
-        properties: names of numbers to take along.
+        resource: the structure in the answer of the service.
+        properties: names of the numbers to read as labels.
 
     Returns:
         A flat entry, or `id` and `problem` if it holds no ordered crystal.
@@ -70,7 +70,7 @@ def _structure(attributes: Mapping[str, Any]) -> dict[str, Any]:
         raise _NoCrystal(
             f"periodic in {periodic.count(1)} of 3 directions; only crystals are read"
         )
-    # The atoms of these are not all in the list of sites.
+    # The list of sites lacks some atoms of such structures.
     missing = {"implicit_atoms", "site_attachments", "unknown_positions", "assemblies"}
     if odd := sorted(missing & set(attributes.get("structure_features") or ())):
         raise _NoCrystal(f"has {', '.join(odd)}: not every atom has one known position")
@@ -90,7 +90,7 @@ def _symbols(attributes: Mapping[str, Any]) -> list[str]:
     """Return the element on each site."""
     names = attributes["species_at_sites"]
     kinds = attributes.get("species")
-    if not kinds:  # not obligatory where every site holds one element
+    if not kinds:  # optional if every site holds one element
         return [str(name) for name in names]
     by_name = {kind["name"]: kind for kind in kinds}
     symbols = []
@@ -111,7 +111,7 @@ def _symbols(attributes: Mapping[str, Any]) -> list[str]:
 
 
 def _occupation(kind: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Return what sits on the sites of a species, and how much of it."""
+    """Return the elements on the sites of a species, and their shares."""
     symbols = [str(symbol) for symbol in kind["chemical_symbols"]]
     shares = kind.get("concentration") or [1.0] * len(symbols)
     return list(zip(symbols, map(float, shares), strict=True))

@@ -1,11 +1,11 @@
-"""A record: one entry of a source, cheap to make, and parsed where there is time."""
+"""A record: one entry of a source, cheap to make and parsed later by a worker."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from crysdistill.errors import BadStructure
 from crysdistill.store.origins import Origin
 from crysdistill.structures.cif import read_cif
 from crysdistill.structures.crystal import Crystal, validate
+from crysdistill.structures.poscar import read_poscar
 from crysdistill.structures.readers import (
     read_bytes,
     read_cssr,
@@ -22,7 +23,6 @@ from crysdistill.structures.readers import (
     read_flat,
     read_gen,
     read_jarvis,
-    read_poscar,
     read_pymatgen,
     read_res,
 )
@@ -30,7 +30,7 @@ from crysdistill.structures.readers import (
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One entry of a source: a structure to be, or the reason why it cannot be one.
+    """One entry of a source: a structure to parse, or the reason to refuse it.
 
     Args:
         source: the file or folder as the user named it.
@@ -40,8 +40,9 @@ class Record:
         payload: the path of a file, its bytes, a line or an entry of JSON, or a
             crystal.
         properties: known labels by name.
-        problem: why it goes straight to quarantine.
-        place: where in the source it stands, where `material_id` does not tell.
+        problem: the reason why it goes straight to quarantine.
+        place: its place in the source, unless `material_id` shows it.
+        made_up: whether the program made up `material_id`, since the source has none.
     """
 
     source: str
@@ -51,9 +52,10 @@ class Record:
     properties: Mapping[str, float] = field(default_factory=dict)
     problem: str | None = None
     place: str = ""
+    made_up: bool = False
 
     def refuse(self, reason: str) -> Record:
-        """Return this record on its way to quarantine."""
+        """Return this record with a reason that sends it to quarantine."""
         return replace(
             self, format="none", payload=None, problem=_placed(self.place, reason)
         )
@@ -61,30 +63,37 @@ class Record:
 
 @dataclass
 class Source:
-    """Something that structures come from.
+    """A source of structures.
 
     Args:
-        path: as the user named it.
+        path: the path as the user named it.
         records: starts reading from the beginning.
-        count: how many records there will be, for progress bars; an estimate.
+        count: the estimated number of records, for progress bars.
         properties: the names of its labels.
-        fingerprint: changes with its files, to recognise a changed source.
-        origins: the databases and publications behind it, as far as it says.
+        contents: hashes the content of its files, to recognise a changed source.
+        origins: the databases and publications that it names.
+        remarks: remarks for the user on how it is read.
     """
 
     path: Path
     records: Callable[[], Iterator[Record]]
     count: int | None
     properties: tuple[str, ...]
-    fingerprint: str
+    contents: Callable[[], str]
     origins: tuple[Origin, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The hash of its files' content, wherever they lie; reads them once."""
+        return self.contents()
 
 
 def parse(record: Record) -> Crystal:
     """Read and check the structure of a record.
 
     Raises:
-        BadStructure: it cannot be read, whatever the cause; the text names it.
+        BadStructure: it cannot be read; the text names the cause.
     """
     if record.problem is not None:
         raise BadStructure(record.problem)
@@ -113,16 +122,48 @@ def _content(record: Record) -> bytes:
 
 
 def _entry(record: Record) -> Mapping[str, Any]:
-    """Return the dictionary that describes a structure, out of its envelope."""
+    """Return the dictionary that describes the structure of an entry."""
     if isinstance(record.payload, Mapping):
         entry = record.payload
     else:
         entry = load_json(_content(record))
-    return entry.get("structure", entry.get("atoms", entry))
+    return structure_of(entry)
+
+
+STRUCTURE_KEYS = (
+    "structure",
+    "atoms",
+    "final_structure",
+    "relaxed_structure",
+    "initial_structure",
+    "unrelaxed_structure",
+)
+"""Keys that may hold the structure of an entry; the first present key counts."""
+
+
+def structure_key(entry: Mapping[str, Any]) -> str | None:
+    """Return the key that holds an entry's structure; None if the entry is one."""
+    known = next((key for key in STRUCTURE_KEYS if key in entry), None)
+    if known is not None or layout_of(entry) is not None:
+        return known
+    called = (key for key in entry if str(key).lower().endswith("structure"))
+    return next(called, None)
+
+
+def structure_of(entry: Mapping[str, Any]) -> Any:
+    """Return the description of an entry's structure, parsed if it is JSON text."""
+    key = structure_key(entry)
+    found = entry if key is None else entry[key]
+    if isinstance(found, str) and found.lstrip()[:1] == "{":
+        try:
+            return load_json(found.encode())
+        except ValueError:
+            return found
+    return found
 
 
 def layout_of(structure: Mapping[str, Any]) -> str | None:
-    """Return the format of a dictionary that describes a structure, if it does."""
+    """Return the format of a dictionary that describes a structure, or None."""
     if "sites" in structure or "@class" in structure:
         return "pymatgen"
     if "lattice_mat" in structure:
@@ -171,7 +212,7 @@ _READERS: dict[str, Callable[[Record], Crystal]] = {
 
 
 def load_json(data: bytes) -> Any:
-    """Parse JSON; the NaN that Python writes is read as well.
+    """Parse JSON, including the NaN that Python writes.
 
     Raises:
         ValueError: it is not JSON.
@@ -179,18 +220,7 @@ def load_json(data: bytes) -> Any:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
-        return json.loads(data)
-
-
-def fingerprint(files: Iterable[tuple[str, int, int]], *settings: Any) -> str:
-    """Return a hash of file names, sizes and times of change, and of settings."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for file in files:
-        digest.update(repr(file).encode())
-    return digest.hexdigest()
-
-
-def stamp(path: Path) -> tuple[str, int, int]:
-    """Return what `fingerprint` wants to know of a file."""
-    status = path.stat()
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
+        try:
+            return json.loads(data)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None

@@ -1,4 +1,4 @@
-"""Services: databases that hand out structures page by page, over the network."""
+"""Services: databases that return structures page by page over the network."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from crysdistill.store.origins import Origin
 
 @dataclass(frozen=True)
 class Page:
-    """Some entries of a service, and where it goes on.
+    """Some entries of a service, and the cursor of the next page.
 
     Args:
-        entries: as `tables.py` reads them from JSON lines: flat (`id`, `lattice`,
+        entries: entries in the layouts that `tables.py` reads: flat (`id`, `lattice`,
             `species`, `frac`, and known properties beside them) or with `structure`
-            (pymatgen's `as_dict`) beside `material_id` and properties. An entry that
-            holds no usable structure is `{"id", "problem": reason}`, for quarantine.
-        cursor: plain JSON from which `Service.pages` goes on after this page; None
-            after the last.
+            (pymatgen's `as_dict`) beside `material_id` and properties. An entry without
+            a usable structure is `{"id", "problem": reason}`, for quarantine.
+        cursor: plain JSON with which `Service.pages` continues after this page; None
+            after the last page.
     """
 
     entries: Sequence[Mapping[str, Any]]
@@ -27,18 +27,18 @@ class Page:
 
 
 class Service(Protocol):
-    """What a client of a database offers; one file beside this one for each."""
+    """The interface of a database's client; each client is a file beside this one."""
 
     origin: Origin
-    """Where its structures come from."""
+    """The origin of its structures."""
 
     total: int | None
-    """How many entries there will be, as far as the service tells."""
+    """The number of entries, if the service gives it."""
 
     def pages(self, cursor: Any = None) -> Iterator[Page]:
         """Yield pages from the beginning, or from after the page of `cursor`.
 
         Raises:
-            InputError: the service cannot be used (package missing, no key, refused);
-                after retries as it asks for them. What was yielded is kept.
+            InputError: the service cannot be used (package missing, no key, refused),
+                even after the retries that it asks for. The yielded pages are kept.
         """

@@ -1,7 +1,7 @@
 """Snapshots: a database, or a part of it, downloaded into one file.
 
-Compute nodes have no network, and a build has to give the same store twice: so a
-download is a step of its own. It goes page by page; each page that arrived stays.
+A download is a step of its own, because compute nodes have no network and a build must
+give the same store twice. It goes page by page and keeps each page that arrived.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from crysdistill.store.origins import Origin
 SUFFIX = ".jsonl.gz"
 
 _MANIFEST = "fetch.json"
-_COMPRESSION = 6  # fixed, like the time in the header: the same pages, the same bytes
+_COMPRESSION = 6  # fixed, like the header's time, so that equal pages give equal bytes
 
 
 def fetch(
@@ -52,16 +52,16 @@ def fetch(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Download what a spec names into `OUT.jsonl.gz`, and its origin beside it.
+    """Download a spec's structures into `OUT.jsonl.gz`, and write its origin beside it.
 
-    Pages that arrived stay in `OUT.jsonl.gz.parts/` until the file is whole: run the
-    same command again after an interruption and it goes on after the last of them. The
-    file is then the same, byte for byte, as that of an uninterrupted download.
+    Pages that arrived stay in `OUT.jsonl.gz.parts/` until the file is whole. After an
+    interruption the same command continues after the last of them. The file then equals
+    that of an uninterrupted download, byte for byte.
 
     Args:
         spec: `SCHEME:REST`, such as `optimade:mp?filter=nelements=2`.
-        out: the file to write; `OUT.origin.json` says where it comes from.
-        limit: entries to stop after.
+        out: the file to write; `OUT.origin.json` names its origin.
+        limit: stop after this many entries.
         overwrite: whether an existing file may be replaced.
         progress: whether to show a progress bar.
 
@@ -70,7 +70,7 @@ def fetch(
 
     Raises:
         InputError: the file exists, another process writes it, the interrupted download
-            was of another spec, or the service cannot be used.
+            had another spec, or the service cannot be used.
     """
     out = Path(out)
     if not out.name.endswith(SUFFIX) or out.name == SUFFIX:
@@ -80,7 +80,7 @@ def fetch(
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder; create it first")
     parts = out.with_name(out.name + ".parts")
-    # With its pages still there, it is one whose download did not come to its end.
+    # If its pages are still there, its download did not finish.
     if out.exists() and not overwrite and not (parts / _MANIFEST).exists():
         raise InputError(f"{out} exists; give another name or `--overwrite`")
     busy = f"{out} is being fetched by another process; wait for it, or name another"
@@ -90,9 +90,9 @@ def fetch(
             if not pages.whole(limit):
                 _download(pages, limit, progress)
             _assemble(pages, out, limit)
-            # From here on pages go: they must not be taken for a part of a download.
+            # From here on pages are deleted; the rest must not look like a download.
             pages.note(assembled=[limit])
-        # The manifest goes last: as long as it is there, the command goes on.
+        # The manifest goes last: as long as it is there, the command can continue.
         for path in parts.iterdir():
             if path.name != _MANIFEST:
                 path.unlink()
@@ -101,19 +101,19 @@ def fetch(
 
 
 def origin_path(snapshot: Path) -> Path:
-    """Return where the origin of `NAME.jsonl.gz` lies: in `NAME.origin.json`."""
+    """Return the file with the origin of `NAME.jsonl.gz`: `NAME.origin.json`."""
     name = snapshot.name.removesuffix(".gz").rpartition(".")[0]
     return snapshot.with_name(f"{name}.origin.json")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What stands beside a snapshot.
+    """The facts in the file beside a snapshot.
 
     Args:
-        origin: where it comes from.
-        count: its entries, if that is known.
-        sha256: of the file, if that is known.
+        origin: the origin of the structures.
+        count: the number of entries, if known.
+        sha256: the hash of the file, if known.
     """
 
     origin: Origin
@@ -122,10 +122,10 @@ class Provenance:
 
 
 def read_origin(snapshot: Path) -> Provenance:
-    """Return what the file beside a snapshot says.
+    """Return the facts in the file beside a snapshot.
 
     Raises:
-        InputError: the file beside it cannot be read, or belongs to another.
+        InputError: the file beside it cannot be read, or belongs to another snapshot.
     """
     path = origin_path(snapshot)
     try:
@@ -151,9 +151,9 @@ def read_origin(snapshot: Path) -> Provenance:
 
 @dataclass
 class _Pages:
-    """The pages of a download that are there; one file for each, whole or not there.
+    """The pages of a download that arrived; each is a complete file.
 
-    The first line of a file says how many entries follow and where to go on.
+    The first line of a file holds the number of its entries and the cursor.
     """
 
     folder: Path
@@ -187,10 +187,10 @@ class _Pages:
             ) from None
 
     def assembled(self, out: Path, limit: int | None) -> bool:
-        """Whether the file has been written from these pages, of which some are gone.
+        """Whether the file was written from these pages, some of which are deleted.
 
         Raises:
-            InputError: it has, but with another limit, or is not there any more.
+            InputError: it was, but with another limit, or the file no longer exists.
         """
         if "assembled" not in self._noted:
             return False
@@ -207,14 +207,14 @@ class _Pages:
         return at_end or (limit is not None and self.count >= limit)
 
     def begin(self, origin: Origin) -> None:
-        """Note what is downloaded; the day is that on which it began."""
+        """Note the origin of the download, with the day on which it began."""
         if self.origin is None:
             day = datetime.now(UTC).date().isoformat()
             self.origin = replace(origin, retrieved=origin.retrieved or day)
             self.note(spec=self.spec, origin=self.origin.to_dict())
 
     def note(self, **facts: Any) -> None:
-        """Add to what is known of this download."""
+        """Add facts about this download."""
         self._noted.update(facts)
         write_whole(self.folder / _MANIFEST, json.dumps(self._noted).encode())
 
@@ -232,14 +232,14 @@ class _Pages:
         self.cursor, self.total = page.cursor, total
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the entries, as lines."""
+        """Yield the entries as lines."""
         for path in self.files:
             with path.open("rb") as file:
                 yield from islice(file, 1, None)
 
 
 class _Rate(ProgressColumn):
-    """Entries in a second."""
+    """Entries per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -307,6 +307,6 @@ def _assemble(pages: _Pages, out: Path, limit: int | None) -> None:
             "bytes": partial.stat().st_size,
             "sha256": digest,
         }
-        # A snapshot is never there without its origin.
+        # A snapshot never exists without its origin.
         text = json.dumps(content, indent=2) + "\n"
         write_whole(origin_path(out), text.encode())

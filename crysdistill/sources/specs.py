@@ -1,6 +1,7 @@
-"""Specs: `SCHEME:REST` names what to ask of a database on the network.
+"""Specs: `SCHEME:REST` names a database on the network and a query.
 
-A new database is a file beside this one with `open_service(rest)`, and a line here.
+To add a database, add a file beside this one with `open_service(rest)`, and a line
+here.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ SERVICES = {
     "matbench": "crysdistill.sources.matbench",
     "hf": "crysdistill.sources.hugging_face",
 }
-"""By scheme, the module whose `open_service` makes the service.
+"""Modules by scheme; the `open_service` of a module makes the service.
 
-It is imported when it is asked for, and may then miss a package.
+A module is imported only when it is needed, because its package may be missing.
 """
 
 # One letter would be a drive of Windows.
@@ -38,14 +39,14 @@ def is_spec(text: str | Path) -> bool:
 
 
 def open_service(spec: str) -> Service:
-    """Return the service that a spec names; it may ask who it is over the network.
+    """Return the service that a spec names; this may ask the network for its name.
 
     Args:
         spec: `SCHEME:REST`, such as `optimade:oqmd?filter=nelements=2`.
 
     Raises:
-        InputError: there is no such scheme, REST is wrong, a package is missing or the
-            service does not answer.
+        InputError: there is no such scheme, REST is invalid, a package is missing, or
+            the service does not answer.
     """
     scheme, _, rest = spec.partition(":")
     if scheme not in SERVICES:

@@ -1,57 +1,50 @@
 """Many structures in one JSON file: JSON lines, and the layouts of pymatgen users.
 
 A structure is pymatgen's `Structure.as_dict`, or a flat `{"id", "lattice", "species",
-"frac"}`; an entry is a dictionary that holds one as `structure`, its id, its labels.
-JARVIS calls its own layout `atoms`, and writes "na" for what is not known.
+"frac"}`. An entry is a dictionary with a `structure`, an id and labels. JARVIS calls
+its own layout `atoms`, and writes "na" for an unknown value.
 """
 
 from __future__ import annotations
 
 import gzip
-import math
-import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from crysdistill.errors import BadStructure
-from crysdistill.sources.labels import PROPERTIES, LabelTable, read_labels
-from crysdistill.sources.records import (
-    Record,
-    Source,
-    fingerprint,
-    layout_of,
-    load_json,
-    stamp,
-)
+from crysdistill.errors import BadStructure, InputError
+from crysdistill.sources.contents import contents_of, not_a_file
+from crysdistill.sources.entries import Survey, entry_record
+from crysdistill.sources.identity import ID_KEYS, made_up_remark
+from crysdistill.sources.label_files import read_labels
+from crysdistill.sources.labels import ID_PROP, PROPERTIES, LabelTable
+from crysdistill.sources.layouts import Entry, entries_of
+from crysdistill.sources.records import Record, Source, load_json
 from crysdistill.structures.readers import read_bytes
 
-ID_KEYS = ("material_id", "id", "entry_id", "task_id", "mp_id", "jid")
-"""Where an entry may keep its id; the first that is there counts."""
-
-_NOT_KNOWN = "na"
-"""What JARVIS writes for a property that it has not calculated."""
-
 _ENDS_EARLY = (EOFError, zlib.error, gzip.BadGzipFile)
+_PLAIN = {*ID_KEYS, "lattice", "species", "frac"}
+"""Keys of a line that holds a structure and its id, but no labels."""
 
 
 def open_lines(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
-    """Open `structures.jsonl[.gz]`, with `properties.csv` beside it if it is there.
+    """Open `structures.jsonl[.gz]`, and `properties.csv` beside it if there is one.
 
-    Lines are handed on as they are, and read again where they are parsed: memory stays
-    flat however long the file is.
+    Workers receive raw lines and parse them, so that memory stays flat however long the
+    file is.
     """
-    count, names = _survey(path, labels)
+    count, survey = _survey(path, labels)
+    names, keys, stem = survey.names, survey.ids.keys, _stem(path)
 
     def entries() -> Iterator[Record]:
-        stem, number, found = _stem(path), 0, False
+        number, found = 0, False
         try:
             with open_plain(path) as file:
                 for number, line in enumerate(file, start=1):
                     if line.strip():
                         found = True
-                        yield _line_record(line, number, str(path), stem, names)
+                        yield _line_record(line, number, str(path), stem, names, keys)
         except _ENDS_EARLY:
             reason = f"ends early after line {number}: get the file again"
             yield Record(str(path), path.name, problem=reason)
@@ -63,22 +56,25 @@ def open_lines(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
                 reason = "empty file; get it again or leave it out"
                 yield Record(str(path), path.name, problem=reason)
 
-    return table_source(path, entries, count, names, keep_unlabelled, labels)
+    remarks = survey.remarks(path)
+    if survey.ids.missing:
+        remarks.append(made_up_remark(path, f"{stem}-1"))
+    return table_source(path, entries, count, names, keep_unlabelled, labels, remarks)
 
 
 def open_json(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
     """Open a JSON file of one structure or many, in any of the usual layouts.
 
     These are: one structure; a list of structures or entries; a dictionary from ids to
-    them; the `{"index", "columns", "data"}` of matbench; a list of JARVIS. Numbers that
-    stand beside a structure are its labels.
+    them; a pandas data frame by rows, by columns, or in the layout of matbench; a list
+    of JARVIS. Numbers beside a structure are its labels.
     """
     problem = None
-    entries: list[tuple[str, Any]] = []
+    entries: list[Entry] = []
+    data = b""
     try:
         data = read_bytes(path)
-        content = load_json(data)
-        entries = list(_layout(content, _stem(path)))
+        entries = list(entries_of(load_json(data), _stem(path)))
         if not entries:
             problem = "no structures in it; add them or leave the file out"
     except BadStructure as error:
@@ -91,16 +87,22 @@ def open_json(path: Path, keep_unlabelled: bool, labels: bool) -> Source:
         problem = f"not valid JSON ({error}): damaged or cut short; get the file again"
         if not data.strip():
             problem = "empty file; get it again or leave it out"
-    names = _label_names(entry for _, entry in entries) if labels else ()
+    survey = Survey()
+    for entry in entries:
+        survey.add(entry.content, labels)
+    names, keys = survey.names, survey.ids.keys
 
     def records() -> Iterator[Record]:
-        for name, entry in entries:
-            yield _entry_record(entry, entry, str(path), name, names)
+        for name, entry, made_up in entries:
+            yield entry_record(entry, entry, str(path), name, names, "", keys, made_up)
         if problem is not None:
             yield Record(str(path), _stem(path), problem=problem)
 
+    remarks = survey.remarks(path)
+    if survey.ids.missing and any(entry.made_up for entry in entries):
+        remarks.append(made_up_remark(path, entries[0].name))
     count = len(entries) + (problem is not None)
-    return table_source(path, records, count, names, keep_unlabelled, labels)
+    return table_source(path, records, count, names, keep_unlabelled, labels, remarks)
 
 
 def table_source(
@@ -110,24 +112,48 @@ def table_source(
     names: tuple[str, ...],
     keep_unlabelled: bool,
     labels: bool,
+    remarks: list[str] | None = None,
 ) -> Source:
-    """Return the source of a file of many structures, joined with labels beside it."""
-    beside = path.parent / PROPERTIES
-    files = [stamp(path)]
+    """Return the source of a file of many structures, joined with its label table.
+
+    Raises:
+        InputError: the label table cannot be read.
+    """
+    files = [(path.name, path)]
     table: LabelTable | None = None
-    if labels and beside.is_file():
+    beside = _labels_beside(path) if labels else None
+    if beside is not None:
         table = read_labels(beside.read_bytes(), str(beside))
-        files.append(stamp(beside))
+        files.append((beside.name, beside))
         names = tuple(dict.fromkeys((*names, *table.properties)))
         count = None if count is None else count + len(table.strays)
+        remarks = [*(remarks or []), *table.remarks]
 
     def records() -> Iterator[Record]:
         if table is None:
             return entries()
         return table.join(entries(), str(path), keep_unlabelled)
 
-    marks = fingerprint(files, keep_unlabelled, labels)
-    return Source(path, records, count, names, marks)
+    contents = contents_of(files, keep_unlabelled, labels)
+    return Source(path, records, count, names, contents, remarks=tuple(remarks or ()))
+
+
+def _labels_beside(path: Path) -> Path | None:
+    """Return the label table beside a file of structures, or None.
+
+    `id_prop.csv` belongs to the file if no other file there holds structures.
+    """
+    found = path.parent / PROPERTIES
+    if not (found.is_symlink() or found.exists()):
+        found = path.parent / ID_PROP
+        if not (found.is_symlink() or found.exists()):
+            return None
+        others = (f.name for f in path.parent.iterdir() if not f.name.startswith("."))
+        if any(n != path.name and not n.endswith((".csv", ".tsv")) for n in others):
+            return None
+    if reason := not_a_file(found):
+        raise InputError(f"{found}: {reason}; mend or remove it")
+    return found
 
 
 def _stem(path: Path) -> str:
@@ -135,24 +161,26 @@ def _stem(path: Path) -> str:
 
 
 def open_plain(path: Path) -> IO[bytes]:
-    """Open a file to read lines from, compressed or not, whatever it is called."""
+    """Open a file to read lines, compressed or not, whatever its name."""
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if compressed else path.open("rb")  # type: ignore[return-value]
 
 
-def _survey(path: Path, labels: bool) -> tuple[int, tuple[str, ...]]:
-    """Count the lines, and find the names of labels if lines hold entries."""
-    count = 0
-    names: tuple[str, ...] = ()
+def _survey(path: Path, labels: bool) -> tuple[int, Survey]:
+    """Count the lines, and survey their ids and labels."""
+    count, survey = 0, Survey()
     try:
         with open_plain(path) as file:
             first = file.readline()
-            if labels and (b'"structure"' in first or b'"atoms"' in first):
-                file.seek(0)
-                names = _label_names(map(_loaded, file))
-                file.seek(0)
-                count = sum(1 for _ in file)
+            entry = _loaded(first)
+            survey.add(entry, labels)
+            plain = isinstance(entry, dict) and entry.keys() <= _PLAIN
+            if not (plain and not survey.ids.missing):
+                count = bool(first)
+                for line in file:
+                    count += 1
+                    survey.add(_loaded(line), labels)
             else:
                 count, last = first.count(b"\n"), first[-1:]
                 while block := file.read(1 << 20):
@@ -161,11 +189,11 @@ def _survey(path: Path, labels: bool) -> tuple[int, tuple[str, ...]]:
                 count += last not in (b"\n", b"")
     except (OSError, *_ENDS_EARLY):
         pass  # told when the lines are read
-    return max(count, 1), names
+    return max(count, 1), survey
 
 
 def _loaded(data: bytes) -> Any:
-    """Return what JSON holds; None where it is none, which is told elsewhere."""
+    """Return parsed JSON; None if it is invalid, which is reported elsewhere."""
     try:
         return load_json(data)
     except ValueError:
@@ -173,152 +201,18 @@ def _loaded(data: bytes) -> Any:
 
 
 def _line_record(
-    line: bytes, number: int, source: str, stem: str, names: tuple[str, ...]
+    line: bytes,
+    number: int,
+    source: str,
+    stem: str,
+    names: tuple[str, ...],
+    keys: tuple[str, ...],
 ) -> Record:
-    """Return the record of one line; its id has to be known, so it is parsed here."""
+    """Return the record of one line, which is parsed here to find its id."""
     place = f"line {number}"
     try:
         entry = load_json(line)
     except ValueError as error:
         text = f"not valid JSON ({error}); mend or remove the line"
         return Record(source, place, problem=text)
-    return _entry_record(entry, line, source, f"{stem}-{number}", names, place)
-
-
-def _entry_record(
-    entry: Any,
-    payload: Any,
-    source: str,
-    name: str,
-    names: tuple[str, ...],
-    place: str = "",
-) -> Record:
-    """Return the record of one entry.
-
-    Args:
-        entry: what JSON holds.
-        payload: what the reader gets.
-        source: its name.
-        name: the id if the entry has none.
-        names: the properties to take from it.
-        place: where it stands.
-    """
-    if not isinstance(entry, dict):
-        record = Record(source, name, place=place)
-        return record.refuse("not a structure; give a dictionary with its lattice")
-    record = Record(source, entry_id(entry) or name, place=place)
-    if isinstance(entry.get("problem"), str) and not entry.get("structure"):
-        return record.refuse(entry["problem"])  # what a service could not hand out
-    structure = entry.get("structure", entry.get("atoms", entry))
-    if not isinstance(structure, dict):
-        return record.refuse(
-            "`structure` holds no structure; add it or remove the entry"
-        )
-    layout = layout_of(structure)
-    if layout is None:
-        return record.refuse(
-            "no structure; give `lattice`, `species` and `frac`, or pymatgen's "
-            "`Structure.as_dict()`"
-        )
-    try:
-        values = label_values(entry, names, layout == "jarvis")
-    except BadStructure as error:
-        return record.refuse(str(error))
-    return Record(source, record.material_id, layout, payload, values, place=place)
-
-
-def entry_id(entry: Mapping[str, Any]) -> str:
-    """Return the id that an entry holds; "" where it holds none."""
-    for key in ID_KEYS:
-        if isinstance(entry.get(key), str | int) and str(entry[key]).strip():
-            return str(entry[key]).strip()
-    return ""
-
-
-def label_values(
-    entry: Mapping[str, Any], names: Iterable[str], na: bool = False
-) -> dict[str, float]:
-    """Return the known labels of an entry.
-
-    Args:
-        entry: with labels beside a structure.
-        names: of the labels.
-        na: whether "na" stands for what is not known.
-
-    Raises:
-        BadStructure: a label is no finite number.
-    """
-    values: dict[str, float] = {}
-    for key in names:
-        value = entry.get(key)
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            continue
-        if na and value == _NOT_KNOWN:
-            continue
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise BadStructure(
-                f"`{key}` is `{value}`, not a finite number; mend it, or write null"
-            )
-        values[key] = float(value)
-    return values
-
-
-def _label_names(entries: Iterable[Any]) -> tuple[str, ...]:
-    """Return the keys beside `structure` that hold a number anywhere.
-
-    Beside the `atoms` of JARVIS they must hold nothing else: there some keys are a
-    number in one entry and a list or a name in the next.
-    """
-    names: dict[str, None] = {}
-    mixed: set[str] = set()
-    for entry in entries:
-        if not isinstance(entry, dict) or not entry.keys() & {"structure", "atoms"}:
-            continue
-        for key, value in entry.items():
-            if isinstance(value, int | float) and key not in ID_KEYS:
-                names[key] = None
-            elif "atoms" in entry and value not in (None, _NOT_KNOWN):
-                mixed.add(key)
-    return tuple(name for name in names if name not in mixed)
-
-
-def matbench_id(task: str, number: int, count: int) -> str:
-    """Return the official id of an entry, such as `mb-phonons-0001`.
-
-    Args:
-        task: such as `matbench_phonons`.
-        number: of the row, from 0.
-        count: how many rows there are.
-    """
-    name = task.removeprefix("matbench_").replace("_", "-")
-    return f"mb-{name}-{number + 1:0{len(str(count))}d}"
-
-
-def _layout(content: Any, stem: str) -> Iterator[tuple[str, Any]]:
-    """Yield a name for each entry of a JSON file, and the entry."""
-    if isinstance(content, list):
-        for number, entry in enumerate(content):
-            yield f"{stem}-{number}", entry
-    elif not isinstance(content, dict):
-        raise BadStructure("neither a list nor a dictionary of structures; mend it")
-    elif {"ids", "nextid"} <= content.keys():
-        raise BadStructure(
-            "an ASE database in JSON; convert it with `ase db FILE.json --insert-into "
-            "FILE.db`"
-        )
-    elif {"columns", "data"} <= content.keys():
-        if "structure" not in content["columns"]:
-            raise BadStructure("a table without a column `structure`; add it")
-        count = len(content["data"])
-        names = content.get("index", range(count))
-        if re.fullmatch(r"matbench_\w+", stem) and list(names) == list(range(count)):
-            names = [matbench_id(stem, number, count) for number in names]
-        for name, row in zip(names, content["data"], strict=True):
-            entry = dict(zip(content["columns"], row, strict=True))
-            yield name if isinstance(name, str) else f"{stem}-{name}", entry
-    elif content.keys() & {"sites", "structure", "@class", "atoms", "lattice_mat"} or (
-        "lattice" in content and not isinstance(content["lattice"], dict)
-    ):
-        yield stem, content
-    else:
-        yield from ((str(name), entry) for name, entry in content.items())
+    return entry_record(entry, line, source, f"{stem}-{number}", names, place, keys)

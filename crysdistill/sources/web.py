@@ -1,4 +1,4 @@
-"""Asking a web service: waiting as it asks, trying again, giving up clearly."""
+"""Requests to a web service: waits, retries, and clear errors."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ FIRST_WAIT = 1.0
 
 LONGEST_WAIT = 60.0
 LONGEST_REQUESTED_WAIT = 900.0
-"""Seconds that a service may ask for; if it asks for more, that is told at once."""
+"""The longest wait in seconds; if a service asks for more, we give up at once."""
 
 WORTH_SAYING = 5.0
-"""Seconds of waiting from which on a user is told."""
+"""The user is told of waits of at least this many seconds."""
 
 TIMEOUT = (10.0, 60.0)
 """Seconds to connect, and between two packets of an answer."""
@@ -42,7 +42,7 @@ SHOWN = 80
 
 
 class _TryAgain(Exception):  # noqa: N818 - not an error yet
-    """What went wrong this time, and how long the service asks to wait."""
+    """A failed try, and how long the service asks to wait."""
 
     def __init__(self, problem: str, wait: float = 0.0) -> None:
         super().__init__(problem)
@@ -52,8 +52,9 @@ class _TryAgain(Exception):  # noqa: N818 - not an error yet
 class Web:
     """JSON from a web service.
 
-    Tried again, with growing waits: no or a broken connection, no answer in time, 429
-    and 5xx (after the time that `Retry-After` says), an answer that is not JSON.
+    A request is retried, with growing waits, after a failed or broken connection, a
+    timeout, 429 and 5xx (after the time in `Retry-After`), and an answer that is not
+    JSON.
     """
 
     def __init__(self) -> None:
@@ -67,15 +68,15 @@ class Web:
         params: Mapping[str, Any] | None = None,
         tries: int | None = None,
     ) -> dict[str, Any]:
-        """Return what the service answers.
+        """Return the answer of the service.
 
         Args:
-            url: of the resource.
-            params: of the query.
-            tries: `TRIES` where None.
+            url: the address of the resource.
+            params: the parameters of the query.
+            tries: the number of tries; `TRIES` if None.
 
         Raises:
-            InputError: it refuses, or there was no usable answer after all tries.
+            InputError: the service refuses, or no try gave a usable answer.
         """
         tries = TRIES if tries is None else tries
         with _told(url, tries):
@@ -123,11 +124,11 @@ class Web:
 
 
 class Refused(InputError):  # noqa: N818 - says what happened
-    """The service does not accept the request, and would not next time.
+    """The service refuses the request, so a retry is no use.
 
     Args:
-        answer: what it says.
-        text: for the user.
+        answer: the answer of the service.
+        text: the message for the user.
     """
 
     def __init__(self, answer: requests.Response, text: str) -> None:
@@ -137,7 +138,7 @@ class Refused(InputError):  # noqa: N818 - says what happened
 
 @contextmanager
 def _told(url: str, tries: int) -> Iterator[None]:
-    """Tell a user what the last try ended with."""
+    """Report the problem of the last try to the user."""
     try:
         yield
     except _TryAgain as problem:
@@ -156,7 +157,7 @@ def _wait(state: RetryCallState) -> float:
 
 
 def _say(url: str, state: RetryCallState) -> None:
-    """Say that we wait, and for what, where a user would wonder."""
+    """Tell the user about a long wait and its reason."""
     if state.outcome is not None and state.upcoming_sleep >= WORTH_SAYING:
         problem = state.outcome.exception()
         log.warning("%s: %s; waiting %.0f s", short(url), problem, state.upcoming_sleep)
@@ -188,7 +189,7 @@ def _cause(error: Exception) -> str:
 
 
 def _refusal(answer: requests.Response) -> str:
-    """Return what the service says about a request that it does not accept."""
+    """Return the reason that the service gives for refusing a request."""
     said = f"{answer.status_code} {answer.reason}"
     try:
         errors = orjson.loads(answer.content)["errors"]

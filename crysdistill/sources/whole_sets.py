@@ -1,4 +1,4 @@
-"""Services whose client hands out a whole data set at once, or is not there."""
+"""Services whose client returns a whole data set at once, or is not installed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PAGE_SIZE = 1000
 
 @dataclass
 class WholeSet:
-    """A data set that is here as a whole, page by page.
+    """A complete data set in memory, handed out page by page.
 
     Args:
-        origin: where it comes from.
-        entries: as `Page` wants them.
+        origin: the origin of the data set.
+        entries: entries in the layout of `Page`.
     """
 
     origin: Origin
@@ -31,7 +31,7 @@ class WholeSet:
         return len(self.entries)
 
     def pages(self, cursor: Any = None) -> Iterator[Page]:
-        """Yield pages; the cursor is the number of entries before the next one."""
+        """Yield pages; the cursor is the number of entries before the next page."""
         start = cursor or 0
         while True:
             stop = start + PAGE_SIZE

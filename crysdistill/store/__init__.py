@@ -1,1 +1,1 @@
-"""The store: many crystals in one memory-mapped file, and what it says of itself."""
+"""The store: many crystals in one memory-mapped file, with a description."""

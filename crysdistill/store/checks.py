@@ -1,6 +1,6 @@
-"""What is known of a corpus and a dataset: were they compared, and what was kept.
+"""Checks: whether a corpus was compared with a dataset, and which crystals were kept.
 
-A check is made where a corpus is built or learned from, and travels with it: into the
+A check is made when a corpus is built or used for training. It is copied into the
 store, the weights, the results and the report.
 """
 
@@ -20,13 +20,13 @@ STRUCTURES = (
     "structures/material_id_offsets",
     "structures/material_ids",
 )
-"""The arrays of a store that say what its crystals are, whatever their graphs."""
+"""The arrays of a store that define its crystals, without their graphs."""
 
 
 def structures_hash(hashes: Mapping[str, str]) -> str:
     """Return one SHA-256 for names, species, cells and coordinates.
 
-    Stores of the same structures have the same one, whatever their graphs and labels.
+    Stores of the same structures have the same hash, whatever their graphs and labels.
 
     Args:
         hashes: the SHA-256 of each of the arrays `STRUCTURES`.
@@ -40,14 +40,14 @@ class DatasetCheck:
     """A dataset that a corpus was compared with.
 
     Args:
-        name: of its file or folder.
+        name: the name of its file or folder.
         dataset: the `structures_hash` of the dataset.
         overlap: the hash of the overlap that was found.
-        kinds: corpus crystals with a pair of one of these were left out.
-        structures: how many the dataset has.
-        shared: how many of them stood in the corpus, by id or by structure.
-        left_out: corpus crystals that were left out for this dataset.
-        kept: how many structures of the dataset still stand in the corpus.
+        kinds: corpus crystals with a pair of one of these kinds were left out.
+        structures: the number of structures in the dataset.
+        shared: the number of them that the corpus held, by id or by structure.
+        left_out: the number of corpus crystals left out for this dataset.
+        kept: the number of structures of the dataset that the corpus still holds.
     """
 
     name: str
@@ -64,12 +64,12 @@ class DatasetCheck:
 
     @property
     def status(self) -> Literal["clean", "transductive"]:
-        """`clean` where no structure of the dataset stands in what is left."""
+        """`clean` if the remaining corpus holds no structure of the dataset."""
         return "transductive" if self.kept else "clean"
 
     @property
     def statement(self) -> str:
-        """The status with its numbers, in words."""
+        """The status and its numbers, in words."""
         if self.kept:
             return (
                 f"transductive ({self.kept:,} of {self.structures:,} structures of "
@@ -83,7 +83,7 @@ class DatasetCheck:
 
 
 def read_checks(facts: Mapping[str, Any]) -> list[DatasetCheck]:
-    """Return the checks that a store or a run wrote down."""
+    """Return the checks that a store or a run has noted."""
     return [DatasetCheck(**check) for check in facts.get("checks", ())]
 
 
@@ -95,7 +95,7 @@ def find_check(checks: Iterable[DatasetCheck], dataset: str) -> DatasetCheck | N
 def join_checks(
     earlier: Iterable[DatasetCheck], later: Iterable[DatasetCheck]
 ) -> list[DatasetCheck]:
-    """Return the checks of a corpus and of a part of it; of one dataset, the later."""
+    """Return the checks of a corpus and of its part; per dataset, the later counts."""
     known = {check.dataset: check for check in earlier}
     known |= {check.dataset: check for check in later}
     return list(known.values())
@@ -104,7 +104,7 @@ def join_checks(
 def status(
     checks: Sequence[DatasetCheck],
 ) -> Literal["clean", "transductive", "unknown"]:
-    """Return the word for several datasets; the worst holds for all."""
+    """Return one status for several datasets, the worst of them."""
     if not checks:
         return "unknown"
     kept = any(check.kept for check in checks)
@@ -112,7 +112,7 @@ def status(
 
 
 def statement(checks: Sequence[DatasetCheck]) -> str:
-    """Say of which datasets a corpus is clean and of which not."""
+    """Return, in words, the datasets of which a corpus is clean and not clean."""
     if not checks:
         return "unknown (compared with no dataset)"
     kept = [check for check in checks if check.kept]

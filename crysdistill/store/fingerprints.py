@@ -1,4 +1,4 @@
-"""What a crystal looks like whatever its cell: composition and neighbour distances.
+"""Fingerprints of crystals for any choice of cell: composition and distances.
 
 Legend of shapes: B crystals, S species of a crystal, F numbers per species.
 """
@@ -32,10 +32,10 @@ def fingerprint(crystal: Crystal) -> np.ndarray:
     species. The first is in units of the cube root of the volume per atom, the second
     of that per atom of the species, so that a uniform expansion changes nothing.
     Rotation, reflection, choice of cell and origin, and order of atoms change nothing
-    either; where atoms move by d or less, no distance changes by more than 2 d.
+    either. If atoms move by at most d, no distance changes by more than 2 d.
 
     Different crystals can have the same fingerprint (long stackings of the same layers
-    do), so it can refuse a match, but only propose one.
+    do). So a fingerprint can rule out a match, but can only propose one.
 
     The profile is the average minimum distance of D. Widdowson, M. M. Mosca, A.
     Pulido, A. I. Cooper and V. Kurlin (2022), MATCH 87, 529-559,
@@ -45,7 +45,7 @@ def fingerprint(crystal: Crystal) -> np.ndarray:
     is a profile per species, so that exchanging two species is seen.
 
     Args:
-        crystal: any; it need not be primitive.
+        crystal: any crystal; its cell need not be primitive.
 
     Returns:
         (S, 2 `NEIGHBORS`) float32. Species stand in the order of `composition`.
@@ -119,7 +119,7 @@ def _nearest(
 ) -> np.ndarray:
     """Return the distances from each point to its nearest periodic ones, (N, K), Å."""
     free_length = np.cbrt(volume / len(frac))
-    sphere = np.cbrt(3 * NEIGHBORS / (4 * math.pi))  # holds that many on average
+    sphere = np.cbrt(3 * NEIGHBORS / (4 * math.pi))  # holds NEIGHBORS on average
     radius = (sphere + 0.8) * free_length
     while True:
         found = _nearest_within(frac, cell, radius * per_plane, radius * radius)
@@ -164,8 +164,8 @@ _STEPS = 1 << 13  # of a packed distance per unit of length
 def pack(profiles: np.ndarray) -> np.ndarray:
     """Return fingerprints as stores keep them: uint16, in steps of 1/8192.
 
-    Rounding changes a distance between fingerprints by less than 1e-4; lengths from 8
-    on, which only rods of vacuum have, become 8.
+    Rounding changes a distance between fingerprints by less than 1e-4. Lengths above 8,
+    which occur only in rods of vacuum, become 8.
     """
     return np.minimum(np.rint(profiles * _STEPS), 65535).astype(np.uint16)
 
@@ -181,8 +181,8 @@ def unpack(packed: np.ndarray) -> np.ndarray:
 def composition(atomic_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return species and reduced amounts, by rising amount, then by atomic number.
 
-    In this order the amounts alone are the anonymised formula: NaCl and MgO are both
-    (1, 1), and the rows of their fingerprints can be compared one by one.
+    In this order the amounts are the anonymised formula: NaCl and MgO are both (1, 1),
+    and the rows of their fingerprints can be compared one by one.
 
     Args:
         atomic_numbers: (N,) uint8.
@@ -199,11 +199,11 @@ def composition(atomic_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def formulas(
     atom_offsets: np.ndarray, atomic_numbers: np.ndarray
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Yield species and amounts of many crystals, as `composition` orders them.
+    """Yield species and amounts of many crystals, in the order of `composition`.
 
     Args:
         atom_offsets: (B + 1,) first atom of each crystal.
-        atomic_numbers: (N,) uint8, those of all crystals.
+        atomic_numbers: (N,) uint8, of all atoms.
     """
     for start, end in itertools.pairwise(atom_offsets.tolist()):
         species, amounts = composition(atomic_numbers[start:end])
@@ -218,14 +218,14 @@ def distances(
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yield the distances between the fingerprints of one anonymised formula.
 
-    The distance is the root mean square difference over all entries. It is taken
+    The distance is the root mean square difference over all entries. It is computed
     twice: species by species in the given order, and for the exchange of species of
-    equal amount that makes it smallest.
+    equal amount that minimises it.
 
     Args:
         first: (A, S, F).
         second: (B, S, F).
-        amounts: (S,) of the formula; equal ones may be exchanged.
+        amounts: (S,) amounts of the formula; species of equal amount may be exchanged.
 
     Yields:
         Rows of `first`, and the distances (rows, B) in order and after the exchange.
@@ -250,7 +250,7 @@ def distances(
 def _best_exchange(
     squares: dict[tuple[int, int], np.ndarray], amounts: Sequence[int]
 ) -> np.ndarray:
-    """Return the least sum over one-to-one pairings of species of equal amount."""
+    """Return the smallest sum over pairings of species of equal amount."""
     total: np.ndarray | float = 0.0
     for _, members in itertools.groupby(range(len(amounts)), key=lambda s: amounts[s]):
         group = list(members)

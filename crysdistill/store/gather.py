@@ -1,9 +1,8 @@
 """Gathering random crystals of a store into one batch, in one pass over memory.
 
 PyTorch needs a dozen passes to unpack edges, each over an array as long as the edges.
-Compiled, the same is one loop that reads each code once: it runs at the speed of
-memory. On devices the passes are cheap, and `store.py` makes them; tests hold the two
-against each other.
+A compiled loop reads each code once and runs at the speed of memory. On devices the
+passes are cheap, and `store.py` makes them. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from crysdistill.machine_code import machine_code
 def count(
     rows: np.ndarray, atom_offsets: np.ndarray, edge_offsets: np.ndarray
 ) -> tuple[int, int]:
-    """Return how many atoms and edges some crystals have together."""
+    """Return the total numbers of atoms and edges of some crystals."""
     atoms, edges = 0, 0
     for row in rows:
         atoms += atom_offsets[row + 1] - atom_offsets[row]
@@ -38,12 +37,12 @@ def gather_atoms(
     ptr_out: np.ndarray,
     neighbor_ptr_out: np.ndarray,
 ) -> None:
-    """Fill what a batch holds of its N atoms.
+    """Fill the arrays of a batch's N atoms.
 
     Args:
-        rows: (B,) which crystals.
+        rows: (B,) rows of the crystals.
         atom_offsets: (all + 1,) first atom of each crystal of the store.
-        atomic_numbers: those of all atoms.
+        atomic_numbers: atomic numbers of all atoms.
         frac_coords: (all, 3).
         neighbor_counts: edges of each atom.
         numbers_out: (N,) int64.
@@ -83,9 +82,9 @@ def gather_edges(
     """Unpack the E edges of a batch (`shards.pack_edges` packed them).
 
     Args:
-        rows: (B,) which crystals.
+        rows: (B,) rows of the crystals.
         edge_offsets: (all + 1,) first edge of each crystal of the store.
-        edge_codes: those of all edges; int16 ones are unsigned.
+        edge_codes: codes of all edges; int16 codes are unsigned.
         shift_low: (all, 3) int8, the lowest translation of each crystal.
         shift_bits: (all, 3) uint8, the width of each field.
         ptr: (B + 1,) from `gather_atoms`.

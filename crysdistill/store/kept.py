@@ -1,4 +1,4 @@
-"""What was computed from a store, kept beside it for the next run."""
+"""Arrays computed from a store, kept beside it for the next run."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def kept(
 ) -> Arrays:
     """Return arrays that depend on a store and a key, computed once.
 
-    They lie in the folder `NAME.h5.kept` beside the store, which may be removed at any
-    time. Runs that compute the same at once each write a file of their own, and the
-    last one stays. Where nothing can be written, they are computed by every run.
-    Every rank calls this, the first one computes, and all have the same.
+    They lie in the folder `NAME.h5.kept` beside the store. You may remove it at any
+    time. If several runs compute the same arrays at once, each writes its own file, and
+    the last one stays. If the folder is not writable, every run computes them. Every
+    rank calls this function; the first rank computes, and all get the same arrays.
 
     Args:
-        store: what they are computed from; another content has other arrays.
-        key: whatever else they depend on: what they are, settings, rows, a version.
+        store: the store; a store of other content has other arrays.
+        key: everything else that they depend on: their kind, settings, rows, a version.
             Plain values and arrays.
         compute: returns the arrays by name.
     """
@@ -47,18 +47,18 @@ def _read_or_compute(
     digest = hashlib.sha256(text.encode()).hexdigest()
     folder = store.path.with_name(f"{store.path.name}.kept")
     path = folder / f"{digest[:32]}.safetensors"
-    # What cannot be read, whatever the reason, is computed and written anew.
+    # If the file cannot be read for any reason, compute and write it again.
     with suppress(OSError, SafetensorError):
         return load_file(path)
     arrays = {name: np.ascontiguousarray(a) for name, a in compute().items()}
-    with suppress(OSError):  # a folder that is read-only, a disk that is full
+    with suppress(OSError):  # a read-only folder, a full disk
         folder.mkdir(exist_ok=True)
         write_whole(path, save(arrays, metadata={"key": text}), own=True)
     return arrays
 
 
 def _plain(value: Any) -> Any:
-    """Return what stands for a value that JSON does not know."""
+    """Return a JSON value in place of one that JSON does not know."""
     if isinstance(value, np.generic):
         return value.item()
     array = np.ascontiguousarray(value)

@@ -1,4 +1,4 @@
-"""The names of a store's crystals, decoded when they are asked for."""
+"""The names of a store's crystals, decoded on demand."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 class Names(Sequence[str]):
     """A list of strings that stays in the file.
 
-    A hundred thousand Python strings take a hundred times the memory of a mapped
-    column of bytes, in every process anew.
+    In every process, a hundred thousand Python strings take a hundred times the memory
+    of a mapped column of bytes.
 
     Args:
         text: all names one after the other, UTF-8 in uint8.
-        ends: where each begins, and the length of `text`; (names + 1,) int64.
+        ends: the start of each name, and the length of `text`; (names + 1,) int64.
     """
 
     def __init__(self, text: np.ndarray, ends: np.ndarray) -> None:
@@ -65,4 +65,4 @@ class Names(Sequence[str]):
 
 
 _AT_ONCE = 4096
-"""Names of which the text is read in one go when all are asked for."""
+"""Names whose text is read at once when iterating."""

@@ -1,4 +1,4 @@
-"""Where structures come from and what may be done with them."""
+"""Origins of structures: databases, publications, and their licences."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Origin:
     """One database or publication that structures were taken from.
 
     Args:
-        name: as its users call it, such as `Materials Project`.
-        url: where it is.
-        licence: its SPDX identifier, such as `CC-BY-4.0`; "" where not known.
-        query: what was asked for; "" for all of it.
-        retrieved: the day, as `2026-11-24`; "" where not known.
+        name: its usual name, such as `Materials Project`.
+        url: its address.
+        licence: its SPDX identifier, such as `CC-BY-4.0`; "" if not known.
+        query: the query; "" for the whole database.
+        retrieved: the day of the download, as `2026-11-24`; "" if not known.
         citation: a DOI or a reference.
     """
 
@@ -36,16 +36,16 @@ class Origin:
 
 
 def is_non_commercial(licence: str) -> bool:
-    """Whether an SPDX identifier, or one of several, forbids commercial use."""
+    """Whether an SPDX expression, or a part of it, forbids commercial use."""
     words = licence.upper().replace("-", " ").split()
     return "NC" in words or "NONCOMMERCIAL" in "".join(words)
 
 
 def check_licence(licence: str) -> None:
-    """Refuse what is no SPDX expression by its form.
+    """Refuse text that does not have the form of an SPDX expression.
 
     Raises:
-        InputError: it holds what no identifier does, such as a blank.
+        InputError: it holds a character that no identifier has, such as a blank.
     """
     if licence and not re.fullmatch(r"[\w.+-]+( (AND|OR|WITH) [\w.+-]+)*", licence):
         meant = "-".join(licence.split())
@@ -56,16 +56,16 @@ def check_licence(licence: str) -> None:
 
 
 def joint_licence(licences: Iterable[str]) -> str:
-    """Return the SPDX expression of something made from works under these licences.
+    """Return the SPDX expression for something made from works under these licences.
 
-    All that are known bind; so what forbids commercial use is never lost.
+    All known licences bind, so a ban on commercial use is never lost.
     """
     parts = (part for licence in licences for part in licence.split(" AND "))
     return " AND ".join(sorted({part for part in parts if part}))
 
 
 def licence_remark(licence: str) -> str:
-    """Return a licence for people to read, with what it means for them."""
+    """Return a licence as readable text, with a remark on commercial use."""
     if not licence:
         return "not known"
     return (

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 import xxhash
@@ -20,27 +18,28 @@ from crysdistill.graphs.batch import CrystalBatch, GraphSettings, assemble
 from crysdistill.store.checks import STRUCTURES, structures_hash
 from crysdistill.store.fingerprints import unpack
 from crysdistill.store.gather import count, gather_atoms, gather_edges
-from crysdistill.store.layout import FORMAT, SCHEMA, STRUCTURES_READABLE
+from crysdistill.store.layout import MADE_UP, SCHEMA, STRUCTURES_READABLE
 from crysdistill.store.names import Names
 from crysdistill.store.origins import Origin, joint_licence
+from crysdistill.store.reading import datasets, mapped, open_hdf5, read_facts
 from crysdistill.store.unpacking import unpack_edges
 from crysdistill.structures.crystal import Crystal
 
 _FOR_THE_HOST = ("structures/material_id", "fingerprints/")
-"""Arrays that no batch is made from."""
+"""Arrays that batches do not use."""
 
 
 class Store:
-    """Reads a store. Opening maps the file; nothing is loaded before it is asked for.
+    """Reads a store. Opening maps the file; data are loaded when they are needed.
 
-    Every process that opens a store shares one copy in the page cache. A batch is one
-    vectorised gather. `to` moves the arrays to a device, where batches are then made.
+    All processes that open a store share one copy in the page cache. A batch is one
+    vectorised gather. `to` moves the arrays to a device, which then makes the batches.
 
     Args:
         path: the file, for messages.
         arrays: the datasets by name.
-        facts: what the file says of itself: graph settings, sources, hashes, ...
-        host: the datasets as mapped from the file, where `arrays` are on a device.
+        facts: the description in the file: graph settings, sources, hashes, ...
+        host: the datasets as mapped from the file, if `arrays` are on a device.
     """
 
     def __init__(
@@ -62,17 +61,17 @@ class Store:
     def open(cls, path: str | Path, *, verify: bool = True) -> Store:
         """Open a store: map its arrays, and compare them with their checksums.
 
-        The comparison reads the file once, at the speed of memory where it is in the
-        page cache.
+        The comparison reads the file once, at the speed of memory if it is in the page
+        cache.
 
         Args:
             path: the file.
-            verify: whether to compare; not needed where another process has just done
-                so.
+            verify: whether to compare checksums; not needed if another process has just
+                done so.
 
         Raises:
-            InputError: the file is not there, is not a store, is cut short, corrupted
-                (the text says in which part), or of another schema.
+            InputError: the file is missing, is not a store, is cut short, is corrupted
+                (the text names the part), or has another schema.
         """
         store = cls._open(Path(path), (SCHEMA,))
         if verify:
@@ -81,10 +80,10 @@ class Store:
 
     @classmethod
     def open_structures(cls, path: str | Path) -> Store:
-        """Open a store of this schema or an older one, for `crystals` alone.
+        """Open a store of this schema or an older one, for `crystals` only.
 
         Raises:
-            InputError: as `open`.
+            InputError: as in `open`.
         """
         store = cls._open(Path(path), STRUCTURES_READABLE)
         store.verify()
@@ -92,24 +91,11 @@ class Store:
 
     @classmethod
     def _open(cls, path: Path, schemas: Sequence[int]) -> Store:
-        if not path.exists():
-            near = (
-                [p.name for p in path.parent.glob("*.h5")]
-                if path.parent.exists()
-                else []
-            )
-            raise InputError(f"{path}: no such store{did_you_mean(path.name, near)}")
-        try:
-            file = h5py.File(path, "r")
-        except OSError as error:
-            raise InputError(
-                f"{path}: not a readable store ({error}); build it again"
-            ) from None
-        with file:
-            facts = _facts(path, file, schemas)
+        with open_hdf5(path) as file:
+            facts = read_facts(path, file, schemas)
             arrays = {}
-            for name, dataset in _datasets(file):
-                arrays[name] = torch.from_numpy(_map(path, dataset))
+            for name, dataset in datasets(file):
+                arrays[name] = torch.from_numpy(mapped(path, dataset))
         return cls(path, arrays, facts)
 
     def __len__(self) -> int:
@@ -117,7 +103,7 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        """How much memory takes what batches are made from."""
+        """The size in bytes of the arrays that batches use."""
         return sum(
             array.nbytes
             for name, array in self._arrays.items()
@@ -128,6 +114,13 @@ class Store:
         return f"Store({str(self.path)!r}, crystals={len(self)}, graph={self.graph})"
 
     # --------------------------------------------------------------- whole columns
+
+    @cached_property
+    def made_up(self) -> np.ndarray:
+        """(B,) bool, whether the program made up the id, since the source has none."""
+        if MADE_UP not in self._host:
+            return np.zeros(len(self), bool)
+        return self._numpy(MADE_UP).astype(bool)
 
     @property
     def atom_offsets(self) -> np.ndarray:
@@ -156,7 +149,7 @@ class Store:
 
     @property
     def space_groups(self) -> np.ndarray:
-        """(B, tolerances) uint8, 1-230 or 0; tolerances as `facts["symmetry"]` says."""
+        """(B, tolerances) uint8, 1-230 or 0; `facts["symmetry"]` lists tolerances."""
         return self._numpy("symmetry/space_groups")
 
     @cached_property
@@ -169,26 +162,26 @@ class Store:
 
     @property
     def origins(self) -> list[Origin]:
-        """Where its crystals come from, as far as its sources told."""
+        """The origins of its crystals that its sources named."""
         return [Origin(**origin) for origin in self.facts.get("origins", ())]
 
     @property
     def licence(self) -> str:
-        """What binds whoever makes something from it, as an SPDX expression."""
+        """The SPDX expression that binds anything made from this store."""
         return joint_licence(origin.licence for origin in self.origins)
 
     @cached_property
     def structures_hash(self) -> str:
-        """One hash for what the crystals are, whatever their graphs and labels."""
+        """A hash of the crystals, without their graphs and labels."""
         if "structures_hash" in self.facts:
             return self.facts["structures_hash"]
-        # Stores of schema 1 do not know theirs.
+        # Stores of schema 1 have not noted it.
         return structures_hash(
             {n: hashlib.sha256(self._numpy(n)).hexdigest() for n in STRUCTURES}
         )
 
     def property(self, name: str) -> np.ndarray:
-        """Return one property of all crystals, (B,) float64, NaN where not known.
+        """Return one property of all crystals, (B,) float64, NaN if not known.
 
         Raises:
             InputError: the store has no such property.
@@ -226,7 +219,7 @@ class Store:
         )
 
     def crystals(self, rows: Sequence[int] | None = None) -> Iterator[Crystal]:
-        """Yield crystals, all or those of `rows`."""
+        """Yield all crystals, or those of `rows`."""
         return (
             self.crystal(row) for row in (range(len(self)) if rows is None else rows)
         )
@@ -237,8 +230,8 @@ class Store:
         """Gather the crystals of `rows` into one batch, in that order.
 
         Args:
-            rows: which crystals. On a device, rows that come from the host let the
-                host run ahead; to read them from a device it would have to wait.
+            rows: the rows of the crystals. If the store is on a device, give rows on
+                the host: reading them from a device would make the host wait.
             targets: the properties whose values become `targets` (B, T).
 
         Raises:
@@ -262,7 +255,7 @@ class Store:
         return self._gather_by_torch(numbers, chosen, about)
 
     def _values(self, columns: Sequence[int], chosen: Tensor) -> Tensor:
-        """Return properties (B, T) float32; column by column, which needs no wait."""
+        """Return properties (B, T) float32, column by column to avoid a wait."""
         values = self._arrays["properties/values"]
         found = [values[column].index_select(0, chosen).float() for column in columns]
         empty = torch.empty(len(chosen), 0, device=chosen.device)
@@ -320,8 +313,8 @@ class Store:
     ) -> CrystalBatch:
         """Make a batch on any device, and with the padding of mode `cgcnn`.
 
-        Sizes are counted on the host, which knows all offsets: what is read back from
-        a device waits for all that the device has still to do.
+        Sizes are counted on the host, which knows all offsets. A read from the device
+        would wait until the device has done all its work.
         """
         n_atoms, n_edges = count(rows, self.atom_offsets, self.edge_offsets)
         atom_rows, atoms = self._ranges("structures/atom_offsets", chosen, n_atoms)
@@ -351,7 +344,7 @@ class Store:
     def _ranges(
         self, offsets: str, chosen: Tensor, total: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the rows of all entries of some crystals, and how many each has."""
+        """Return the rows of all entries of some crystals, and the number of each."""
         start = self._take(offsets, chosen)
         counts = self._take(offsets, chosen + 1) - start  # (B,)
         before = torch.cumsum(counts, 0) - counts
@@ -369,12 +362,12 @@ class Store:
     # ------------------------------------------------------------------- integrity
 
     def verify(self) -> None:
-        """Compare every array with the checksum that was written with it.
+        """Compare every array with its checksum in the file.
 
         Raises:
             InputError: an array has changed; the text names it.
         """
-        # Stores of schema 1 had but the slower hashes.
+        # Stores of schema 1 have only the slower hashes.
         fast = "checksums" in self.facts
         expected = self.facts["checksums" if fast else "hashes"]
         if missing := expected.keys() ^ self._arrays.keys():
@@ -403,47 +396,3 @@ class Store:
         first, end = self._numpy("fingerprints/offsets")[np.stack([rows, rows + 1])]
         species = first[:, None] + np.arange(end[0] - first[0] if len(rows) else 0)
         return unpack(self._numpy("fingerprints/values").view(np.uint16)[species])
-
-
-def _facts(path: Path, file: h5py.File, schemas: Sequence[int]) -> dict[str, Any]:
-    """Read and check what a store says of itself."""
-    if file.attrs.get("format") != FORMAT:
-        raise InputError(f"{path}: an HDF5 file, but not a crysdistill store")
-    schema = int(file.attrs["schema"])
-    if schema not in schemas:
-        advice = "install a newer crysdistill, or build it again from its sources"
-        if schema in STRUCTURES_READABLE:
-            advice = f"`crysdistill build {path} -o NEW.h5` writes it anew"
-        raise InputError(
-            f"{path}: a store of schema {schema}, but this version reads schema "
-            f"{SCHEMA}; {advice}"
-        )
-    text = file.attrs["facts"]
-    check = file.attrs.get("checksum")
-    if check is not None and check != xxhash.xxh3_128_hexdigest(text.encode()):
-        raise InputError(
-            f"{path}: its description is corrupted (its checksum differs); build the "
-            "store again or restore it from a copy"
-        )
-    return json.loads(text)
-
-
-def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
-    for group in sorted(file):
-        for name in sorted(file[group]):
-            yield f"{group}/{name}", file[group][name]
-
-
-def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    """Map a contiguous dataset; "copy on write" spares torch a read-only warning."""
-    # torch can do little with uint16: the same bits are read as int16.
-    dtype = np.dtype("<i2") if dataset.dtype == np.uint16 else dataset.dtype
-    offset = dataset.id.get_offset()
-    if dataset.size == 0 or offset is None:
-        return np.empty(dataset.shape, dtype)
-    try:
-        return np.memmap(path, dtype, "c", offset, dataset.shape)
-    except ValueError:
-        raise InputError(
-            f"{path}: cut short (`{dataset.name}` is incomplete); build it again"
-        ) from None

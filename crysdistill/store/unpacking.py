@@ -12,7 +12,7 @@ def unpack_edges(
     """Undo `shards.pack_edges` for the edges of many crystals.
 
     Args:
-        code: (E,), int16 (of which the bits are those of unsigned ones) or int32.
+        code: (E,), int16 (with the bits of unsigned integers) or int32.
         low: (B, 3) int8, the lowest translation of each crystal.
         bits: (B, 3) int32, the width of each field.
         edges: (B,) edges of each crystal.
@@ -23,7 +23,7 @@ def unpack_edges(
     wide = code.to(torch.int32)
     code = wide & 0xFFFF if code.dtype == torch.int16 else wide
     # One column at a time: operations on contiguous numbers are many times faster than
-    # the same on the columns of a matrix.
+    # on the columns of a matrix.
     crystal = torch.arange(len(edges), device=code.device)
     crystal = torch.repeat_interleave(crystal, edges, output_size=len(code))  # (E,)
     masks = (1 << bits) - 1  # (B, 3)
