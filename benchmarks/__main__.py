@@ -20,6 +20,7 @@ from benchmarks import (
     epochs,
     graph_building,
     ingest,
+    overlap,
     pretraining,
     reading,
     scaling,
@@ -43,6 +44,7 @@ BENCHMARKS = {
     "teacher_table": teacher_table.measure,
     "scaling": scaling.measure,
     "pretraining": pretraining.measure,
+    "overlap": overlap.measure,
 }
 
 

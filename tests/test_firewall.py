@@ -166,11 +166,12 @@ def test_duplicates_and_other_refusals_do_not_shift_rows(judge, tmp_path):
 
 def test_all_may_be_left_out_or_nothing_be_there(corpus, judge, tmp_path):
     everything = make(corpus, tmp_path / "all.h5")
-    assert len(make(corpus, tmp_path / "none.h5", exclude=[everything.path])) == 0
+    none = build([corpus], tmp_path / "none.h5", exclude=[everything.path])
+    assert (none.built, none.store.exists()) == (0, False)
     broken = tmp_path / "broken" / "s.jsonl"
     broken.parent.mkdir()
     broken.write_text("{}\n")
-    assert len(make(broken, tmp_path / "empty.h5", exclude=[judge])) == 0
+    assert build([broken], tmp_path / "empty.h5", exclude=[judge]).built == 0
 
 
 STEPS = ("everything", "search", "found", "store", "quarantine")
@@ -223,6 +224,32 @@ def test_what_was_found_is_not_looked_for_twice(corpus, judge, tmp_path, monkeyp
     assert len(make(corpus, tmp_path / "a.h5", exclude=[judge])) == 25
 
 
+def test_a_resumed_run_does_not_search_again(corpus, judge, tmp_path, monkeypatch):
+    from crysdistill.training import cleaning
+
+    store = make(corpus, tmp_path / "whole.h5")
+    run = tmp_path / "run"
+    run.mkdir()
+    first = cleaning.clean_rows(store, [judge], ["id", "structure"], run=run)
+    assert len(first.rows) == 25
+    (run / cleaning.EXCLUDED).write_text(json.dumps(first.record))
+
+    def stop(*_, **settings):
+        assert "workers" not in settings  # `trainer.threads` is for the training
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cleaning, "find_exclusion", stop)
+    again = cleaning.clean_rows(store, [judge], ["id", "structure"], run=run)
+    np.testing.assert_array_equal(again.rows, first.rows)
+    assert again.checks == first.checks
+    for kinds, folder in ((["id"], run), (["id", "structure"], None)):
+        with pytest.raises(KeyboardInterrupt):  # something else was found then
+            cleaning.clean_rows(store, [judge], kinds, run=folder)
+    (run / cleaning.EXCLUDED).write_text("{")
+    with pytest.raises(KeyboardInterrupt):
+        cleaning.clean_rows(store, [judge], ["id", "structure"], run=run)
+
+
 def test_other_datasets_do_not_go_on_with_a_build(corpus, judge, tmp_path, monkeypatch):
     from crysdistill.corpus import build as building
 
@@ -234,7 +261,9 @@ def test_other_datasets_do_not_go_on_with_a_build(corpus, judge, tmp_path, monke
         with pytest.raises(KeyboardInterrupt):
             make(corpus, tmp_path / "a.h5", exclude=[judge])
     for options in ({}, {"exclude": [judge], "exclude_kinds": ["id"]}):
-        with pytest.raises(InputError, match="interrupted build of other sources"):
+        with pytest.raises(
+            InputError, match="interrupted build of something else: `excl"
+        ):
             make(corpus, tmp_path / "a.h5", **options)
 
 

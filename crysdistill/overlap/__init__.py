@@ -1,5 +1,7 @@
 """Which crystals of a corpus also stand in a dataset."""
 
-from crysdistill.overlap.report import CrystalList, Overlap, find_overlap
+from crysdistill.overlap.finding import find_overlap, find_overlaps
+from crysdistill.overlap.in_memory import CrystalList
+from crysdistill.overlap.report import Overlap
 
-__all__ = ["CrystalList", "Overlap", "find_overlap"]
+__all__ = ["CrystalList", "Overlap", "find_overlap", "find_overlaps"]

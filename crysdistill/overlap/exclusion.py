@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from crysdistill.overlap.facts import Collection
-from crysdistill.overlap.report import Overlap, check_kinds, find_overlap
+from crysdistill.overlap.finding import find_overlaps
+from crysdistill.overlap.report import Overlap, check_kinds
 from crysdistill.overlap.search import KINDS
 from crysdistill.overlap.sides import Side
 from crysdistill.store.checks import DatasetCheck
@@ -70,24 +71,21 @@ def find_exclusion(
             all in and only count.
         workers: processes; where None, all cores if the task is large.
         cluster: Dask workers instead; see `find_overlap`.
-        progress: whether to show progress bars.
+        progress: whether to show a progress bar, one for all datasets.
 
     Raises:
         InputError: a kind is unknown, or a side is empty.
     """
     wanted = check_exclude_kinds(kinds)
     searched = check_kinds({*SAME, *wanted})
-    overlaps = [
-        find_overlap(
-            corpus,
-            side.crystals,
-            kinds=searched,
-            workers=workers,
-            cluster=cluster,
-            progress=progress,
-        )
-        for side in datasets
-    ]
+    overlaps = find_overlaps(
+        corpus,
+        [(side.name, side.crystals) for side in datasets],
+        kinds=searched,
+        workers=workers,
+        cluster=cluster,
+        progress=progress,
+    )
     reasons: dict[int, str] = {}
     left_out = []
     for side, overlap in zip(datasets, overlaps, strict=True):
@@ -132,9 +130,9 @@ def find_duplicates(
         cluster: Dask workers instead; see `engine`.
         progress: whether to show a progress bar.
     """
-    overlap = find_overlap(
+    [overlap] = find_overlaps(
         corpus,
-        corpus,
+        [("the corpus with itself", corpus)],
         kinds=("structure",),
         pairs_per_entry=max(len(corpus), 1),  # all: any may be the one that is kept
         workers=workers,

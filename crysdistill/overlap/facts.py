@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Protocol, TypeVar
+import itertools
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from crysdistill.overlap.matching import Test, primitive, space_groups, unhanded
-from crysdistill.store.fingerprints import fingerprint, formulas
+from crysdistill.overlap.matching import space_groups, unhanded
+from crysdistill.store.fingerprints import NEIGHBORS, fingerprint
 from crysdistill.structures.crystal import Crystal
 from crysdistill.workers import Workers
 
 CHUNK = 64
-"""Crystals, or pairs of them, per job: a tenth of a second."""
-
-_R = TypeVar("_R")
-
-Formula = tuple[tuple[int, ...], tuple[int, ...]]
+"""Crystals per job: a tenth of a second."""
 
 
 class Collection(Protocol):
@@ -60,76 +56,119 @@ class Collection(Protocol):
         """
 
 
+class Numbers:
+    """Numbers of formulas, shared by the collections of one search."""
+
+    def __init__(self) -> None:
+        self.formulas: dict[bytes, int] = {}
+        self.anonymous: dict[bytes, int] = {}
+
+
 class Facts:
     """A collection of crystals and what was found out about them.
 
     Args:
         crystals: the collection.
-        numbers: numbers of reduced formulas, shared with the collection that this one
-            is compared with; new formulas are entered.
+        numbers: those of the search; new formulas are entered.
     """
 
-    def __init__(self, crystals: Collection, numbers: dict[Formula, int]) -> None:
+    def __init__(self, crystals: Collection, numbers: Numbers) -> None:
         self.crystals = crystals
-        self.formula = np.empty(len(crystals), np.int64)
+        offsets, species, amounts = compositions(
+            crystals.atom_offsets, crystals.atomic_numbers
+        )
+        self.species = np.diff(offsets)
+        """(B,) how many species a crystal has, S."""
+        self.amounts = [amounts, offsets]
+        self.formula = _number(
+            np.stack([species, amounts], 1), offsets, numbers.formulas
+        )
         """(B,) number of the reduced formula."""
-        self.rows_of: dict[tuple[int, ...], list[int]] = {}
-        """Rows by anonymised formula."""
-        keys = formulas(crystals.atom_offsets, crystals.atomic_numbers)
-        for row, key in enumerate(keys):
-            self.formula[row] = numbers.setdefault(key, len(numbers))
-            self.rows_of.setdefault(key[1], []).append(row)
+        self.anonymous = _number(amounts[:, None], offsets, numbers.anonymous)
+        """(B,) number of the anonymised formula."""
         volumes = np.abs(np.linalg.det(np.asarray(crystals.cells, np.float64)))
         self.volume = volumes / np.diff(crystals.atom_offsets)
         """(B,) Å³ per atom."""
         self.groups = unhanded(np.asarray(crystals.space_groups)[:, :2])
         """(B, 2) space groups without handedness; 0 where not known (yet)."""
-        self._fingerprints: dict[int, np.ndarray] = {}
-        self._primitives: dict[int, Crystal | None] = {}
+        self.first_profile = np.full(len(crystals), -1, np.int64)
+        """(B,) where a crystal's fingerprint starts in `profiles`; -1, not known."""
+        self.profiles = np.empty((0, 2 * NEIGHBORS), np.float32)
 
     def __len__(self) -> int:
         return len(self.formula)
 
-    def forget(self) -> None:
-        """Free the memory that grows with the number of crystals looked at."""
-        for table in (self._fingerprints, self._primitives):
-            table.clear()
+    def amounts_of(self, row: int) -> tuple[int, ...]:
+        """Return the amounts of the anonymised formula of a crystal, rising."""
+        amounts, offsets = self.amounts
+        return tuple(amounts[offsets[row] : offsets[row + 1]].tolist())
 
-    def fingerprints(self, rows: np.ndarray, workers: Workers) -> np.ndarray:
-        """Return the fingerprints of rows of one anonymised formula, (rows, S, F)."""
-        known = self.crystals.fingerprints(rows)
-        if known is not None:
-            return known
-        self._work_out(self._fingerprints, rows, fingerprint, workers)
-        return np.stack([self._fingerprints[row] for row in rows.tolist()])
+    def find_profiles(self, rows: np.ndarray, workers: Workers) -> None:
+        """Enter the fingerprints of some crystals into `profiles`."""
+        rows = np.unique(rows[self.first_profile[rows] < 0])
+        ends = len(self.profiles) + np.cumsum(self.species[rows])
+        self.first_profile[rows] = ends - self.species[rows]
+        if not len(rows):
+            return
+        more = np.empty((int(ends[-1]) - len(self.profiles), 2 * NEIGHBORS), np.float32)
+        self.profiles = np.concatenate([self.profiles, more])
+        if self.crystals.fingerprints(rows[:1]) is None:
+            crystals = (self.crystals.crystal(row) for row in rows.tolist())
+            found = workers.map(fingerprint, crystals, CHUNK)
+            for row, profile in zip(rows.tolist(), found, strict=True):
+                start = self.first_profile[row]
+                self.profiles[start : start + len(profile)] = profile
+            return
+        for size in np.unique(self.species[rows]).tolist():
+            some = rows[self.species[rows] == size]
+            places = self.first_profile[some][:, None] + np.arange(size)
+            self.profiles[places] = self.crystals.fingerprints(some)
 
-    def space_groups(self, rows: np.ndarray, workers: Workers) -> np.ndarray:
-        """Return space groups without handedness, (rows, 2), found where not known."""
-        unknown = rows[~self.groups[rows].any(axis=1)]
-        found: dict[int, tuple[int, ...]] = {}
-        self._work_out(found, unknown, space_groups, workers)
-        for row, groups in found.items():
+    def find_space_groups(self, rows: np.ndarray, workers: Workers) -> None:
+        """Enter the space groups of some crystals into `groups`, where not known."""
+        rows = np.unique(rows[~self.groups[rows].any(axis=1)])
+        crystals = (self.crystals.crystal(row) for row in rows.tolist())
+        for row, groups in zip(
+            rows.tolist(), workers.map(space_groups, crystals, CHUNK), strict=True
+        ):
             self.groups[row] = groups
-        return self.groups[rows]
 
-    def primitives(
-        self, rows: np.ndarray, test: Test, workers: Workers
-    ) -> list[Crystal | None]:
-        """Return the cells that the matcher compares, None where there is none."""
-        # The cells of the strict test are few, and of no use to the others.
-        table = {} if test == "strained" else self._primitives
-        self._work_out(table, rows, partial(primitive, test=test), workers)
-        return [table[row] for row in rows.tolist()]
 
-    def _work_out(
-        self,
-        table: dict[int, _R],
-        rows: np.ndarray,
-        function: Callable[[Crystal], _R],
-        workers: Workers,
-    ) -> None:
-        """Enter a fact of crystals into a table, where it is not there yet."""
-        missing = [row for row in np.unique(rows).tolist() if row not in table]
-        crystals = (self.crystals.crystal(row) for row in missing)
-        found = workers.map(function, crystals, CHUNK)
-        table.update(zip(missing, found, strict=True))
+def compositions(
+    atom_offsets: np.ndarray, atomic_numbers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the reduced compositions of many crystals, as `composition` orders them.
+
+    Args:
+        atom_offsets: (B + 1,) first atom of each crystal.
+        atomic_numbers: (N,) uint8, those of all crystals.
+
+    Returns:
+        (B + 1,) where the species of each crystal start, and their atomic numbers and
+        reduced amounts, int64.
+    """
+    sizes = np.diff(atom_offsets)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    keys, amounts = np.unique(owner * 256 + atomic_numbers, return_counts=True)
+    owner, species = np.divmod(keys, 256)
+    order = np.lexsort((species, amounts, owner))
+    species, amounts = species[order], amounts[order]  # `owner` rises already
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(sizes)))])
+    if len(amounts):
+        amounts //= np.gcd.reduceat(amounts, offsets[:-1])[owner]
+    return offsets.astype(np.int64), species, amounts
+
+
+def _number(
+    rows: np.ndarray, offsets: np.ndarray, numbers: dict[bytes, int]
+) -> np.ndarray:
+    """Return one number for each stretch of rows, the same for equal ones."""
+    data = np.ascontiguousarray(rows.astype(np.int32)).tobytes()
+    places = (offsets * rows.shape[1] * 4).tolist()
+    return np.array(
+        [
+            numbers.setdefault(data[start:end], len(numbers))
+            for start, end in itertools.pairwise(places)
+        ],
+        np.int64,
+    )

@@ -12,7 +12,8 @@ import rich
 from rich.markup import escape
 
 from crysdistill.errors import InputError
-from crysdistill.overlap.report import METHOD, Overlap, check_kinds, find_overlap
+from crysdistill.overlap.finding import find_overlaps
+from crysdistill.overlap.report import METHOD, Overlap, check_kinds
 from crysdistill.overlap.search import KINDS
 from crysdistill.overlap.sides import Side, open_side
 from crysdistill.workers import check_engine
@@ -64,8 +65,10 @@ def compare_files(
     for side in sides:
         if side.remark:
             rich.print(escape(side.remark))
-    overlap = find_overlap(
-        *(side.crystals for side in sides),
+    first, second = sides
+    [overlap] = find_overlaps(
+        first.crystals,
+        [(second.name, second.crystals)],
         kinds=kinds,
         pairs_per_entry=pairs_per_entry,
         workers=workers,

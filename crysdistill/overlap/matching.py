@@ -9,13 +9,19 @@ therefore decide how closely two crystals must agree.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from crysdistill.overlap.cells import may_repeat, niggli
+from crysdistill.overlap.fitting import EDGE, fit
+from crysdistill.overlap.pairing import NO, YES
 from crysdistill.structures.crystal import Crystal
+from crysdistill.structures.elements import symbols
 from crysdistill.structures.symmetry import ANGLE_TOLERANCE, SYMPREC, space_group
 
 if TYPE_CHECKING:
@@ -94,6 +100,9 @@ def primitive(crystal: Crystal, test: Test = "same") -> Crystal | None:
         The crystal, or None where its primitive cell has more than `MAX_ATOMS` atoms
         or none can be found: such crystals are judged by their fingerprint.
     """
+    repetition = _TOLERANCES[test].repetition
+    if (plain := primitive_already(crystal, repetition)) is not None:
+        return plain if len(plain.atomic_numbers) <= MAX_ATOMS else None
     import spglib
 
     structure: Any = (crystal.cell, crystal.frac_coords, crystal.atomic_numbers)
@@ -110,13 +119,13 @@ def primitive(crystal: Crystal, test: Test = "same") -> Crystal | None:
             frac_coords=frac,
             atomic_numbers=numbers.astype(np.uint8),
         )
+        if (plain := primitive_already(crystal, repetition)) is not None:
+            return plain if len(plain.atomic_numbers) <= MAX_ATOMS else None
     if len(crystal.atomic_numbers) > MAX_ATOMS:
         return None
     try:
         reduced = crystal.to_pymatgen().get_reduced_structure(reduction_algo="niggli")
-        reduced = reduced.get_primitive_structure(
-            tolerance=_TOLERANCES[test].repetition
-        )
+        reduced = reduced.get_primitive_structure(tolerance=repetition)
     except Exception:  # cells on the edge of what its algorithms can reduce
         return None
     return replace(
@@ -125,6 +134,45 @@ def primitive(crystal: Crystal, test: Test = "same") -> Crystal | None:
         frac_coords=reduced.frac_coords,
         atomic_numbers=np.array([site.specie.Z for site in reduced], np.uint8),
     )
+
+
+def primitive_for_all(crystal: Crystal) -> Crystal | None:
+    """Return the cell that `primitive` finds for every test, None if they differ."""
+    widest = max(tolerances.repetition for tolerances in _TOLERANCES.values())
+    plain = primitive_already(crystal, widest)
+    small = plain is not None and len(plain.atomic_numbers) <= MAX_ATOMS
+    return plain if small else None
+
+
+def primitive_already(crystal: Crystal, repetition: float) -> Crystal | None:
+    """Return the Niggli cell of a crystal that no search could make smaller.
+
+    Args:
+        crystal: any cell.
+        repetition: Å, how far atoms may be off that nearly repeat.
+
+    Returns:
+        The crystal, or None where its cell repeats, perhaps, or cannot be reduced.
+    """
+    numbers = crystal.atomic_numbers
+    basis = niggli(np.ascontiguousarray(crystal.cell), crystal.volume)
+    if not basis.any():
+        return None
+    cell = basis @ crystal.cell
+    frac = crystal.frac_coords @ np.linalg.inv(basis)
+    frac -= np.floor(frac)
+    counts = np.bincount(numbers)
+    # A smaller cell would hold a whole part of each species.
+    units = int(np.gcd.reduce(counts))
+    if units > 1:
+        present = np.flatnonzero(counts)
+        fewest = present[counts[present] == counts[present].min()]
+        # pymatgen goes by the first symbol of the alphabet.
+        rarest = min(fewest.tolist(), key=lambda number: symbols()[number])
+        first = np.flatnonzero(numbers == rarest)
+        if may_repeat(frac, numbers, first, units, cell, repetition):
+            return None
+    return replace(crystal, cell=cell, frac_coords=frac)
 
 
 def agree(first: Crystal, second: Crystal, test: Test) -> bool:
@@ -143,6 +191,12 @@ def agree(first: Crystal, second: Crystal, test: Test) -> bool:
         return False
     if test == "supercell" and counts[0] == counts[1]:
         return False  # what `same` has found already
+    answer = compiled_answer(first, second, test)
+    return agree_by_pymatgen(first, second, test) if answer is None else answer
+
+
+def agree_by_pymatgen(first: Crystal, second: Crystal, test: Test) -> bool:
+    """Let pymatgen's StructureMatcher decide; see `agree`."""
     matcher = _matcher(test)
     fit = matcher.fit_anonymous if test == "anonymous" else matcher.fit
     one, other = first.to_pymatgen(), second.to_pymatgen()
@@ -153,12 +207,120 @@ def agree(first: Crystal, second: Crystal, test: Test) -> bool:
     )
 
 
+def compiled_answer(first: Crystal, second: Crystal, test: Test) -> bool | None:
+    """Tell whether two primitive crystals agree; None where that is not clear.
+
+    Args:
+        first: of at most `MAX_ATOMS` atoms.
+        second: of as many, or a multiple or fraction of them.
+        test: what may differ.
+    """
+    small, large = sorted(
+        (first, second), key=lambda crystal: len(crystal.atomic_numbers)
+    )
+    doubt = False
+    for pairing in _pairings(small.atomic_numbers, large.atomic_numbers, test):
+        one, other = _by_species(small, pairing[0]), _by_species(large, pairing[1])
+        # At the tolerances made a little wider, no means no; at those made a little
+        # tighter, yes means yes.
+        found = _fits(one, other, test, 1 + EDGE)
+        if found == NO:
+            continue
+        if found == YES and _fits(one, other, test, 1 - EDGE) == YES:
+            return True
+        doubt = True
+    return None if doubt else False
+
+
 def judge(job: tuple[Crystal | None, Crystal | None, Test]) -> bool | None:
     """Call `agree` with a pair and a test; None where a primitive cell is missing."""
     first, second, test = job
     if first is None or second is None:
         return None
     return agree(first, second, test)
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """The atoms of a crystal, species by species."""
+
+    cell: np.ndarray
+    frac: np.ndarray
+    starts: np.ndarray
+    anchor: int
+
+
+def _pairings(
+    first: np.ndarray, second: np.ndarray, test: Test
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield orders of the species of both, in which one stands for the other.
+
+    The rarest come first: they tell two crystals apart soonest.
+    """
+    (species, counts), (others, amounts) = (
+        np.unique(numbers, return_counts=True) for numbers in (first, second)
+    )
+    if len(species) != len(others):
+        return
+    factor = len(second) // len(first)
+    if test != "anonymous":
+        if (species == others).all() and (counts * factor == amounts).all():
+            order = np.argsort(counts, kind="stable")
+            yield species[order], others[order]
+        return
+    order = np.argsort(counts, kind="stable")
+    species, counts = species[order], counts[order]
+    for places in map(list, itertools.permutations(range(len(others)))):
+        if (counts * factor == amounts[places]).all():
+            yield species, others[places]
+
+
+def _by_species(crystal: Crystal, order: np.ndarray) -> _Sorted:
+    numbers = crystal.atomic_numbers
+    groups = [np.flatnonzero(numbers == number) for number in order.tolist()]
+    starts = np.cumsum([0, *map(len, groups)])
+    # pymatgen's anchor is the first atom, as they stand, of a rarest species.
+    fewest = min(map(len, groups))
+    _, anchor = min(
+        (group[0], start)
+        for group, start in zip(groups, starts, strict=False)
+        if len(group) == fewest
+    )
+    frac = np.ascontiguousarray(crystal.frac_coords[np.concatenate(groups)])
+    return _Sorted(np.ascontiguousarray(crystal.cell), frac, starts, int(anchor))
+
+
+def _fits(small: _Sorted, large: _Sorted, test: Test, width: float) -> int:
+    """Lay either crystal onto the other, at tolerances of some width."""
+    tolerances = _TOLERANCES[test]
+    limits = (
+        tolerances.length * width,
+        tolerances.angle * width,
+        tolerances.site * width,
+    )
+    factor = len(large.frac) // len(small.frac)
+    ways = [(small, large, large.anchor, False)]
+    if factor > 1:
+        ways.append((small, large, small.anchor * factor, True))
+    else:
+        ways.append((large, small, small.anchor, False))
+    best = NO
+    for source, target, anchor, anchored in ways:
+        found = fit(
+            source.cell,
+            source.frac,
+            target.cell,
+            target.frac,
+            target.starts,
+            anchor,
+            factor,
+            anchored,
+            *limits,
+        )
+        if found == YES:
+            return YES
+        best = max(best, found)
+    return best
 
 
 @cache

@@ -1,9 +1,7 @@
-"""Which crystals of a corpus also stand in a dataset: the report."""
+"""What a corpus and a dataset have in common: the report."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +12,7 @@ import pandas as pd
 from rich.table import Table
 
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.overlap.facts import Collection
+from crysdistill.overlap.listing import pair_digest, pair_table
 from crysdistill.overlap.search import (
     FINGERPRINT_ONLY,
     KINDS,
@@ -24,11 +22,7 @@ from crysdistill.overlap.search import (
     TWIN_DISTANCE,
     VOLUME_RATIO,
     Found,
-    search,
 )
-from crysdistill.store.checks import structures_hash
-from crysdistill.structures.crystal import Crystal
-from crysdistill.workers import check_engine
 
 METHOD = {
     "version": 1,
@@ -44,63 +38,6 @@ METHOD = {
 DISTANCE_EDGES = (0.0, 0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, np.inf)
 """Of the histogram of nearest distances. For scale: 1 % of shear or elongation makes a
 distance of 0.004, atoms displaced by 0.1 Å make 0.03, polymorphs have 0.02 to 0.15."""
-
-
-class CrystalList:
-    """A collection in memory.
-
-    Args:
-        crystals: what it holds, in order.
-        space_groups: (B, 2) where they are known already.
-    """
-
-    def __init__(
-        self, crystals: Iterable[Crystal], space_groups: np.ndarray | None = None
-    ) -> None:
-        self.crystals = list(crystals)
-        counts = [len(c.atomic_numbers) for c in self.crystals]
-        self.material_ids = [c.material_id for c in self.crystals]
-        self.atom_offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-        none = np.empty(0, np.uint8)
-        self.atomic_numbers = np.concatenate(
-            [none, *(c.atomic_numbers for c in self.crystals)]
-        )
-        cells = [c.cell for c in self.crystals]
-        self.cells = np.array(cells, np.float32).reshape(-1, 3, 3)
-        if space_groups is None:
-            space_groups = np.zeros((len(self.crystals), 2), np.uint8)
-        self.space_groups = space_groups
-
-    def __len__(self) -> int:
-        return len(self.crystals)
-
-    def crystal(self, row: int) -> Crystal:
-        """Return one crystal."""
-        return self.crystals[row]
-
-    def fingerprints(self, rows: np.ndarray) -> None:
-        """Return None: they are not known yet."""
-
-    @cached_property
-    def structures_hash(self) -> str:
-        """The hash that a store of these crystals has too."""
-        names = [name.encode() for name in self.material_ids]
-        sizes = np.cumsum([0, *map(len, names)], dtype=np.int64)
-        frac = [np.asarray(c.frac_coords, np.float32) for c in self.crystals]
-        arrays = {
-            "atom_offsets": self.atom_offsets,
-            "atomic_numbers": self.atomic_numbers,
-            "cells": self.cells,
-            "frac_coords": np.concatenate([np.empty((0, 3), np.float32), *frac]),
-            "material_id_offsets": sizes,
-            "material_ids": np.frombuffer(b"".join(names), np.uint8),
-        }
-        return structures_hash(
-            {
-                f"structures/{name}": hashlib.sha256(array.tobytes()).hexdigest()
-                for name, array in arrays.items()
-            }
-        )
 
 
 @dataclass(frozen=True)
@@ -126,20 +63,7 @@ class Overlap:
     @cached_property
     def pairs(self) -> pd.DataFrame:
         """One row per pair: `corpus_id`, `dataset_id` and the strongest `kind`."""
-        corpus, dataset, kind = self.found.pairs.T
-        table = pd.DataFrame(
-            {
-                "corpus_id": np.array(self.corpus_ids, dtype=object)[corpus],
-                "dataset_id": np.array(self.dataset_ids, dtype=object)[dataset],
-                "kind": kind,
-            }
-        )
-        columns = ["dataset_id", "kind", "corpus_id"]
-        table = table.sort_values(columns, ignore_index=True)
-        # Where a name stands twice in a collection, the strongest kind speaks for it.
-        table = table.drop_duplicates(["dataset_id", "corpus_id"], ignore_index=True)
-        table["kind"] = np.array(KINDS, dtype=object)[table["kind"].to_numpy(np.int64)]
-        return table
+        return pair_table(self.found.pairs, self.corpus_ids, self.dataset_ids, KINDS)
 
     def write(self, path: str | Path) -> None:
         """Write the pairs as CSV: `corpus_id,dataset_id,kind`."""
@@ -195,15 +119,7 @@ class Overlap:
         """A SHA-256 of the method, the contents of both sides and the sorted pairs."""
         head = {**METHOD, "inputs": self.hashes, "kinds": self.kinds}
         head["pairs_per_entry"] = self.pairs_per_entry
-        digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-        # A million pairs have few names: each is quoted once.
-        quoted: dict[str, str] = {}
-        for column in ("corpus_id", "dataset_id"):
-            quoted |= {name: json.dumps(name) for name in self.pairs[column].unique()}
-        for corpus, dataset, kind in self.pairs.itertuples(index=False, name=None):
-            line = f'\n[{quoted[corpus]}, {quoted[dataset]}, "{kind}"]'
-            digest.update(line.encode())
-        return digest.hexdigest()
+        return pair_digest(head, self.pairs)
 
     def corpus_rows(
         self,
@@ -325,71 +241,6 @@ class Overlap:
                 "on the fingerprint alone"
             )
         return remarks
-
-
-def find_overlap(
-    corpus: Collection,
-    dataset: Collection,
-    *,
-    kinds: Iterable[str] = KINDS,
-    pairs_per_entry: int = 1000,
-    workers: int | None = None,
-    cluster: str | None = None,
-    progress: bool = False,
-) -> Overlap:
-    """Find which crystals of a corpus also stand in a dataset.
-
-    Each pair has the strongest kind that holds:
-
-    - `id`: the same `material_id`.
-    - `structure`: the same crystal. Same reduced formula, volumes per atom within
-      20 %, and pymatgen's StructureMatcher pairs the atoms; supercells, primitive and
-      conventional cells, shuffled atoms, other origins, rotated, mirrored and strained
-      cells are the same. Where the space groups differ at both tolerances, and neither
-      crystal is P1 (where displaced atoms end), nothing but a homogeneous strain may
-      separate them: displacive polymorphs are not merged.
-    - `prototype`: the same structure type with other elements in it (or with elements
-      exchanged). Same anonymised formula, same space group at one of the tolerances and
-      fingerprints alike; or almost equal fingerprints whatever the symmetry. An
-      anonymous match by the StructureMatcher is needed besides where that says little:
-      without a common group, in triclinic groups, and within one reduced formula.
-    - `formula`: the same reduced formula.
-
-    The result does not depend on the number of workers, where they are, or the order
-    of the rows.
-
-    Args:
-        corpus: the unlabelled crystals.
-        dataset: the labelled ones.
-        kinds: which to look for; without `prototype` it takes half the time or less.
-        pairs_per_entry: every rock salt is a prototype of every other: of each kind,
-            list at most so many pairs per dataset entry, the nearest. All are counted.
-        workers: processes; where None, all cores if the task is large, else this one.
-        cluster: Dask workers instead: `local:N`, `tcp://HOST:PORT` or a scheduler file
-            of a running scheduler, or `slurm:FILE.yaml`; see `engine`.
-        progress: whether to show a progress bar.
-
-    Raises:
-        InputError: a setting is out of range, or one side is empty.
-    """
-    wanted = check_kinds(kinds)
-    if pairs_per_entry < 1:
-        raise InputError(
-            f"`pairs_per_entry` is {pairs_per_entry} but must be at least 1"
-        )
-    check_engine(workers, cluster)
-    for name, side in (("corpus", corpus), ("dataset", dataset)):
-        if not len(side):
-            raise InputError(f"the {name} holds no crystals; nothing can be compared")
-    found = search(corpus, dataset, wanted, pairs_per_entry, workers, cluster, progress)
-    return Overlap(
-        corpus.material_ids,
-        dataset.material_ids,
-        (corpus.structures_hash, dataset.structures_hash),
-        found,
-        wanted,
-        pairs_per_entry,
-    )
 
 
 def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:

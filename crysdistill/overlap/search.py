@@ -1,7 +1,8 @@
-"""Which crystals of a corpus also stand in a dataset: the search.
+"""Which crystals of a corpus also stand in datasets: the search.
 
 Crystals are compared only within one anonymised formula. Fingerprints propose; the
-matcher and the symmetry labels decide.
+matcher and the symmetry labels decide. All datasets are gone through together: what is
+slow, the verdicts, is one stream of jobs, so that no worker waits for another set.
 """
 
 from __future__ import annotations
@@ -11,41 +12,56 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich.markup import escape
 from rich.progress import Progress
 
-from crysdistill.overlap.facts import CHUNK, Collection, Facts, Formula
-from crysdistill.overlap.matching import Test, judge
-from crysdistill.store.fingerprints import distances
+from crysdistill.overlap.candidates import (
+    PROTOTYPE_DISTANCE,
+    STRUCTURE_DISTANCE,
+    VOLUME_RATIO,
+    Nearest,
+    may_be_same,
+    same_anonymous,
+    same_formula,
+)
+from crysdistill.overlap.facts import Collection, Facts, Numbers
+from crysdistill.overlap.verdicts import (
+    ALONE,
+    DIFFERENT,
+    FINGERPRINT_ONLY,
+    SAME,
+    STRAIN_DISTANCE,
+    Job,
+    Judge,
+    Pairs,
+    jobs,
+    lost,
+    same_crystals,
+    same_types,
+    share,
+)
 from crysdistill.workers import Workers, engine
+
+__all__ = [
+    "FINGERPRINT_ONLY",
+    "KINDS",
+    "PROTOTYPE_DISTANCE",
+    "STRAIN_DISTANCE",
+    "STRUCTURE_DISTANCE",
+    "TWIN_DISTANCE",
+    "VOLUME_RATIO",
+    "Found",
+    "search",
+]
 
 KINDS = ("id", "structure", "prototype", "formula")
 """From the strongest to the weakest; a pair has the strongest that holds."""
 
-VOLUME_RATIO = 1.2
-"""Per atom; the same crystal relaxed with two functionals stays within 1.19."""
-
-STRUCTURE_DISTANCE = 0.08
-"""Of fingerprints; atoms displaced by 0.1 Å make 0.03 to 0.07, 5 % of strain 0.02."""
-
-STRAIN_DISTANCE = 0.03
-"""The same for crystals of different symmetry, which only a strain may separate."""
-
-PROTOTYPE_DISTANCE = 0.05
-"""Of fingerprints of one structure type in one space group. Among real crystals an
-anonymous match confirms 99 % of such pairs, and fewer and fewer beyond."""
-
 TWIN_DISTANCE = 0.015
 """Of fingerprints of one structure type whatever the symmetry: noise may hide it."""
 
-FINGERPRINT_ONLY = 0.01
-"""Of fingerprints of the same crystal where it is too large for the matcher."""
-
-_CRYSTALS_AT_ONCE = 20_000  # keeps memory flat: 18 MB of fingerprints
 _WORTH_A_POOL = 4_000  # crystals; below, starting processes takes longer
-_NONE = np.empty(0, np.int64)
-
-Block = tuple[tuple[int, ...], np.ndarray, np.ndarray]
-"""An anonymised formula, and the rows of corpus and dataset that have it."""
+_PAIRS_AT_ONCE = 4_000_000  # prototypes; keeps memory flat
 
 
 @dataclass
@@ -77,83 +93,60 @@ class Found:
     by_fingerprint: int = 0
 
 
-@dataclass
-class _Pairs:
-    """Pairs of rows with the distance of their fingerprints; parallel arrays."""
-
-    corpus: np.ndarray
-    dataset: np.ndarray
-    distance: np.ndarray
-
-    @classmethod
-    def join(cls, parts: Sequence[_Pairs]) -> _Pairs:
-        return cls(
-            np.concatenate([_NONE, *(part.corpus for part in parts)]),
-            np.concatenate([_NONE, *(part.dataset for part in parts)]),
-            np.concatenate([np.empty(0), *(part.distance for part in parts)]),
-        )
-
-    def __len__(self) -> int:
-        return len(self.corpus)
-
-    def where(self, keep: np.ndarray) -> _Pairs:
-        return _Pairs(self.corpus[keep], self.dataset[keep], self.distance[keep])
-
-    def without(self, other: _Pairs, width: int) -> _Pairs:
-        """Return the pairs that `other`, of a corpus of `width` rows, lacks."""
-        mine = self.dataset * width + self.corpus
-        return self.where(~np.isin(mine, other.dataset * width + other.corpus))
-
-
 def search(
     corpus: Collection,
-    dataset: Collection,
+    datasets: Sequence[Collection],
+    names: Sequence[str],
     kinds: Sequence[str],
     pairs_per_entry: int,
     workers: int | None,
     cluster: str | None,
     progress: bool,
-) -> Found:
-    """Search all pairs; the arguments are those of `find_overlap`, checked."""
-    numbers: dict[Formula, int] = {}
+) -> list[Found]:
+    """Search all pairs; the arguments are those of `find_overlaps`, checked."""
+    numbers = Numbers()
     first = Facts(corpus, numbers)
     # Within one collection each pair counts once, the earlier row first.
-    sides = first, first if dataset is corpus else Facts(dataset, numbers)
-    blocks = _blocks(*sides, across="prototype" in kinds)
-    total = sum(len(rows) + len(entries) for _, rows, entries in blocks)
+    others = [first if d is corpus else Facts(d, numbers) for d in datasets]
+    total = sum(_crystals_to_compare(first, other) for other in others)
     if workers is None and cluster is None and total <= _WORTH_A_POOL:
         workers = 1
     with engine(workers, cluster) as pool, Progress(disable=not progress) as bar:
-        task = bar.add_task("comparing", total=total)
-        state = _Search(*sides, kinds, pairs_per_entry, pool, bar)
-        state.same_ids()
+        state = _Search(kinds, pool, bar)
+        sets = [
+            _Set(name, first, other, kinds, pairs_per_entry)
+            for name, other in zip(names, others, strict=True)
+        ]
+        for one in sets:
+            one.same_ids()
         if set(kinds) != {"id"}:
-            for portion in _portions(blocks):
-                state.compare(portion)
-                size = sum(len(rows) + len(entries) for _, rows, entries in portion)
-                bar.update(task, advance=size)
-    return state.result()
+            state.structures(sets)
+        if "prototype" in kinds:
+            state.prototypes(sets)
+        if "formula" in kinds:
+            for one in sets:
+                one.keep("formula", one.formula)
+    return [one.result() for one in sets]
 
 
-class _Search:
+class _Set:
+    """One dataset, and what was found in it."""
+
     def __init__(
-        self,
-        corpus: Facts,
-        dataset: Facts,
-        kinds: Sequence[str],
-        pairs_per_entry: int,
-        workers: Workers,
-        bar: Progress,
+        self, name: str, corpus: Facts, dataset: Facts, kinds: Sequence[str], limit: int
     ) -> None:
-        self.bar = bar
+        self.name = escape(name)
         self.corpus = corpus
         self.dataset = dataset
-        self.kinds = kinds
-        self.limit = pairs_per_entry
-        self.workers = workers
+        self.limit = limit
         self.corpus_id, self.dataset_id = _id_numbers(corpus, dataset)
         if "id" not in kinds:
             self.dataset_id[:] = -1  # no crystal has it
+        self.nearest = Nearest.of_none(len(dataset))
+        self.formula = Pairs.join([])
+        """Pairs of one formula for which nothing stronger was found yet."""
+        self.structure = Pairs.join([])
+        """Those that are one crystal; before the verdicts, that may be."""
         self.kept: list[np.ndarray] = []
         width, entries = len(corpus), len(dataset)
         self.found = Found(
@@ -162,17 +155,15 @@ class _Search:
             left_out=np.zeros(len(KINDS), np.int64),
             in_corpus=np.zeros((len(KINDS), width), bool),
             in_dataset=np.zeros((len(KINDS), entries), bool),
-            nearest_row=np.full(entries, -1, np.int64),
-            nearest_distance=np.full(entries, np.nan),
-            nearest_same=np.zeros(entries, bool),
+            nearest_row=self.nearest.row,
+            nearest_distance=self.nearest.distance,
+            nearest_same=self.nearest.same,
         )
 
     def result(self) -> Found:
         """Return all that was found."""
         self.found.pairs = np.concatenate([self.found.pairs, *self.kept])
         return self.found
-
-    # --------------------------------------------------------------------- by kind
 
     def same_ids(self) -> None:
         """Keep the pairs of one id."""
@@ -185,134 +176,33 @@ class _Search:
             for row in rows_of.get(number, ())
         ]
         corpus, dataset = np.array(pairs, np.int64).reshape(-1, 2).T
-        self._keep("id", _Pairs(corpus, dataset, np.zeros(len(corpus))))
+        self.keep("id", Pairs(corpus, dataset, np.zeros(len(corpus))))
         differs = self.corpus.formula[corpus] != self.dataset.formula[dataset]
         self.found.id_clashes = int(differs.sum())
 
-    def compare(self, portion: Sequence[Block]) -> None:
-        """Find and keep the pairs of some anonymised formulas."""
-        proposed = [self._propose(block) for block in portion]
-        formula, structure, prototype = map(_Pairs.join, zip(*proposed, strict=True))
-        if "structure" in self.kinds:
-            structure = self._confirm_structures(structure)
-            self._keep("structure", structure)
-            formula = formula.without(structure, len(self.corpus))
-            prototype = prototype.without(structure, len(self.corpus))
-        if "prototype" in self.kinds:
-            prototype = self._confirm_prototypes(prototype)
-            self._keep("prototype", prototype)
-            formula = formula.without(prototype, len(self.corpus))
-        if "formula" in self.kinds:
-            self._keep("formula", formula)
-        self.corpus.forget()
-        self.dataset.forget()
+    def propose(self, kinds: Sequence[str], workers: Workers) -> None:
+        """Find the pairs of one formula, and those that may be one crystal."""
+        every, alike = [], []
+        for pairs in same_formula(self.corpus, self.dataset, self.nearest, workers):
+            new = pairs.where(self.new(pairs))
+            if "formula" in kinds:
+                every.append(new)
+            if "structure" in kinds:
+                alike.append(new.where(may_be_same(new, self.corpus, self.dataset)))
+        self.formula, self.structure = Pairs.join(every), Pairs.join(alike)
 
-    def _propose(self, block: Block) -> tuple[_Pairs, _Pairs, _Pairs]:
-        """Return pairs that may be of kind `formula`, `structure` and `prototype`."""
-        amounts, rows, entries = block
-        across = "prototype" in self.kinds
-        if not across:  # no species stands for another
-            amounts = tuple(range(len(amounts)))
-        profiles = self.corpus.fingerprints(rows, self.workers)  # (B, S, F)
-        queries = self.dataset.fingerprints(entries, self.workers)  # (A, S, F)
-        parts: list[tuple[_Pairs, ...]] = []
-        for part, ordered, exchanged in distances(queries, profiles, amounts):
-            some = entries[part, None]  # (A, 1), to stand against rows (B,)
-            same = self.dataset.formula[some] == self.corpus.formula[rows]  # (A, B)
-            self._note_nearest(entries[part], rows, same, ordered, exchanged)
-            new = self.dataset_id[some] != self.corpus_id[rows]
-            if self.corpus is self.dataset:
-                new &= rows < some
-            same &= new
-            ratio = np.abs(np.log(self.dataset.volume[some] / self.corpus.volume[rows]))
-            alike = (
-                same & (ordered <= STRUCTURE_DISTANCE) & (ratio <= np.log(VOLUME_RATIO))
-            )
-            typical = new & (exchanged <= PROTOTYPE_DISTANCE) & across
-            i, j = np.nonzero(typical)
-            typical[i, j] = self._may_share_group(rows[j], some[i, 0])
-            typical |= new & (exchanged <= TWIN_DISTANCE) & across
-            parts.append(
-                tuple(
-                    _Pairs(rows[j], some[i, 0], distance[i, j])
-                    for (i, j), distance in (
-                        (np.nonzero(same), ordered),
-                        (np.nonzero(alike), ordered),
-                        (np.nonzero(typical), exchanged),
-                    )
-                )
-            )
-        formula, structure, prototype = map(_Pairs.join, zip(*parts, strict=True))
-        return formula, structure, prototype
+    def new(self, pairs: Pairs) -> np.ndarray:
+        """Tell which pairs have two ids, (P,)."""
+        return self.dataset_id[pairs.dataset] != self.corpus_id[pairs.corpus]
 
-    def _may_share_group(self, rows: np.ndarray, entries: np.ndarray) -> np.ndarray:
-        """Tell whether space groups agree as far as they are known."""
-        first, second = self.corpus.groups[rows], self.dataset.groups[entries]
-        unknown = ~first.any(axis=1) | ~second.any(axis=1)
-        return unknown | _share(first, second)
+    def judged(self, verdicts: np.ndarray) -> None:
+        """Keep the pairs that are one crystal."""
+        self.structure = self.structure.where(verdicts != DIFFERENT)
+        self.found.by_fingerprint += int((verdicts == ALONE).sum())
+        self.keep("structure", self.structure)
+        self.formula = self.formula.without(self.structure, len(self.corpus))
 
-    def _confirm_structures(self, pairs: _Pairs) -> _Pairs:
-        """Return the pairs that are the same crystal."""
-        first = self.corpus.space_groups(pairs.corpus, self.workers)
-        second = self.dataset.space_groups(pairs.dataset, self.workers)
-        alike = _share(first, second) | _lost(first) | _lost(second)
-        same = np.zeros(len(pairs), bool)
-        same[alike] = self._confirm_alike(pairs.where(alike))
-        # Of other symmetry: either nothing but strain, or nothing but averaging.
-        strained = ~alike & (pairs.distance <= STRAIN_DISTANCE)
-        same[strained] = self._agree(pairs.where(strained), "strained")[0]
-        averaged = ~alike & ~same
-        same[averaged] = self._agree(pairs.where(averaged), "averaged")[0]
-        return pairs.where(same)
-
-    def _confirm_alike(self, pairs: _Pairs) -> np.ndarray:
-        """Tell which pairs of the same symmetry are the same crystal, (P,)."""
-        agrees, judged = self._agree(pairs, "same")
-        again = ~agrees & judged & (pairs.distance <= STRAIN_DISTANCE)
-        agrees[again] = self._agree(pairs.where(again), "supercell")[0]
-        alone = ~judged & (pairs.distance <= FINGERPRINT_ONLY)
-        self.found.by_fingerprint += int(alone.sum())
-        return agrees | alone
-
-    def _confirm_prototypes(self, pairs: _Pairs) -> _Pairs:
-        """Return the pairs that are of one structure type."""
-        first = self.corpus.space_groups(pairs.corpus, self.workers)
-        second = self.dataset.space_groups(pairs.dataset, self.workers)
-        equal = _share(first, second)
-        formula = (
-            self.corpus.formula[pairs.corpus] == self.dataset.formula[pairs.dataset]
-        )
-        # Within a formula, polymorphs and stackings are at stake; without a common
-        # group, noise may pass for a structure; triclinic groups say little of it.
-        twins = ~equal & (pairs.distance <= TWIN_DISTANCE)
-        twins &= ~formula | _lost(first) | _lost(second)
-        triclinic = np.maximum(first, second).max(axis=1, initial=0) <= 2
-        doubtful = (equal & (formula | triclinic)) | twins
-        sure = equal & ~formula
-        sure[doubtful] = self._agree(pairs.where(doubtful), "anonymous")[0]
-        return pairs.where(sure)
-
-    def _agree(self, pairs: _Pairs, test: Test) -> tuple[np.ndarray, np.ndarray]:
-        """Match pairs of crystals atom by atom.
-
-        Returns:
-            Per pair, whether they agree, and whether the matcher could judge.
-        """
-        first = self.corpus.primitives(pairs.corpus, test, self.workers)
-        second = self.dataset.primitives(pairs.dataset, test, self.workers)
-        jobs = ((a, b, test) for a, b in zip(first, second, strict=True))
-        task = self.bar.add_task(f"matching ({test})", total=len(pairs))
-        answers = []
-        for answer in self.workers.map(judge, jobs, CHUNK):
-            answers.append(answer)
-            self.bar.advance(task)
-        self.bar.remove_task(task)
-        agrees = np.array([answer is True for answer in answers], bool)
-        return agrees, np.array([answer is not None for answer in answers], bool)
-
-    # --------------------------------------------------------------------- results
-
-    def _keep(self, kind: str, pairs: _Pairs) -> None:
+    def keep(self, kind: str, pairs: Pairs) -> None:
         """Count all pairs of a kind and list the nearest of each dataset entry."""
         number = KINDS.index(kind)
         self.found.totals[number] += len(pairs)
@@ -334,21 +224,92 @@ class _Search:
         kinds = np.full(len(pairs), number)
         self.kept.append(np.stack([pairs.corpus, pairs.dataset, kinds], axis=1))
 
-    def _note_nearest(
+
+class _Search:
+    """What the sets of a search have in common: who works, and the bar."""
+
+    def __init__(self, kinds: Sequence[str], workers: Workers, bar: Progress) -> None:
+        self.kinds = kinds
+        self.workers = workers
+        self.bar = bar
+        self.task = bar.add_task("comparing", total=None)
+
+    def structures(self, sets: Sequence[_Set]) -> None:
+        """Find the pairs of one crystal."""
+        for one in sets:
+            self.bar.update(self.task, description=f"comparing {one.name}")
+            one.propose(self.kinds, self.workers)
+        if "structure" not in self.kinds:
+            return
+        work = [(one, one.structure) for one in sets]
+        for one, verdicts in self._judge(work, same_crystals):
+            one.judged(verdicts)
+
+    def prototypes(self, sets: Sequence[_Set]) -> None:
+        """Find the pairs of one structure type."""
+        for one in sets:
+            total = _crystals_to_compare(one.corpus, one.dataset)
+            text = f"structure types of {one.name}"
+            self.bar.reset(self.task, description=text, total=total)
+            pending: list[Pairs] = []
+            alike = same_anonymous(one.corpus, one.dataset, one.nearest, self.workers)
+            for size, pairs in alike:
+                pending.append(pairs.where(one.new(pairs)))
+                if sum(map(len, pending)) >= _PAIRS_AT_ONCE:
+                    self._prototypes(one, Pairs.join(pending))
+                    pending = []
+                self.bar.update(self.task, advance=size)
+            self._prototypes(one, Pairs.join(pending))
+
+    def _prototypes(self, one: _Set, pairs: Pairs) -> None:
+        """Keep those of some proposed pairs that are of one structure type."""
+        corpus, dataset = one.corpus, one.dataset
+        pairs = pairs.without(one.structure, len(corpus))
+        corpus.find_space_groups(pairs.corpus, self.workers)
+        dataset.find_space_groups(pairs.dataset, self.workers)
+        first, second = corpus.groups[pairs.corpus], dataset.groups[pairs.dataset]
+        equal = share(first, second)
+        formula = corpus.formula[pairs.corpus] == dataset.formula[pairs.dataset]
+        # Within a formula, polymorphs and stackings are at stake; without a common
+        # group, noise may pass for a structure; triclinic groups say little of it.
+        twins = ~equal & (pairs.distance <= TWIN_DISTANCE)
+        twins &= ~formula | lost(first) | lost(second)
+        triclinic = np.maximum(first, second).max(axis=1, initial=0) <= 2
+        doubtful = (equal & (formula | triclinic)) | twins
+        sure = equal & ~formula
+        [(_, verdicts)] = self._judge([(one, pairs.where(doubtful))], same_types, None)
+        sure[doubtful] = verdicts == SAME
+        found = pairs.where(sure)
+        one.keep("prototype", found)
+        one.formula = one.formula.without(found, len(corpus))
+
+    def _judge(
         self,
-        entries: np.ndarray,
-        rows: np.ndarray,
-        same: np.ndarray,
-        ordered: np.ndarray,
-        exchanged: np.ndarray,
-    ) -> None:
-        """Enter the nearest crystal of the same formula, else of any chemistry."""
-        has = np.asarray(same.any(axis=1))  # (A,)
-        best = np.where(has[:, None], np.where(same, ordered, np.inf), exchanged)
-        nearest = best.argmin(axis=1)
-        self.found.nearest_row[entries] = rows[nearest]
-        self.found.nearest_distance[entries] = best[np.arange(len(best)), nearest]
-        self.found.nearest_same[entries] = has
+        work: Sequence[tuple[_Set, Pairs]],
+        judge: Judge,
+        count: bool | None = True,
+    ) -> Iterator[tuple[_Set, np.ndarray]]:
+        """Yield sets with the verdicts on pairs of theirs, from one stream of jobs."""
+        if count:
+            total = sum(len(pairs) for _, pairs in work)
+            self.bar.reset(self.task, total=total)
+
+        def stream() -> Iterator[Job]:
+            for one, pairs in work:
+                yield from jobs(pairs, one.corpus, one.dataset)
+
+        answers = self.workers.map(judge, stream())
+        for one, pairs in work:
+            if count:
+                self.bar.update(self.task, description=f"comparing {one.name}")
+            parts = [np.empty(0, np.int8)]
+            missing = len(pairs)
+            while missing:
+                parts.append(next(answers))
+                missing -= len(parts[-1])
+                if count:
+                    self.bar.update(self.task, advance=len(parts[-1]))
+            yield one, np.concatenate(parts)
 
 
 def _id_numbers(corpus: Facts, dataset: Facts) -> tuple[np.ndarray, np.ndarray]:
@@ -366,50 +327,9 @@ def _id_numbers(corpus: Facts, dataset: Facts) -> tuple[np.ndarray, np.ndarray]:
     return corpus_id, dataset_id
 
 
-def _blocks(corpus: Facts, dataset: Facts, across: bool) -> list[Block]:
-    """Return the anonymised formulas that both collections have.
-
-    Args:
-        corpus: one side.
-        dataset: the other.
-        across: whether crystals of other chemistry matter; where not, each reduced
-            formula that both have is a block of its own.
-    """
-    blocks = []
-    for amounts in sorted(corpus.rows_of.keys() & dataset.rows_of.keys()):
-        rows = np.array(corpus.rows_of[amounts])
-        entries = np.array(dataset.rows_of[amounts])
-        if across:
-            blocks.append((amounts, rows, entries))
-            continue
-        formulas = [corpus.formula[rows], dataset.formula[entries]]
-        for formula in np.intersect1d(*formulas).tolist():
-            some, others = rows[formulas[0] == formula], entries[formulas[1] == formula]
-            if corpus is not dataset or len(some) > 1:
-                blocks.append((amounts, some, others))
-    return blocks
-
-
-def _portions(blocks: Sequence[Block]) -> Iterator[list[Block]]:
-    """Group small blocks so that all processes have enough to do at once."""
-    portion: list[Block] = []
-    size = 0
-    for block in blocks:
-        portion.append(block)
-        size += len(block[1]) + len(block[2])
-        if size >= _CRYSTALS_AT_ONCE:
-            yield portion
-            portion, size = [], 0
-    if portion:
-        yield portion
-
-
-def _share(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Tell whether two rows (P, 2) have a number above 0 in common."""
-    equal = first[:, :, None] == second[:, None, :]  # (P, 2, 2)
-    return np.any(equal & (first[:, :, None] > 0), axis=(1, 2))
-
-
-def _lost(groups: np.ndarray) -> np.ndarray:
-    """Tell whether a crystal has no symmetry at the tighter tolerance, (P,)."""
-    return np.asarray(groups[:, 0] <= 1)
+def _crystals_to_compare(corpus: Facts, dataset: Facts) -> int:
+    """Count the crystals whose anonymised formula both collections have."""
+    return sum(
+        int(np.isin(one.anonymous, other.anonymous).sum())
+        for one, other in ((corpus, dataset), (dataset, corpus))
+    )

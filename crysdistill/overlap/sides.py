@@ -6,14 +6,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import rich
 from rich.markup import escape
 from rich.progress import Progress
 
 from crysdistill.errors import BadStructure, InputError
 from crysdistill.overlap.facts import Collection
-from crysdistill.overlap.report import CrystalList
+from crysdistill.overlap.in_memory import CrystalList
 from crysdistill.sources import Record, open_source, parse
 from crysdistill.structures.crystal import Crystal
 from crysdistill.workers import engine
@@ -83,24 +85,30 @@ def open_side(
         store.verify()
         return Side(path, store)
     source = open_source(path)
+    for remark in source.remarks:
+        print(remark)
     if workers is None:
         large = source.count is not None and source.count > _WORTH_A_POOL
         workers = (os.cpu_count() or 1) if large else 1
     crystals: list[Crystal] = []
+    made_up: list[bool] = []
     quarantined: list[tuple[str, str]] = []
     seen: set[str] = set()
     with engine(workers) as pool, Progress(disable=not progress) as bar:
-        task = bar.add_task(f"reading {path.name}", total=source.count)
+        task = bar.add_task(f"reading {escape(path.name)}", total=source.count)
         for found in pool.map(_parse, source.records(), chunk=64):
             bar.advance(task)
-            if isinstance(found, Crystal) and found.material_id in seen:
-                found = (found.material_id, "duplicate id; the first one is kept")
-            if isinstance(found, Crystal):
+            if found.crystal is not None and found.material_id in seen:
+                reason = "duplicate id; the first one is kept"
+                found = _Parsed(found.material_id, reason=reason)
+            if found.crystal is not None:
                 seen.add(found.material_id)
-                crystals.append(found)
+                crystals.append(found.crystal)
+                made_up.append(found.made_up)
             else:
-                quarantined.append(found)
-    return Side(path, CrystalList(crystals), quarantined)
+                quarantined.append((found.material_id, found.reason))
+    held = CrystalList(crystals, made_up=np.array(made_up, bool))
+    return Side(path, held, quarantined)
 
 
 def open_sides(
@@ -126,15 +134,24 @@ def open_sides(
     return sides
 
 
-def _parse(record: Record) -> Crystal | tuple[str, str]:
+class _Parsed(NamedTuple):
+    """What became of a record: a crystal, or the reason why there is none."""
+
+    material_id: str
+    crystal: Crystal | None = None
+    reason: str = ""
+    made_up: bool = False
+
+
+def _parse(record: Record) -> _Parsed:
     """Return the crystal of a record, or its id and why there is none."""
     try:
         if not _printable(record.material_id):
             raise BadStructure("its name is not valid UTF-8; rename it")
-        return parse(record)
+        return _Parsed(record.material_id, parse(record), made_up=record.made_up)
     except BadStructure as error:
         name = record.material_id.encode("utf-8", "backslashreplace").decode()
-        return name, str(error)
+        return _Parsed(name, reason=str(error))
 
 
 def _printable(text: str) -> bool:
