@@ -8,10 +8,7 @@ import pytest
 import torch
 
 from crysdistill.objectives import CrystalSystem
-from crysdistill.objectives.crystal_system import (
-    LOSSES,
-    NearestIsAlike,
-)
+from crysdistill.objectives.contrastive import LOSSES, NearestIsAlike
 from crysdistill.structures.symmetry import crystal_system
 from tests.toy_batches import (
     batch_of,

@@ -10,7 +10,13 @@ import numpy as np
 import torch
 
 from crysdistill.encoders import Embeddings
-from crysdistill.graphs.batch import CrystalBatch, GraphSettings, assemble, distances
+from crysdistill.graphs.batch import (
+    CrystalBatch,
+    GraphSettings,
+    assemble,
+    distances,
+)
+from crysdistill.graphs.batch import replace as replace_in
 from crysdistill.objectives import Embedded
 
 
@@ -56,6 +62,27 @@ def batch_of(
         rows=torch.tensor([t.row for t in toys]),
         space_groups=torch.tensor([t.space_group for t in toys]),
         material_ids=[f"toy-{t.row}" for t in toys],
+    )
+
+
+def reordered(batch: CrystalBatch, order: torch.Tensor) -> CrystalBatch:
+    """The same crystals, of which atom k is the one that was `order[k]`."""
+    place = order.argsort()
+    ends = place[batch.edge_index]
+    edges = ends[1].argsort(stable=True)
+    counts = torch.bincount(ends[1], minlength=len(order))
+    own = {
+        name: batch[name][order]
+        for name in ("atomic_numbers", "frac_coords", "masked_atoms")
+        if name in batch
+    }
+    return replace_in(
+        batch,
+        **own,
+        edge_index=ends[:, edges],
+        edge_shift=batch.edge_shift[edges],
+        padding=batch.padding[edges] if "padding" in batch else None,
+        neighbor_ptr=torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0))),
     )
 
 

@@ -8,14 +8,21 @@ from typing import Any
 from crysdistill.encoders.encoder import Encoder
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.objectives.bank import Bank
+from crysdistill.objectives.barlow import Barlow
 from crysdistill.objectives.connectivity import Connectivity
 from crysdistill.objectives.crystal_system import CrystalSystem
+from crysdistill.objectives.denoising import Denoising
 from crysdistill.objectives.fingerprint import Fingerprint
+from crysdistill.objectives.infomax import Infomax
+from crysdistill.objectives.joint_embedding import JointEmbedding
 from crysdistill.objectives.node_features import NodeFeatures
 from crysdistill.objectives.objective import Embedded, Objective
 from crysdistill.objectives.properties import Properties
+from crysdistill.objectives.simsiam import SimSiam
 from crysdistill.objectives.space_group import SpaceGroup
+from crysdistill.objectives.surrogate import Surrogate
 from crysdistill.objectives.teacher import FromTeachers
+from crysdistill.objectives.vicreg import VICReg
 from crysdistill.objectives.views import (
     Chain,
     Clean,
@@ -35,6 +42,13 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "crystal_system": CrystalSystem,
     "fingerprint": Fingerprint,
     "bank": Bank,
+    "denoising": Denoising,
+    "barlow": Barlow,
+    "vicreg": VICReg,
+    "simsiam": SimSiam,
+    "infomax": Infomax,
+    "joint_embedding": JointEmbedding,
+    "surrogate": Surrogate,
     "properties": Properties,
     "teacher": FromTeachers,
 }
@@ -47,23 +61,30 @@ __all__ = [
     "CRYSGNN",
     "OBJECTIVES",
     "Bank",
+    "Barlow",
     "Chain",
     "Clean",
     "Connectivity",
     "CrystalSystem",
+    "Denoising",
     "DroppedEdges",
     "Embedded",
     "Fingerprint",
     "FromTeachers",
+    "Infomax",
+    "JointEmbedding",
     "MaskedAtoms",
     "MovedAtoms",
     "NodeFeatures",
     "Objective",
     "Properties",
     "Rebuilt",
+    "SimSiam",
     "SpaceGroup",
     "Strained",
     "Supercell",
+    "Surrogate",
+    "VICReg",
     "View",
     "make_objective",
 ]

@@ -7,130 +7,16 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
+from torch import Tensor
 
-from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs.batch import CrystalBatch
-from crysdistill.objectives.objective import (
-    Embedded,
-    Objective,
-    full_precision,
-    mean_over_ranks,
-)
-from crysdistill.objectives.views import masked_or_clean
-from crysdistill.ranks import gather_rows
+from crysdistill.objectives.contrastive import Contrast
 from crysdistill.structures.symmetry import crystal_system
 
-__all__ = [
-    "LOSSES",
-    "CrystalSystem",
-    "NearestIsAlike",
-    "nt_xent",
-    "supervised_contrastive",
-]
-
-# ------------------------------------------------------------------ the losses
-#
-# Both take anchors and the candidates they are compared with. In one process these
-# are the same crystals; with several, candidates are those of all ranks, and `first`
-# says where the anchors stand among them. Each returns a sum over terms and how many.
+__all__ = ["CrystalSystem"]
 
 
-def _compare(
-    anchors: Tensor,
-    labels: Tensor,
-    others: Tensor,
-    other_labels: Tensor,
-    first: int,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return scaled cosines, positive and negative pairs, each (A, C).
-
-    Crystals with a label below 0 are in no pair, and none is paired with itself.
-    """
-    # Halved precision would not do: a step of bfloat16 near cosine 1, divided by
-    # 0.07, is a factor of 1.06 in every exponential.
-    with torch.autocast(device_type=anchors.device.type, enabled=False):
-        a = F.normalize(full_precision(anchors), dim=1)
-        c = F.normalize(full_precision(others), dim=1)
-        scores = a @ c.T / temperature  # (A, C)
-    known = (labels >= 0).unsqueeze(1) & (other_labels >= 0)
-    same = labels.unsqueeze(1) == other_labels
-    here = torch.arange(len(labels), device=labels.device) + first
-    itself = here.unsqueeze(1) == torch.arange(len(other_labels), device=labels.device)
-    return scores, known & same & ~itself, known & ~same
-
-
-def _logsumexp_where(scores: Tensor, mask: Tensor) -> Tensor:
-    """Return ln sum exp over the columns in `mask`, (A,); hugely negative for none."""
-    # Not -inf: its gradient would be NaN.
-    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min / 4).logsumexp(1)
-
-
-def nt_xent(
-    anchors: Tensor,
-    labels: Tensor,
-    others: Tensor,
-    other_labels: Tensor,
-    first: int,
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the sum of NT-Xent over positive pairs, and how many there are.
-
-    For a positive pair (a, p), with n over the negatives of a and s a cosine:
-    -ln(exp(s_ap / T) / (exp(s_ap / T) + sum_n exp(s_an / T))). Other positives of a
-    are not in its denominator. An anchor without negatives adds terms that are zero.
-
-    Sources: K. Sohn, NeurIPS 2016 (for the form); T. Chen et al., ICML 2020,
-    arXiv:2002.05709, Eq. 1; with labels as in pytorch-metric-learning's `NTXentLoss`,
-    which CrysGNN calls.
-    """
-    scores, positive, negative = _compare(
-        anchors, labels, others, other_labels, first, temperature
-    )
-    # -ln(e^p / (e^p + e^l)) = softplus(l - p), with l = ln sum_n exp(s_an / T)
-    against = _logsumexp_where(scores, negative).unsqueeze(1)  # (A, 1)
-    terms = F.softplus(against - scores) * positive  # (A, C)
-    return terms.sum(), positive.sum().to(terms.dtype)
-
-
-def supervised_contrastive(
-    anchors: Tensor,
-    labels: Tensor,
-    others: Tensor,
-    other_labels: Tensor,
-    first: int,
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the sum of SupCon over anchors with a positive, and how many there are.
-
-    For an anchor a: the mean over its positives p of
-    -ln(exp(s_ap / T) / sum_{k != a} exp(s_ak / T)).
-
-    Source: P. Khosla et al., NeurIPS 2020, arXiv:2004.11362, Eq. 2.
-    """
-    scores, positive, negative = _compare(
-        anchors, labels, others, other_labels, first, temperature
-    )
-    against = _logsumexp_where(scores, positive | negative)  # (A,)
-    number = positive.sum(dim=1)
-    mean_score = (scores * positive).sum(dim=1) / number.clamp(min=1)  # (A,)
-    has = number > 0
-    terms = torch.where(has, against - mean_score, torch.zeros_like(against))  # Eq. 2
-    return terms.sum(), has.sum().to(terms.dtype)
-
-
-LOSSES = {"supcon": supervised_contrastive, "nt-xent": nt_xent}
-"""Contrastive losses by the name that configurations use."""
-
-
-# --------------------------------------------------------------- the objective
-
-
-class CrystalSystem(Objective):
+class CrystalSystem(Contrast):
     """Contrast crystals: those of one crystal system are positives of each other.
 
     CrysGNN applies NT-Xent to the pooled embeddings themselves, one term per
@@ -159,6 +45,7 @@ class CrystalSystem(Objective):
     """
 
     name: ClassVar[str] = "crystal_system"
+    number: ClassVar[str] = "system"
     PUBLISHED: ClassVar[Mapping[str, Any]] = {
         "loss": "nt-xent",
         "projection": False,
@@ -176,99 +63,10 @@ class CrystalSystem(Objective):
         temperature: float = 0.07,
         mask_fraction: float = 0.15,
     ) -> None:
-        super().__init__()
-        self.views = (masked_or_clean(mask_fraction),)
-        if loss not in LOSSES:
-            raise InputError(
-                f"`loss` is {loss!r} but must be one of {', '.join(LOSSES)}"
-                f"{did_you_mean(loss, LOSSES)}"
-            )
-        if not temperature > 0:
-            raise InputError(f"`temperature` is {temperature} but must be positive")
-        self.loss = LOSSES[loss]
-        self.temperature = temperature
+        super().__init__(crystal_width, loss, projection, temperature, mask_fraction)
         systems = torch.from_numpy(crystal_system(np.arange(231)))
         self.register_buffer("systems", systems, persistent=False)  # (231,), -1 to 6
-        self.projection: nn.Module = nn.Identity()
-        if projection:
-            self.projection = nn.Sequential(
-                nn.Linear(crystal_width, crystal_width),
-                nn.ReLU(),
-                nn.Linear(crystal_width, crystal_width),
-            )
-        self.retrieval = NearestIsAlike(crystal_width)
 
-    def forward(
-        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
-    ) -> Tensor:
-        """Return the contrastive loss, in nats."""
-        anchors = self.projection(seen[0].crystals)  # (B, F)
-        labels = self.systems[batch.space_groups]  # (B,)
-        others, first = gather_rows(anchors)
-        other_labels, _ = gather_rows(labels)
-        total, terms = self.loss(
-            anchors, labels, others, other_labels, first, self.temperature
-        )
-        return mean_over_ranks(total, terms)
-
-    def update(
-        self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
-    ) -> None:
-        """Add a validation batch to the numbers."""
-        self.retrieval.update(seen[0].crystals, self.systems[batch.space_groups])
-
-    def compute(self) -> dict[str, float]:
-        """Return the retrieval precision beside its chance level."""
-        precision, chance = self.retrieval.compute()
-        return {
-            "system_retrieval": precision.item(),
-            "system_retrieval_chance": chance.item(),
-        }
-
-
-class NearestIsAlike(Metric):
-    """How often the nearest other embedding has the same label, and its chance.
-
-    Args:
-        width: F, of the embeddings.
-    """
-
-    full_state_update = False
-    entries: list[Tensor] | Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        # One flat state with the label as the last number of each row: a rank that
-        # has seen no crystal holds an empty vector, which concatenates with this.
-        self.add_state("entries", [], dist_reduce_fx="cat")
-
-    def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Add embeddings (B, F) with labels (B,); those below 0 are left out."""
-        known = labels >= 0
-        rows = F.normalize(embeddings[known].float(), dim=1)
-        entries = torch.cat((rows, labels[known].float().unsqueeze(1)), dim=1)
-        if not isinstance(self.entries, list):
-            raise TypeError("the state is in sync; `unsync` it before `update`")
-        self.entries.append(entries.reshape(-1))
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return precision@1 and its chance; NaN for fewer than two entries."""
-        undefined = torch.tensor(float("nan"), device=self.device)
-        flat = dim_zero_cat(self.entries) if len(self.entries) else undefined[None][:0]
-        rows = flat.reshape(-1, self.width + 1)
-        x, labels = rows[:, :-1], rows[:, -1].long()
-        if len(x) < 2:
-            return undefined, undefined
-        right = torch.zeros((), dtype=torch.int64, device=x.device)
-        for start in range(0, len(x), 1024):  # bounds memory to 1024 rows of cosines
-            cosine = x[start : start + 1024] @ x.T
-            here = torch.arange(len(cosine), device=x.device)
-            cosine[here, here + start] = -torch.inf
-            nearest = cosine.argmax(dim=1)
-            right += (labels[nearest] == labels[start : start + 1024]).sum()
-        counts = torch.bincount(labels).double()
-        n = len(x)
-        # sum_c p_c^2, for drawing without putting back
-        chance = (counts * (counts - 1)).sum() / (n * (n - 1))
-        return right.double() / n, chance
+    def classes(self, batch: CrystalBatch) -> Tensor:
+        """Return the crystal systems, (B,), 0 to 6; -1 where not known."""
+        return self.systems[batch.space_groups]
