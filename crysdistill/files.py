@@ -71,3 +71,22 @@ def remove_partials(folder: Path) -> None:
     """Remove what writers left that were killed."""
     for path in folder.glob(f"*{PARTIAL}"):
         path.unlink()
+
+
+def check_space(path: Path, size: int) -> None:
+    """Meet a full disk here, as a clear error: within HDF5 it crashes the process.
+
+    Args:
+        path: a file that is not there yet.
+        size: how many bytes it will have.
+
+    Raises:
+        OSError: there is no room for them.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    finally:
+        path.unlink(missing_ok=True)

@@ -167,7 +167,7 @@ class TestCommandLines:
             "build a -o s --cutoff far",
             "`--cutoff` is 'far' but must be a number; see `crysdistill build --help`",
         ),
-        ("inspect a b", "`b` is one too many; see `crysdistill inspect --help`"),
+        ("inspect a b", "unexpected argument `b`; see `crysdistill inspect --help`"),
         ("build a -o s.h5 --cutoff -1", "`cutoff` is -1.0 but must be positive"),
         (
             "build a -o s.h5 --graph shell",

@@ -484,7 +484,6 @@ def test_from_pretraining_to_predictions(name, stores, tmp_path):
     predictor = load_predictor(learner)
     table = pd.read_csv(
         predict(learner, [store], tmp_path / "p.csv", progress=False),
-        float_precision="round_trip",
     )
     opened = Store.open(store)
     expected = predictor.predict(opened.batch(range(len(opened))))

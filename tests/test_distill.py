@@ -122,7 +122,7 @@ def test_balanced_losses_of_several_targets_are_refused(config):
     several = replace(config, target=None, targets=targets)
     with pytest.raises(
         InputError,
-        match=r"`weighting` is balanced, but the losses of several targets, .* give "
+        match=r"`weighting` is balanced, but the loss of several targets .* give "
         r"each target a `weight`, or set `weighting=fixed`",
     ):
         DistillConfig(**shared(several), teacher="random", weighting="balanced")

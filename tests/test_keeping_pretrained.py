@@ -280,10 +280,10 @@ def test_the_share_with_the_least_error_is_taken(best, share):
     start = {"weight": torch.tensor([[0.0]])}
     nn.init.constant_(model.weight, 1.0)
     found, errors = choose_between(
-        model, start, lambda: abs(float(model.weight) - best)
+        model, start, lambda: abs(model.weight.item() - best)
     )
     assert found == share
-    assert float(model.weight) == pytest.approx(share)
+    assert model.weight.item() == pytest.approx(share)
     assert list(errors) == list(SHARES)
 
 
@@ -465,7 +465,7 @@ def test_settings_that_cannot_be(config, pretrained):
     plain = replace(config, head=HeadSettings(start="random"))
     mistake(
         lambda: tuning(plain, pretrained, interpolate=True),
-        "`interpolate` begins at a head that knows the labels; set `head.start=ridge`",
+        "`interpolate` needs a head that is fitted to the labels at the start; set",
     )
     mistake(lambda: FreezeSettings(thaw=0), "`freeze.thaw` is 0 but must be at least 1")
     mistake(

@@ -41,6 +41,7 @@ LAYERS = (
     "training",
     "studies",
     "demo",
+    "terminal",
     "command",
     "arguments",
     "configured",

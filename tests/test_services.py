@@ -24,7 +24,7 @@ import pytest
 
 from crysdistill.errors import InputError
 from crysdistill.sources import jarvis, matbench, materials_project, whole_sets
-from crysdistill.sources.tables import matbench_id
+from crysdistill.sources.layouts import matbench_id
 
 from .test_sources import STRUCTURES, labels, outcome
 
@@ -269,7 +269,7 @@ def test_matbench_without_matminer(monkeypatch):
     monkeypatch.setitem(sys.modules, "matminer.datasets", None)
     with pytest.raises(
         InputError,
-        match=r"`matminer` is not installed, and does not go together with pandas 3; "
+        match=r"`matminer` is not installed, and does not work with pandas 3; "
         r"download https://.*/matbench_phonons.json.gz \(sha256 4db551f.* as a source",
     ):
         matbench.open_service("matbench_phonons")

@@ -332,7 +332,7 @@ def test_an_answer_that_is_no_number_is_refused_and_named(store):
             answer.atoms[batch.batch == 2, 1] = float("nan")
             return answer
 
-    text = f"plain says of {CRYSTALS[5].material_id} what is no finite number; leave"
+    text = f"plain answers for {CRYSTALS[5].material_id} with a number that is not fin"
     with pytest.raises(InputError, match=text):
         answers_for(Bad(), store, [1, 3, 5, 7], **HERE)
 

@@ -21,6 +21,7 @@ from crysdistill.objectives import objective as sums
 from crysdistill.store.checks import DatasetCheck
 from crysdistill.store.store import Store
 from crysdistill.structures.crystal import Crystal
+from crysdistill.training.cleaning import Cleaned
 from crysdistill.training.pretrain import PretrainConfig, pretrain
 from crysdistill.training.settings import OptimizerSettings, TrainerSettings
 from crysdistill.transfer.seen import seen
@@ -124,6 +125,7 @@ def plain(
     return errors.mean(), said, wanted
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
 @pytest.mark.parametrize("level", ["atoms", "crystals"])
 def test_loss_and_number_equal_a_plain_second_implementation(
     level, store, table, tmp_path
@@ -405,8 +407,8 @@ def test_clean_is_only_what_was_compared_on_all_sides(
 ):
     teacher = by_teacher(theirs, tmp_path / "t.safetensors", taught_by=taught_by)
     monkeypatch.setattr(
-        "crysdistill.training.pretrain._clean_rows",
-        lambda store, config: (np.arange(len(store)), own),
+        "crysdistill.training.pretrain.clean_rows",
+        lambda store, *_, **__: Cleaned(np.arange(len(store)), own),
     )
     weights = run(store, tmp_path / "run", {"teacher": {"teachers": [str(teacher)]}})
     header = read_header(weights)
@@ -418,8 +420,8 @@ def test_clean_is_only_what_was_compared_on_all_sides(
 
 def test_a_teacher_that_knows_nothing_spoils_nothing(store, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "crysdistill.training.pretrain._clean_rows",
-        lambda store, config: (np.arange(len(store)), [CLEAN]),
+        "crysdistill.training.pretrain.clean_rows",
+        lambda store, *_, **__: Cleaned(np.arange(len(store)), [CLEAN]),
     )
     settings = {"teachers": ["random"], "teacher_encoder": SMALL_ENCODER}
     weights = run(store, tmp_path / "run", {"teacher": settings})

@@ -266,8 +266,8 @@ def test_without_coordinates_the_same_order_is_believed_and_said(tmp_path, capsy
     answers = answers_for(make_teacher(path, store), store, [0], progress=False)
     assert answers.gather_atoms(torch.tensor([0])).flatten().tolist() == [0, 1, 2, 3]
     assert capsys.readouterr().out == (
-        "t.h5 has no `frac_coords`: 1 of 1 crystals have several atoms of an element, "
-        "which are taken to be in the store's order\n"
+        "t.h5 has no `frac_coords`: 1 of 1 crystals have several atoms of an element; "
+        "they are assumed to be in the store's order\n"
     )
 
 

@@ -110,8 +110,7 @@ def demo(
     _step(6, "reporting")
     path = _report(out, config, stores, time.monotonic() - started)
     rich.print(console_table(results))
-    rich.print(f"\nreport:  {path}")
-    rich.print(f"weights: {weights}")
+    print(f"\nreport:  {path}\nweights: {weights}")  # a path may hold [..]
     rich.print("\nNext, on your own crystals:")
     for line in _next_steps():
         print(f"  {line}")  # as it is: rich would take [..] for markup
@@ -150,7 +149,8 @@ def _pretraining(out: Path, size: DemoSize) -> PretrainConfig:
         encoder={"name": "cgcnn", "convolutions": 3},
         objectives={"fingerprint": {"weight": 1.0}},
         trainer=TrainerSettings(epochs=size.pretrain_epochs, batch_size=128),
-        overwrite=True,
+        # What an interruption left goes on, from its last checkpoint.
+        resume=(out / "pretrain" / "config.yaml").exists(),
     )
 
 

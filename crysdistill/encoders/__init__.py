@@ -55,11 +55,11 @@ def make_encoder(
 
     Args:
         name: one of `ENCODERS`.
-        graph: the graph that it will read, from which it may take what `settings`
-            leave open, such as a cutoff.
-        source: what holds that graph, for messages.
-        published: whether to start from the published settings and not from ours.
-        settings: the encoder's own.
+        graph: the graph that it will read. Settings that are not given, such as a
+            cutoff, may follow from it.
+        source: the name of the source of that graph, for messages.
+        published: whether to start from the published settings instead of ours.
+        settings: the settings of the encoder.
 
     Raises:
         InputError: the name or a setting is not known, a value is out of range, or the

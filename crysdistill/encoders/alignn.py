@@ -30,11 +30,11 @@ from crysdistill.structures.elements import ELEMENT_TABLES, element_table
 
 
 def norm_of_distinct(norm: nn.Module, x: Tensor, counts: Tensor) -> Tensor:
-    """Return what a norm makes of rows that each stand for several, (D, F).
+    """Normalise distinct rows, each of which occurs several times, (D, F).
 
     Args:
         norm: one of `NORMS`.
-        x: (D, F).
+        x: (D, F), the distinct rows.
         counts: (D,), how often each row occurs.
     """
     if not (isinstance(norm, BatchNorm) and norm.training):
@@ -53,7 +53,7 @@ def norm_of_distinct(norm: nn.Module, x: Tensor, counts: Tensor) -> Tensor:
 
 
 def _total_of_ranks(sums: Tensor) -> Tensor:
-    """Add up (F,) of all ranks, with gradients."""
+    """Add up sums (F,) over all ranks, with gradients."""
     return gather_rows(sums.unsqueeze(0))[0].sum(0)
 
 
@@ -66,15 +66,15 @@ class Dense(nn.Module):
         self.norm = NORMS[norm](width)
 
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
-        """Map rows (D, inputs), each of which occurs so often, to (D, F)."""
+        """Map distinct rows (D, inputs), which occur `counts` times, to (D, F)."""
         return F.silu(norm_of_distinct(self.norm, self.linear(x), counts))
 
 
 class Scalars(nn.Module):
     """Distances or cosines as vectors: Gaussians, and two dense layers.
 
-    The Gaussians are exp(-(x - mu)^2 / spacing); others divide by the square of the
-    spacing, which has the unit.
+    The Gaussians are exp(-(x - mu)^2 / spacing). Other networks divide by the square of
+    the spacing, which has the right unit.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Scalars(nn.Module):
         self.dense = Dense(hidden, width, norm)
 
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
-        """Map values (D,), each of which occurs so often, to (D, F)."""
+        """Map distinct values (D,), which occur `counts` times, to (D, F)."""
         return self.dense(self.hidden(self.gaussians(x), counts), counts)
 
 
@@ -95,11 +95,11 @@ class Embedding(nn.Module):
     """The first vectors of atoms, edges and triplets.
 
     Args:
-        features: of the element table.
+        features: the number of features in the element table.
         width: F.
         hidden: the width between Gaussians and F.
-        distance_functions: how many Gaussians from 0 to `cutoff`.
-        angle_functions: how many Gaussians from -1 to 1, for cosines.
+        distance_functions: the number of Gaussians from 0 to `cutoff`.
+        angle_functions: the number of Gaussians from -1 to 1, for cosines.
         cutoff: Å.
         norm: one of `NORMS`.
     """
@@ -150,10 +150,9 @@ class AlignnConvolution(nn.Module):
 class ALIGNN(Encoder):
     """The atomistic line graph neural network.
 
-    Edge-gated convolutions go back and forth between the crystal graph and its line
-    graph, so that edges learn of the angles that they enclose with the edges before
-    them; then follow some on the crystal graph alone. The mean over atoms is the
-    crystal's embedding.
+    Edge-gated convolutions alternate between the crystal graph and its line graph, so
+    that edges receive the angles to the edges before them. Further convolutions follow
+    on the crystal graph alone. The mean over atoms is the crystal's embedding.
 
     Source: K. Choudhary and B. DeCost, npj Comput. Mater. 7, 185 (2021),
     doi:10.1038/s41524-021-00650-1. With `norm` = `layer`, width 64 and two
@@ -162,39 +161,40 @@ class ALIGNN(Encoder):
     Differs from the paper:
 
     - Gated messages are divided by the sum of the gates, to which the published code
-      adds 1e-6. Where all neighbours send the same, gates cancel then: all crystals of
-      one element, whatever their structure, have one embedding. With `gate_offset` 1
-      they do not.
+      adds 1e-6. If all neighbours send the same message, the gates then cancel: all
+      crystals of one element have the same embedding, whatever their structure. With
+      `gate_offset` 1 they do not.
     - A convolution begins on the crystal graph and ends on the line graph, as in the
       published code; the paper has them the other way round.
-    - What depends on an angle or a distance alone is worked out once for all that are
-      equal to 1e-6 (1e-5 Å), and the batch norms there weigh it by their number.
-    - The edges and triplets of the last convolution on each graph, which nobody
-      reads, are not made. Their norms are 4 F weights without a gradient: at published
-      settings, head included, 4,026,753 numbers are stored there and 4,025,729 here.
-    - The paper's graph is undirected. Ours is read as it is, where an atom hears its
-      nearest neighbours and need not be among theirs: in the Materials Project that
-      has 1.07 times fewer edges and 1.16 times fewer triplets, and every edge keeps
+    - Numbers that depend only on an angle or a distance are computed once for all
+      values equal within 1e-6 (1e-5 Å); batch norms there weight them by their count.
+    - The last convolution on each graph does not update its edges and triplets,
+      because nothing reads them. Their norms are 4 F weights without a gradient: at
+      published settings, head included, the published program stores 4,026,753 numbers
+      and ours 4,025,729.
+    - The paper's graph is undirected. Our graph is directed: an atom receives from its
+      nearest neighbours, but need not be among theirs. In the Materials Project this
+      gives 1.07 times fewer edges and 1.16 times fewer triplets, and every edge keeps
       its place. `symmetric` adds the missing directions in the step. Mode `radius`
       lacks none, but at 8 Å an atom has some 200 edges and 40,000 triplets.
-    - The published program stores an edge between two images of one atom twice, and
-      such an edge does not hear itself, so that a supercell is another crystal. Here
-      it counts once, and hears the one before it in the straight line of images.
+    - The published program stores an edge between two images of one atom twice. Such an
+      edge does not receive from itself, so a supercell is another crystal. Here it
+      counts once, and receives from the edge before it in the straight line of images.
 
-    Memory: of each triplet a training step keeps F (2 `convolutions` - 1) numbers, of
-    each distinct angle some (angle_functions + 3 hidden + 3 F). On a CPU, with 12
-    neighbours, its peak is 2 kB to a triplet (25 kB to an edge), and 16 kB (0.2 MB) at
-    published settings; autograd alone takes 6 kB and 44 kB.
+    Memory: a training step keeps F (2 `convolutions` - 1) numbers for each triplet, and
+    about (angle_functions + 3 hidden + 3 F) for each distinct angle. On a CPU, with 12
+    neighbours, its peak is 2 kB per triplet (25 kB per edge), and 16 kB (0.2 MB) at
+    published settings. Plain autograd takes 6 kB and 44 kB.
 
     Args:
         width: F, of atoms, edges, triplets and crystals.
-        convolutions: how many on both graphs.
-        gated_convolutions: how many on the crystal graph alone, after those.
+        convolutions: the number of convolutions on both graphs.
+        gated_convolutions: the number of later convolutions on the crystal graph alone.
         hidden: the width between the Gaussians and F.
-        distance_functions: how many Gaussians expand a distance.
-        angle_functions: how many Gaussians expand the cosine of an angle.
+        distance_functions: the number of Gaussians that expand a distance.
+        angle_functions: the number of Gaussians that expand the cosine of an angle.
         norm: `batch`, or `layer`, which does not depend on the rest of the batch.
-        gate_offset: what is added to the sum of the gates that messages are divided by.
+        gate_offset: a number added to the sum of gates, which divides the messages.
         symmetric: whether to add the reverse of edges that have none.
         elements: the element table, a name in `crysdistill.structures.elements`.
         cutoff: Å, where the Gaussians of distances end; the graph's cutoff.
@@ -293,11 +293,11 @@ class ALIGNN(Encoder):
     def for_graph(
         cls, graph: GraphSettings, settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Let the Gaussians end where the edges end."""
+        """End the Gaussians at the cutoff of the edges."""
         return {"cutoff": graph.cutoff, **settings}
 
     def forward(self, batch: CrystalBatch, layers: bool = False) -> Embeddings:
-        """Encode a batch; see `Encoder`. Edges are as the last convolution reads."""
+        """Encode a batch; see `Encoder`. Edges are those the last convolution reads."""
         before = None
         if self.symmetric:
             batch, before = add_reverse_edges(batch)
@@ -350,7 +350,7 @@ class ALIGNN(Encoder):
         )
 
     def memory(self, batch: CrystalBatch) -> int:
-        """Return 16 bytes for each triplet, width and convolution, as was measured."""
+        """Return the measured 16 bytes for each triplet, width and convolution."""
         degree = batch.neighbor_ptr.diff()  # (N,)
         triplets = int(degree[batch.edge_index[0]].sum())
         return 16 * triplets * self.settings["hidden"] * len(self.convolutions)

@@ -30,10 +30,10 @@ SCORES = ("scaled", "published")
 
 
 class Lengths(NamedTuple):
-    """The Gaussians of edges, of which many are equal.
+    """The Gaussians of edges, many of which are equal.
 
     Args:
-        u: (D, K), of the distinct distances.
+        u: (D, K), the Gaussians of the distinct distances.
         place: (E,) int64, the row of each edge.
     """
 
@@ -49,8 +49,8 @@ class AttentionConvolution(nn.Module):
     <v_i, v_j> <u_ij, u_ij> as published, or, for each head h,
     <v_i, v_j>_h / sqrt(F / H) + w_h . u_ij as mended,
 
-    where a head sees its slice of the vectors, and weighs that slice of the message.
-    The products with v are taken once per atom, those with u once per distance.
+    where a head reads its slice of the vectors and weights that slice of the message.
+    Products with v are computed once per atom, products with u once per distance.
 
     Args:
         width: F.
@@ -73,7 +73,7 @@ class AttentionConvolution(nn.Module):
         self.norm = NORMS[norm](width)
 
     def scores(self, x: Tensor, lengths: Lengths, batch: CrystalBatch) -> Tensor:
-        """Return what the shares are a softmax of, (E, H)."""
+        """Return the scores whose softmax gives the shares, (E, H)."""
         both = gather_centres(x, batch) * gather_neighbours(x, batch)  # (E, F)
         inner = both.unflatten(1, (self.heads, -1)).sum(dim=2)  # (E, H)
         if self.radial is None:
@@ -94,10 +94,10 @@ class AttentionConvolution(nn.Module):
 
 
 class AttentionCGCNN(Encoder):
-    """CGCNN whose neighbours are weighed by attention instead of by a gate.
+    """CGCNN that weights neighbours by attention instead of a gate.
 
-    A convolution has half the weights of CGCNN's Eq. 5, where a gate is as large as
-    the core that it gates.
+    A convolution has half the weights of CGCNN's Eq. 5, whose gate is as large as its
+    core.
 
     Source: S. Deng, J. Park and A. Sy, "Transfer Learning and Representations for
     Material Properties", a report of the University of California, Berkeley, section
@@ -105,23 +105,23 @@ class AttentionCGCNN(Encoder):
     doi:10.1103/PhysRevLett.120.145301.
 
     Differs from the paper:
-        - The published exponent <v_i, v_j> <u, u> grows with the width and with what
-          the layers add up: exponentials overflow, and where the largest is taken off
-          first, as here, one neighbour gets everything. And <u, u> hardly knows the
-          distance: on a grid of Gaussians as wide as far apart it is 1.25 within 1.5 %
-          for all distances but those at both ends. `scaled` divides by the root of the
-          width and lets a learned function of the distance speak.
-        - The paper would put several networks side by side and join them at the end.
-          Here several heads do so in each layer, without more weights.
-        - The defaults have a batch norm where the paper prints none; CGCNN's code,
-          which it started from, has one there.
+        - The published exponent <v_i, v_j> <u, u> grows with the width and with the
+          sums of the layers. Exponentials overflow; if the largest exponent is
+          subtracted first, as here, one neighbour gets the whole weight. And <u, u>
+          hardly depends on the distance: if Gaussians are as wide as their spacing, it
+          is 1.25 within 1.5 % for all distances except those at both ends. `scaled`
+          divides by the root of the width and adds a learned function of the distance.
+        - The paper puts several networks side by side and joins them at the end. Here
+          several heads do this in each layer, without more weights.
+        - The defaults have a batch norm, which the paper does not print. CGCNN's code,
+          on which it builds, has one there.
 
     Args:
         width: F, of the atom and crystal embeddings.
-        convolutions: how many.
-        heads: of the attention; `width` is a multiple of it.
-        scores: what the attention is made of, `scaled` or `published`.
-        norm: what normalises the sum over neighbours, `batch`, `group` or `none`.
+        convolutions: the number of convolutions.
+        heads: the number of attention heads; `width` is a multiple of it.
+        scores: the scores of the attention, `scaled` or `published`.
+        norm: the norm of the sum over neighbours, `batch`, `group` or `none`.
         elements: the element table, a name in `crysdistill.structures.elements`.
         cutoff: Å, where the Gaussians end; the graph's cutoff.
         spacing: Å, between Gaussians, and the width of each.
@@ -185,7 +185,7 @@ class AttentionCGCNN(Encoder):
     def for_graph(
         cls, graph: GraphSettings, settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Let the Gaussians end where the edges end."""
+        """End the Gaussians at the cutoff of the edges."""
         return {"cutoff": graph.cutoff, **settings}
 
     def forward(self, batch: CrystalBatch, layers: bool = False) -> Embeddings:
@@ -200,7 +200,7 @@ class AttentionCGCNN(Encoder):
     def encode(
         self, x: Tensor, lengths: Lengths, batch: CrystalBatch, layers: bool = False
     ) -> Embeddings:
-        """Encode what `features` returned."""
+        """Encode the result of `features`."""
         passed = [x]
         for convolution in self.convolutions:
             x = convolution(x, lengths, batch)

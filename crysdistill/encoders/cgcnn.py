@@ -34,12 +34,12 @@ from crysdistill.structures.elements import element_table
 
 @dataclass(frozen=True)
 class PlainEdges:
-    """The edges of a batch as PyTorch reads them.
+    """The edges of a batch for PyTorch.
 
     Args:
-        batch: whose edges they are.
+        batch: the batch of the edges.
         row: (E,), the first of four rows of the table.
-        weights: (E, 4), of those rows.
+        weights: (E, 4), the weights of those rows.
         rows: (2 M, K), the Gaussians at all knots.
     """
 
@@ -66,16 +66,16 @@ def gated_sum(
 ) -> Tensor:
     """Sum sigmoid(gate) softplus(core) over the neighbours of each atom, (N, F).
 
-    Of z_ij = own_i + other_j + table(d_ij) + bias the gate is one half and the core the
-    other, each after its batch norm, if there is one. On the CPU compiled code does the
-    same without a row for each edge.
+    Gate and core are the halves of z_ij = own_i + other_j + table(d_ij) + bias, each
+    after its batch norm, if there is one. On the CPU compiled code does the same
+    without a row for each edge.
 
     Args:
         products: (N, 2, 2 F), `own` and `other` of each atom.
         bias: (2 F,).
         table: (2 M, 2 F); see `GaussianTable`.
-        edges: of the batch.
-        norms: of gate and core; their running statistics move where they train.
+        edges: the edges of the batch.
+        norms: norms of gate and core; training updates their running statistics.
     """
     if isinstance(edges, CompiledEdges):
         return compiled_gated_sum(products, bias, table, edges, norms)
@@ -103,12 +103,12 @@ def edge_linear(width: int, basis: int) -> nn.Sequential:
 class GatedConvolution(nn.Module):
     """Eq. 5 as printed: v_i' = v_i + sum_j sigmoid(z W_f + b_f) * g(z W_s + b_s).
 
-    z = [v_i | v_j | u_ij] is nowhere put together. The product with v_i and v_j is the
-    same for all edges of an atom, so it is taken once per atom; that with u_ij depends
-    on the distance alone, and is read from a table.
+    z = [v_i | v_j | u_ij] is never built. The products with v_i and v_j are the same
+    for all edges of an atom, so they are computed once per atom. The product with u_ij
+    depends only on the distance and is read from a table.
 
-    Gate and core are two Linears here and one of twice the width in the published
-    code: the same numbers.
+    Gate and core are two Linears here, and one Linear of twice the width in the
+    published code; the numbers are the same.
     """
 
     def __init__(self, width: int, basis: int) -> None:
@@ -126,14 +126,14 @@ class GatedConvolution(nn.Module):
     ) -> Tensor:
         """Return the sum over neighbours of gate times core, (N, F).
 
-        Under autocast the products may come in half precision; from there on everything
-        is in single precision.
+        Under autocast the products may be in half precision. Everything after them is
+        in single precision.
 
         Args:
-            x: of atoms, (N, F); where `kinds` are given, of each kind of atom.
-            edges: of the batch.
-            norms: of gate and core.
-            kinds: (N,), where atoms of a kind are alike.
+            x: vectors of atoms, (N, F); if `kinds` are given, of each kind of atom.
+            edges: the edges of the batch.
+            norms: norms of gate and core.
+            kinds: (N,), the kind of each atom, if atoms of a kind are alike.
         """
         both = zip(self.gate.parameters(), self.core.parameters(), strict=True)
         weight, bias = (torch.cat(parts) for parts in both)
@@ -163,8 +163,8 @@ class PublishedConvolution(GatedConvolution):
     v_i' = softplus(v_i + BN(sum_j sigmoid(BN(z W_f + b_f))
                                    * softplus(BN(z W_s + b_s)))).
 
-    Differs from the paper: the batch norms and the outer softplus stand in the
-    published code only.
+    Differs from the paper: only the published code has the batch norms and the outer
+    softplus.
     """
 
     def __init__(self, width: int, basis: int) -> None:
@@ -212,8 +212,8 @@ CONVOLUTIONS: dict[str, type[nn.Module]] = {
 class CGCNN(Encoder):
     """The encoder of CGCNN and, with five convolutions, of CrysGNN.
 
-    An element vector is mapped to an embedding, convolutions add what the
-    neighbours send, and the mean over atoms is the crystal's embedding.
+    An element vector is mapped to an embedding, convolutions add the messages of the
+    neighbours, and the mean over atoms is the crystal's embedding.
 
     Sources: T. Xie and J. C. Grossman, Phys. Rev. Lett. 120, 145301 (2018),
     doi:10.1103/PhysRevLett.120.145301, Eqs. 4 and 5. CrysGNN: K. Das et al., AAAI
@@ -224,15 +224,15 @@ class CGCNN(Encoder):
 
     Args:
         width: F, of the atom and crystal embeddings.
-        convolutions: how many.
+        convolutions: the number of convolutions.
         convolution: `published` (the code's Eq. 5), `eq5` or `eq4` (as printed).
         elements: the element table, a name in `crysdistill.structures.elements`.
         cutoff: Å, where the Gaussians end; the graph's cutoff.
         spacing: Å, between Gaussians.
         bias: whether the embedding of elements has a bias (CrysGNN has none).
         normalize: whether to average unit vectors.
-        token: whether a masked atom has a vector of its own, which learns; otherwise
-            it has the embedding's bias.
+        token: whether a masked atom has a learned vector of its own; otherwise it has
+            the embedding's bias.
 
     Raises:
         InputError: a setting is out of range.
@@ -288,12 +288,12 @@ class CGCNN(Encoder):
     def for_graph(
         cls, graph: GraphSettings, settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Let the Gaussians end where the edges end."""
+        """End the Gaussians at the cutoff of the edges."""
         return {"cutoff": graph.cutoff, **settings}
 
     @classmethod
     def for_properties(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Average atoms as they are: CGCNN's head expects their lengths."""
+        """Average atoms without normalising; CGCNN's head expects their lengths."""
         return {**settings, "normalize": False}
 
     def forward(self, batch: CrystalBatch, layers: bool = False) -> Embeddings:
@@ -311,7 +311,7 @@ class CGCNN(Encoder):
         else:
             edges = find_edges(batch, self.table)
             for k, convolution in enumerate(self.convolutions):
-                # From the first convolution on, every atom has its own.
+                # From the first convolution on, every atom has its own vector.
                 x = convolution(x, edges, None if k else elements)
                 passed.append(x)
         return Embeddings(
@@ -333,18 +333,18 @@ class CGCNN(Encoder):
 
         Floating-point operations: 8 N F^2 for the products of atoms with the weights
         of centre and neighbour, gate and core, three times (forward, and the
-        gradients of both factors), in the first convolution for elements instead of
-        atoms; 8 M K F for a table of M knots, twice; and for each of E F gates 221: z
+        gradients of both factors); the first convolution has elements instead of
+        atoms. A table of M knots takes 8 M K F, twice. Each of E F gates takes 221: z
         four times (4 each), its statistics 10, forward 68, backward 101, statistics
-        again 26. An exp is 20 of these, a log 17. The table is read once for each
-        length of a crystal, which is not counted.
+        again 26. An exp is 20 of these, a log 17. Reading the table once for each
+        length of a crystal is not counted.
 
         Bytes: 53 float32 for each of N F numbers (4 F products and their gradients,
-        sums, embeddings, each written once and read wherever that is not at once) and
-        12 bytes of each edge in four passes. What an atom's neighbours have is taken
-        to be in the cache.
+        sums, embeddings, each written once and read again unless used at once) and
+        12 bytes of each edge in four passes. The numbers of an atom's neighbours are
+        assumed to be in the cache.
 
-        Eq. 4 has the products 2 N F (2 F + K), three times, and Gaussians.
+        Eq. 4 takes 2 N F (2 F + K) for its products, three times, and Gaussians.
         """
         width, layers = self.width, len(self.convolutions)
         basis = self.expansion.count

@@ -17,7 +17,7 @@ class FeatureSelector(ElementEmbedding):
     """W (mask * features) + b, with a learned factor for each feature.
 
     Args:
-        features: of the element table.
+        features: the number of features in the element table.
         width: F.
     """
 
@@ -33,23 +33,23 @@ class FeatureSelector(ElementEmbedding):
 class CrysXPP(CGCNN):
     """The property predictor of CrysXPP.
 
-    A CGCNN whose element features are first weighed by learned factors. What a factor
-    moved to hints at how much the property needs the feature (`feature_weights`), no
-    more: the weights behind it can make up for it. The convolutions start, as a rule,
-    from CrysXPP's autoencoder: a CGCNN without the embedding's bias, trained to
-    reconstruct connectivity and element features.
+    A CGCNN that first multiplies element features by learned factors. A trained factor
+    (`feature_weights`) only hints at the importance of its feature, since the weights
+    behind it can compensate. The convolutions usually start from CrysXPP's autoencoder,
+    a CGCNN without the embedding's bias, trained to reconstruct connectivity and
+    element features.
 
     Source: K. Das et al., npj Comput. Mater. 8, 43 (2022),
     doi:10.1038/s41524-022-00716-8. Convolutions: see `CGCNN`.
 
     Differs from the paper:
 
-    - The L1 penalty that makes the factors sparse is no part of an encoder; the
-      published training loop does not have it either.
+    - The L1 penalty that makes the factors sparse is not part of the encoder. The
+      published training loop lacks it, too.
 
     Args:
         width: F, of the atom and crystal embeddings.
-        convolutions: how many.
+        convolutions: the number of convolutions.
         convolution: `published`, `eq5` or `eq4`; see `CGCNN`.
         elements: the element table, a name in `crysdistill.structures.elements`.
         cutoff: Å, where the Gaussians end; the graph's cutoff.
@@ -85,7 +85,7 @@ class CrysXPP(CGCNN):
 
     @classmethod
     def for_properties(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Change nothing: atoms are averaged as they are."""
+        """Change nothing; atoms are averaged without normalising."""
         return dict(settings)
 
     def feature_weights(self) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ class CrysXPP(CGCNN):
 
         Returns:
             For each block of the element table, such as `electronegativity`, the
-            factors of its bins; 1 where a feature counts as it did at the start.
+            factors of its bins. A factor starts at 1.
         """
         mask = self.embedding.mask.detach()
         if self.settings["elements"] != "cgcnn92":

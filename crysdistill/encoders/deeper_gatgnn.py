@@ -31,7 +31,7 @@ from crysdistill.layers.pooling import Set2Set
 from crysdistill.layers.settings import at_least, one_of, positive
 
 COMPOSITION = 108
-"""Shares that the published composition vector holds, the first of masked atoms."""
+"""Length of the published composition vector; its first share is of masked atoms."""
 
 POOLINGS = ("attention", "set2set", "published_set2set")
 
@@ -50,7 +50,7 @@ class Embedding(nn.Module):
 
 
 class DeepConvolution(nn.Module):
-    """v_i' = norm(AGAT(v_i)) + v_i; without `skip`, the first term alone."""
+    """v_i' = norm(AGAT(v_i)) + v_i; without `skip`, only the first term."""
 
     def __init__(self, width: int, heads: int, norm: str, skip: bool) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class DeepConvolution(nn.Module):
 
 
 class GlobalPooling(nn.Module):
-    """The attention over the atoms of a crystal, and what sums them up.
+    """The attention over the atoms of a crystal, and their pooling.
 
     Args:
         width: F, of atoms.
@@ -86,34 +86,34 @@ class GlobalPooling(nn.Module):
         if self.set2set is None:
             return sum_over_atoms(x * weights, batch)
         if self.kind == "set2set":
-            # Weights whose mean, not whose sum, is one: those of a supercell are then
-            # as large as those of its cell.
+            # The mean of the weights is one, not their sum, so that a supercell has the
+            # same weights as its cell.
             atoms = (batch.ptr[1:] - batch.ptr[:-1]).to(weights.dtype).unsqueeze(1)
             weights = weights * gather_crystals(atoms, batch)
         return self.set2set(x * weights, batch)
 
 
 class DeeperGATGNN(Encoder):
-    """The encoder of DeeperGATGNN: GATGNN's attention, many times, kept apart.
+    """The encoder of DeeperGATGNN: many layers of GATGNN's attention.
 
-    Atoms that many layers have averaged become alike. Two things are against it: a
+    Averaging over many layers makes atoms alike. Two measures prevent this: a
     normalisation within learned groups of atoms, and a skip connection around each
-    layer. That normalisation changes atoms little: fresh weights let them grow a
-    thousandfold over 30 layers, and tenfold with `norm="batch"`, which with
-    `skip=False` is the GATGNN that the paper compares with.
+    layer. The normalisation changes atoms little: with fresh weights, atoms grow a
+    thousandfold over 30 layers, and tenfold with `norm="batch"`. With `skip=False`,
+    that norm gives the GATGNN that the paper compares with.
 
     Source: S. S. Omee et al., Patterns 3, 100491 (2022),
     doi:10.1016/j.patter.2022.100491; equation numbers are those of this paper.
 
     Differs from the paper:
-        - The defaults have Gaussians about as wide as far apart. `PUBLISHED` has the
-          published ones, which are 14 times as wide, and the number of neighbours
+        - The default Gaussians are about as wide as their spacing. `PUBLISHED` has the
+          published Gaussians, which are 14 times as wide, and the number of neighbours
           beside the element.
-        - The published graph is not rebuilt: one edge for each pair of atoms at the
-          shortest of its distances, one of length zero from each atom to itself, and
-          distances scaled by the smallest and largest of the whole data set.
-        - `set2set` reads atoms whose weights are one on average. The published program
-          lets them sum to one, so that the reading depends on the number of atoms in
+        - The published graph is not rebuilt: it has one edge for each pair of atoms at
+          their shortest distance, and one of length zero from each atom to itself; the
+          smallest and largest distance of the whole data set scale all distances.
+        - `set2set` reads atoms whose weights are one on average. In the published
+          program they sum to one, so that its result depends on the number of atoms in
           the cell: `published_set2set`.
         - Eq. 2 is printed without an exponential; as in the published code, it is the
           softmax over atoms of a network with two hidden layers.
@@ -124,15 +124,15 @@ class DeeperGATGNN(Encoder):
 
     Args:
         width: F, of the atom embeddings.
-        convolutions: how many.
-        heads: of the attention over neighbours.
+        convolutions: the number of convolutions.
+        heads: the number of heads of the attention over neighbours.
         elements: the element table, a name in `crysdistill.structures.elements`.
-        degrees: columns for the number of neighbours: see `AtomEmbedding`.
+        degrees: columns for the number of neighbours; see `AtomEmbedding`.
         cutoff: Å, where the Gaussians end; the graph's cutoff.
-        gaussians: K, how many.
+        gaussians: K, the number of Gaussians.
         gaussian_width: Å, w in exp(-((d - mu) / w)^2).
-        norm: what normalises atoms, `group`, `batch` or `none`.
-        skip: whether atoms pass by each convolution as they are.
+        norm: the norm of atoms, `group`, `batch` or `none`.
+        skip: whether a skip connection passes each convolution.
         pooling: `attention` sums atoms with weights that sum to one; `set2set` reads
             the weighted atoms (see above).
 
@@ -197,7 +197,7 @@ class DeeperGATGNN(Encoder):
     def for_graph(
         cls, graph: GraphSettings, settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Let the Gaussians end where the edges end."""
+        """End the Gaussians at the cutoff of the edges."""
         return {"cutoff": graph.cutoff, **settings}
 
     def forward(self, batch: CrystalBatch, layers: bool = False) -> Embeddings:
@@ -213,7 +213,7 @@ class DeeperGATGNN(Encoder):
     def encode(
         self, x: Tensor, u: Ends, batch: CrystalBatch, layers: bool = False
     ) -> Embeddings:
-        """Encode what `features` returned."""
+        """Encode the result of `features`."""
         x, edges = F.leaky_relu(x, 0.2), self.embedding.embed_edges(u)
         passed = [x]
         for convolution in self.convolutions:

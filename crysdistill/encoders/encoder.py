@@ -1,4 +1,4 @@
-"""What every encoder declares and returns."""
+"""The interface of encoders: their declarations and their results."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from crysdistill.graphs.neighbors import GraphSettings
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """What an encoder made of a batch.
+    """The embeddings of a batch.
 
     Args:
         atoms: (N, F).
         crystals: (B, F'), from the encoder's own pooling.
-        edges: (E, any width), where the encoder updates edges; else None.
-        state: (B, any width), where it has a state of the crystal; else None.
+        edges: (E, any width), if the encoder updates edges; else None.
+        state: (B, any width), if it has a state of the crystal; else None.
         layers: the atoms after the embedding and after each convolution, (N, F) each;
-            empty unless they were asked for.
+            empty unless requested.
     """
 
     atoms: Tensor
@@ -36,15 +36,15 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """All weights of an encoder, in the order in which a batch meets them.
+    """All weights of an encoder, in the order in which a batch passes them.
 
-    Freezing, learning rates by layer, and drift by layer read this. Every weight of
-    the encoder belongs to exactly one block.
+    Freezing, learning rates by layer, and drift by layer use these blocks. Every weight
+    of the encoder belongs to exactly one block.
 
     Args:
-        embedding: what makes the first vectors of atoms, edges and state.
-        convolutions: one module for each.
-        pooling: from atoms to crystals; None where that has no weights.
+        embedding: the module that makes the first vectors of atoms, edges and state.
+        convolutions: one module for each convolution.
+        pooling: the module that pools atoms to crystals; None if it has no weights.
     """
 
     embedding: nn.Module
@@ -61,11 +61,11 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an encoder wants to be given.
+    """The inputs that an encoder needs.
 
     Args:
         graphs: the modes of `GraphSettings` that it can read, the best first.
-        triplets: whether it reads angles, which cost a row for every pair of edges.
+        triplets: whether it reads angles, which need a row for every pair of edges.
         composition: whether it reads the shares of the elements in the whole crystal.
     """
 
@@ -76,11 +76,11 @@ class Needs:
 
 @dataclass(frozen=True)
 class Work:
-    """What a training step must do at least, to compare it with a machine's ceiling.
+    """The least work of a training step, to compare with the limits of a machine.
 
     Args:
         flops: floating-point operations; a multiply-add counts as two.
-        bytes: moved from and to memory.
+        bytes: bytes moved from and to memory.
     """
 
     flops: float
@@ -88,24 +88,24 @@ class Work:
 
 
 class Encoder(nn.Module, ABC):
-    """From a batch of crystals to embeddings of its atoms and crystals.
+    """Turns a batch of crystals into embeddings of its atoms and crystals.
 
-    A subclass is one file. Its constructor's arguments are its settings: keys of
-    configurations and the JSON of weights files follow from them, and nothing is
-    passed that it does not name.
+    A subclass is one file. The arguments of its constructor are its settings. Keys of
+    configurations and the JSON of weights files follow from them, and it gets no other
+    arguments.
 
     Attributes:
         name: the key in `ENCODERS`.
-        NEEDS: what it reads of a batch.
-        GRAPH: the graph with which it was published, as near as our modes come.
+        NEEDS: the inputs that it reads.
+        GRAPH: our graph that is nearest to the published one.
         PUBLISHED: settings that reproduce the published program; the defaults may
-            mend it.
+            correct its faults.
         HEAD: the settings of `PropertyHead` with which it was published.
         SMALL: settings of a network that trains in seconds, for tests and trials.
         width: F, of the atom embeddings.
         crystal_width: F', of the crystal embeddings.
         settings: the arguments that rebuild this encoder, as plain values.
-        elements: the name of its element table; None where it has none.
+        elements: the name of its element table; None if it has none.
     """
 
     name: ClassVar[str]
@@ -123,17 +123,17 @@ class Encoder(nn.Module, ABC):
     def for_graph(
         cls, graph: GraphSettings, settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Return settings in which what was left open follows from the graph.
+        """Return the settings, completed from the graph.
 
         Args:
-            graph: that of the store which the encoder will read.
-            settings: what was given; it stands.
+            graph: the graph of the store that the encoder will read.
+            settings: the given settings, which take precedence.
         """
         return dict(settings)
 
     @classmethod
     def for_properties(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings with which pretrained weights go on to a property.
+        """Return the settings to use pretrained weights for a property.
 
         The shapes of all weights must stay.
         """
@@ -144,11 +144,12 @@ class Encoder(nn.Module, ABC):
         """Refuse a graph that this encoder cannot read.
 
         Args:
-            graph: that of a store or of batches.
+            graph: the graph of a store or of batches.
             source: the store, for the message.
 
         Raises:
-            InputError: the text names the graphs that would do, and the command.
+            InputError: the graph cannot be read; the text names suitable graphs and the
+                command that builds one.
         """
         wanted = cls.NEEDS.graphs
         if graph.mode not in wanted:
@@ -163,7 +164,7 @@ class Encoder(nn.Module, ABC):
         """Encode a batch.
 
         Args:
-            batch: of crystals, with a graph that `NEEDS` names.
+            batch: crystals with a graph that `NEEDS` names.
             layers: whether to return the atoms after each block as well.
         """
 
@@ -172,19 +173,19 @@ class Encoder(nn.Module, ABC):
         """Return all weights, block by block."""
 
     def memory(self, batch: CrystalBatch) -> int | None:
-        """Estimate the bytes that a training step needs; None where that is little.
+        """Estimate the bytes that a training step needs; None if they are few.
 
-        For encoders whose rows can be many times the edges: a CPU does not say that it
-        runs out of memory, the system ends the process.
+        Encoders override this if their rows can be many times the edges. If memory runs
+        out on a CPU, there is no error: the system ends the process.
         """
         return None
 
     def work(self, crystals: int, atoms: int, edges: int) -> Work | None:
-        """Estimate one training step, forward and backward; None where not known.
+        """Estimate one training step, forward and backward; None if not known.
 
         Args:
-            crystals: B, in the batch.
-            atoms: N, in the batch.
-            edges: E, in the batch.
+            crystals: B, the number in the batch.
+            atoms: N, the number in the batch.
+            edges: E, the number in the batch.
         """
         return None

@@ -25,7 +25,7 @@ from crysdistill.layers.settings import at_least, one_of, positive
 from crysdistill.structures.elements import ELEMENT_TABLES, element_table
 
 COMPOSITION = 103
-"""Shares of the elements that the published composition vector holds, H to Lr."""
+"""Length of the published composition vector: the shares of H to Lr."""
 
 
 class Embedding(nn.Module):
@@ -42,7 +42,7 @@ class Embedding(nn.Module):
         self.edges = nn.Linear(basis, width)
 
     def embed_atoms(self, batch: CrystalBatch) -> Tensor:
-        """Return the first vectors of atoms, (N, F), worked out once per element."""
+        """Return the first vectors of atoms, (N, F), computed once per element."""
         return self.atoms(self.element_table).index_select(0, batch.atomic_numbers)
 
     def embed_edges(self, u: Ends) -> Ends:
@@ -64,7 +64,7 @@ class AttentionConvolution(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """The mean over atoms with weights that know the composition.
+    """The mean over atoms, with weights that depend on the composition.
 
     Args:
         width: F, of atoms.
@@ -85,7 +85,7 @@ class AttentionPooling(nn.Module):
         return self.join(sum_over_atoms(x * weights, batch), shares)
 
     def join(self, pooled: Tensor, shares: Tensor) -> Tensor:
-        """Put the embedded composition beside the pooled atoms, where it is wanted."""
+        """Put the embedded composition beside the pooled atoms, if requested."""
         if self.composition is None:
             return pooled
         embedded = F.leaky_relu(self.composition(shares), 0.2)
@@ -95,22 +95,22 @@ class AttentionPooling(nn.Module):
 class GATGNN(Encoder):
     """The encoder of GATGNN: attention over neighbours, then over the crystal.
 
-    An element vector is mapped to an embedding; each convolution replaces an atom by
-    what its neighbours send, weighted by attention; the crystal is a mean over atoms,
-    weighted by an attention that knows the composition (GI-M1 of the paper). The
-    weights of that mean sum to one, so that it does not depend on the cell.
+    An element vector is mapped to an embedding. Each convolution replaces an atom by
+    the messages of its neighbours, weighted by attention. The crystal is a mean over
+    atoms, weighted by an attention that depends on the composition (GI-M1 of the
+    paper). Its weights sum to one, so that it does not depend on the cell.
 
     Source: S.-Y. Louis et al., Phys. Chem. Chem. Phys. 22, 18141 (2020),
     doi:10.1039/D0CP01474E.
 
     Differs from the paper:
-        - See `AugmentedAttention` for what stands in the published code only.
-        - The published graph fills atoms with fewer neighbours than it wants by edges
-          to atom 0, and does not hide them from the attention; ours has none.
-        - The global attention by clusters (GI-M2 to GI-M4) is left out: its clusters
+        - `AugmentedAttention` lists the details that only the published code has.
+        - If an atom has too few neighbours, the published graph adds edges to atom 0
+          and does not hide them from the attention. Ours has no such edges.
+        - The global attention by clusters (GI-M2 to GI-M4) is left out. Its clusters
           come from a spectral clustering of the Cartesian coordinates of one cell,
-          without its periodic images and without a fixed seed, so that a crystal has
-          other clusters in another cell or in another run.
+          without periodic images and without a fixed seed, so that a crystal has other
+          clusters in another cell or in another run.
 
     Weights at the published settings, head included: 122,874 with three convolutions
     and 189,834 with five. The published program creates 134,154 and 201,116, because
@@ -119,8 +119,8 @@ class GATGNN(Encoder):
 
     Args:
         width: F, of the atom embeddings.
-        convolutions: how many.
-        heads: of the attention over neighbours.
+        convolutions: the number of convolutions.
+        heads: the number of heads of the attention over neighbours.
         elements: the element table, a name in `crysdistill.structures.elements`.
         cutoff: Å, where the Gaussians end; the graph's cutoff.
         spacing: Å, between Gaussians, and the width of each.
@@ -180,7 +180,7 @@ class GATGNN(Encoder):
     def for_graph(
         cls, graph: GraphSettings, settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Let the Gaussians end where the edges end."""
+        """End the Gaussians at the cutoff of the edges."""
         return {"cutoff": graph.cutoff, **settings}
 
     def forward(self, batch: CrystalBatch, layers: bool = False) -> Embeddings:
@@ -196,7 +196,7 @@ class GATGNN(Encoder):
     def encode(
         self, x: Tensor, u: Ends, batch: CrystalBatch, layers: bool = False
     ) -> Embeddings:
-        """Encode what `features` returned."""
+        """Encode the result of `features`."""
         edges = self.embedding.embed_edges(u)
         passed = [x]
         for convolution in self.convolutions:

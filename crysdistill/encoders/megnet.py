@@ -29,18 +29,18 @@ from crysdistill.layers.pooling import Set2Set, edges_as_atoms
 from crysdistill.layers.settings import at_least, one_of, positive
 
 ABSENT = {"none": (), "mp2018": (84, 85, 86, 87, 88, *range(95, 101))}
-"""Elements without an embedding: in the published weights Po to Ra, and beyond Pu."""
+"""Elements without an embedding; the published weights lack Po to Ra and beyond Pu."""
 
 
 class Inputs(NamedTuple):
-    """What the embeddings read: N atoms, D kinds of edges, B crystals.
+    """The inputs of the embeddings: N atoms, D kinds of edges, B crystals.
 
     Args:
         atoms: (N, atom width).
         edges: (D, K), the Gaussians of each kind of edge.
         state: (B, numbers of the state).
-        kinds: which edge is of which kind; None where each is of its own, in order.
-            Edges of a kind are equally long, with equal atoms and equal states.
+        kinds: the kind of each edge; None if each edge is its own kind, in order.
+            Edges of a kind have the same length, the same atoms and the same state.
     """
 
     atoms: Tensor
@@ -84,7 +84,7 @@ class Embedding(nn.Module):
 
 
 class LearnedStart(nn.Module):
-    """The same learned vector for every crystal, of which nothing is known."""
+    """The same learned vector for every crystal, if nothing is known of its state."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -96,14 +96,14 @@ class LearnedStart(nn.Module):
 
 
 class Block(nn.Module):
-    """The MEGNet block: edges, then atoms, then the state, each with all it touches.
+    """The MEGNet block: it updates edges, then atoms, then the state.
 
     e_ij' = phi_e(v_j, v_i, e_ij, u)                             (Eq. 1)
     v_i'  = phi_v(v_i, mean over neighbours of e_ij', u)         (Eqs. 2 and 3)
     u'    = phi_u(mean of e', mean of v', u)                     (Eqs. 4 to 6)
 
-    What entered the block is added to what left it; phi reads it after a dense layer
-    each, except in the first block.
+    The input of the block is added to its output. Except in the first block, each input
+    of phi first passes a dense layer.
 
     Args:
         settings: those of `MEGNet`.
@@ -115,8 +115,8 @@ class Block(nn.Module):
         width, hidden = settings["width"], settings["hidden"]
         activation, norm = settings["activation"], settings["norm"]
         self.atom_by_atom = settings["edge_mean"] == "atoms"
-        # What the first block reads is alike for edges of a kind, and so is what it
-        # makes of it, unless a norm counts the edges.
+        # In the first block, edges of a kind have equal inputs, and so equal outputs,
+        # unless a norm counts the edges.
         self.keeps_kinds = first and norm == "none"
         self.dense = nn.ModuleDict(
             {
@@ -140,8 +140,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, DistinctEdges | None]:
         """Update atoms (N, F), edges (E, F) and states (B, F).
 
-        Where there are `kinds` of edges, `e` has a row for each, (D, F), and what is
-        returned has them too as long as edges of a kind stay alike.
+        With `kinds` of edges, `e` has a row for each kind, (D, F). The result has such
+        rows, too, as long as edges of a kind stay equal.
         """
         before = (x, e, u)
         if self.dense:
@@ -173,8 +173,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """Return phi_e of [v_j | v_i | e_ij | u], (E, F), or (D, F) of kinds that stay.
 
-        The product of its first layer with v_j, v_i and u is taken once per atom and
-        crystal, and that with e_ij once per kind.
+        The first layer multiplies v_j, v_i and u once per atom and crystal, and e_ij
+        once per kind.
         """
         first: Any = self.edges.linears[0]
         neighbour, centre, edge, state = first.weight.chunk(4, dim=1)
@@ -194,7 +194,7 @@ class Block(nn.Module):
 
 
 class Readout(nn.Module):
-    """From atoms, edges and state to one vector, [atoms | edges | state].
+    """Pools atoms, edges and state to one vector, [atoms | edges | state].
 
     Args:
         settings: those of `MEGNet`.
@@ -210,7 +210,7 @@ class Readout(nn.Module):
         self.width = (5 if reads else 3) * width
 
     def forward(self, x: Tensor, e: Tensor, u: Tensor, batch: CrystalBatch) -> Tensor:
-        """Return (B, 5 F), or (B, 3 F) of means."""
+        """Return (B, 5 F), or (B, 3 F) for means."""
         if self.atoms and self.edges:
             atoms = self.atoms(x, batch)  # (B, 2 F)
             edges = self.edges(e, edges_as_atoms(batch))
@@ -224,7 +224,7 @@ class Readout(nn.Module):
 
 
 class MEGNet(Encoder):
-    """MEGNet, in the form of its authors and in that of MatDeepLearn.
+    """MEGNet, in the form of its authors or of MatDeepLearn.
 
     Sources: C. Chen et al., Chem. Mater. 31, 3564 (2019),
     doi:10.1021/acs.chemmater.9b01294; `PUBLISHED` reads the weights that its authors
@@ -235,44 +235,47 @@ class MEGNet(Encoder):
 
     Differs from the paper:
         - By default the state starts from a learned vector. The published programs
-          start from numbers that are zero for every crystal (`state_inputs`), the
-          weights of which learn nothing: 128 in matgl, 300 in MatDeepLearn.
+          start from numbers that are zero for every crystal (`state_inputs`), so that
+          their weights learn nothing: 128 in matgl, 300 in MatDeepLearn.
         - `PUBLISHED` has the Gaussians of matgl, whose width of 0.5 multiplies the
-          square where the paper's divides it, and embeddings for 89 elements; others
-          look like a masked atom.
-        - Edges are averaged where they arrive, as in the paper and in the matgl of the
-          published weights; later versions of matgl average where they start.
+          square; in the paper it divides the square. It has embeddings for 89 elements;
+          others look like a masked atom.
+        - Edges are averaged at the atom where they arrive, as in the paper and in the
+          matgl of the published weights. Later versions of matgl average them at the
+          atom where they start.
         - `MATDEEPLEARN` has a batch norm after each activation, the number of
           neighbours beside the element, means in place of set2set, and means over
-          edges atom by atom. Its own graph is not rebuilt: one edge for each pair of
-          atoms at the shortest of its distances, one from each atom to itself, and
-          distances scaled by the smallest and largest of the whole data set. It
-          averages where edges start, which is the same read the other way round.
-        - In the deep form (`norm="group"`, `skip=True`) each block is passed by once.
-          The published program adds what entered a block twice, so that it doubles
-          with every block.
+          edges atom by atom. Its own graph is not rebuilt: it has one edge for each
+          pair of atoms at their shortest distance, and one from each atom to itself;
+          the smallest and largest distance of the whole data set scale all distances.
+          It averages where edges start, which is the same with reversed edges.
+        - In the deep form (`norm="group"`, `skip=True`) one skip connection passes each
+          block. The published program adds the input of a block twice, so that it
+          doubles with every block.
 
     Args:
         width: F, of atoms, edges and state.
         hidden: F_h, of the hidden layers.
-        convolutions: how many blocks.
-        layers: of each update network.
+        convolutions: the number of blocks.
+        layers: the number of layers in each update network.
         elements: the element table.
         absent: elements without an embedding, `none` or `mp2018`.
-        embedding: of elements, `lookup`, or `dense` with bias and activation.
-        atom_width: of that embedding.
-        degrees: columns for the number of neighbours: see `AtomEmbedding`.
-        state_inputs: zeros that the state starts from; 0 for a learned vector.
-        cutoff: Å, the graph's.
-        gaussians: K, how many.
+        embedding: the embedding of elements, `lookup`, or `dense` with bias and
+            activation.
+        atom_width: the width of that embedding.
+        degrees: columns for the number of neighbours; see `AtomEmbedding`.
+        state_inputs: the number of zeros in the first state; 0 for a learned vector.
+        cutoff: Å, the cutoff of the graph.
+        gaussians: K, the number of Gaussians.
         gaussian_width: Å, w in exp(-((d - mu) / w)^2).
-        beyond: Å, how far the Gaussians go on beyond the cutoff.
+        beyond: Å, how far the Gaussians extend beyond the cutoff.
         activation: `shifted_softplus` or `relu`.
-        norm: in the update networks, `none`, `batch` or `group`.
-        skip: whether layers of the update networks are passed by.
-        edge_mean: of a crystal, over its `edges` or first at each of its `atoms`.
+        norm: the norm in the update networks, `none`, `batch` or `group`.
+        skip: whether skip connections pass the layers of the update networks.
+        edge_mean: the mean of a crystal's edges, over its `edges` or first at each of
+            its `atoms`.
         pooling: from atoms and edges to crystals, `set2set` or `mean`.
-        steps: of set2set.
+        steps: the number of steps of set2set.
 
     Raises:
         InputError: a setting is out of range.
@@ -396,11 +399,11 @@ class MEGNet(Encoder):
     def for_graph(
         cls, graph: GraphSettings, settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Let the Gaussians end beyond where the edges end."""
+        """End the Gaussians beyond the cutoff of the edges."""
         return {"cutoff": graph.cutoff, **settings}
 
     def features(self, batch: CrystalBatch) -> Inputs:
-        """Return what the embeddings read."""
+        """Return the inputs of the embeddings."""
         elements = self.embedding.elements
         kinds = distinct_edges(batch, elements.kinds(batch))
         return Inputs(
@@ -413,7 +416,7 @@ class MEGNet(Encoder):
     def encode(
         self, inputs: Inputs, batch: CrystalBatch, layers: bool = False
     ) -> Embeddings:
-        """Encode what `features` returned."""
+        """Encode the result of `features`."""
         x, e, u = self.embedding(inputs)
         passed, kinds = [x], inputs.kinds
         for convolution in self.convolutions:

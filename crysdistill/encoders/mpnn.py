@@ -26,11 +26,11 @@ from crysdistill.layers.pooling import Pooling
 from crysdistill.layers.settings import at_least, one_of, positive
 
 _CACHED = 1 << 19
-"""Numbers that a group of atoms may hold on a CPU: what its cache holds."""
+"""The most numbers in a group of atoms on a CPU, so that they fit the cache."""
 
 
 class Lengths(NamedTuple):
-    """What the edge networks read: D distances, E edges.
+    """The inputs of the edge networks: D distances, E edges.
 
     Args:
         u: (D, K), the Gaussians of each distance.
@@ -46,7 +46,7 @@ class Group(NamedTuple):
 
     Args:
         atoms: (A,) int64.
-        neighbours: (A, M) int64; N, one more than the last atom, where there is none.
+        neighbours: (A, M) int64; N, one more than the last atom, marks a missing one.
         places: (A, M) int64, the distances to them.
     """
 
@@ -56,10 +56,10 @@ class Group(NamedTuple):
 
 
 def group_atoms(batch: CrystalBatch, place: Tensor, size: int) -> list[Group]:
-    """Return the atoms that have neighbours, in groups of `size` by their number.
+    """Group the atoms that have neighbours by their number of neighbours.
 
     Args:
-        batch: whose atoms.
+        batch: the batch of the atoms.
         place: (E,) int64, the distance of each edge.
         size: the most atoms in a group.
     """
@@ -81,9 +81,9 @@ def group_atoms(batch: CrystalBatch, place: Tensor, size: int) -> list[Group]:
 class _MatrixSum(torch.autograd.Function):
     """m_i = sum_j x_j A(d_ij) over neighbours, A(d) = sum_k h_k(d) W_k.
 
-    As A is linear in h, m_i = sum_fk S_i[f, k] W[f, k], S_i = sum_j x_j h(d_ij)^T: the
-    large product is taken once per atom and not once per edge, and no A is ever made.
-    S, (A, F, H) for a group of atoms, is made anew in the backward pass.
+    As A is linear in h, m_i = sum_fk S_i[f, k] W[f, k], S_i = sum_j x_j h(d_ij)^T. So
+    the large product is computed once per atom, not once per edge, and A is never
+    built. The backward pass computes S, (A, F, H) for a group of atoms, again.
     """
 
     @staticmethod
@@ -120,8 +120,9 @@ class _MatrixSum(torch.autograd.Function):
 class EdgeNetwork(nn.Module):
     """m_i = mean over neighbours j of x_j A(d_ij), plus x_i R + b.
 
-    A(d) is a matrix, V_2 relu(V_1 u(d) + c_1) + c_2. It takes H F^2 multiplications
-    to make for each edge; `_MatrixSum` takes H F for an edge and H F^2 for an atom.
+    A(d) is a matrix, V_2 relu(V_1 u(d) + c_1) + c_2. Building it takes H F^2
+    multiplications for each edge; `_MatrixSum` takes H F for an edge and H F^2 for an
+    atom.
 
     Args:
         width: F, of atoms and messages.
@@ -142,9 +143,9 @@ class EdgeNetwork(nn.Module):
 
         Args:
             x: (N, F).
-            u: (D, K), of each distance.
-            groups: of the atoms: see `group_atoms`.
-            batch: whose atoms.
+            u: (D, K), the Gaussians of each distance.
+            groups: the groups of atoms; see `group_atoms`.
+            batch: the batch of the atoms.
         """
         width = x.shape[1]
         h = F.relu(self.first(u))  # (D, H)
@@ -198,28 +199,28 @@ class MPNN(Encoder):
     3, 100491 (2022), doi:10.1016/j.patter.2022.100491.
 
     Differs from the paper:
-        - As in MatDeepLearn, messages are averaged and not summed, an atom sends one to
-          itself (R), they pass a batch norm and a ReLU, every step has weights of its
-          own, and the mean over atoms is the crystal; the paper's set2set is
-          `pooling="set2set"`.
+        - As in MatDeepLearn, messages are averaged, not summed. An atom also sends a
+          message to itself (R), messages pass a batch norm and a ReLU, and every step
+          has its own weights. The crystal is the mean over atoms; the paper's set2set
+          is `pooling="set2set"`.
         - `PUBLISHED` has MatDeepLearn's odd inputs: the number of neighbours beside the
-          element, and Gaussians 14 times as wide as far apart.
-        - MatDeepLearn's own graph is not rebuilt: one edge for each pair of atoms at
-          the shortest of its distances, one from each atom to itself, and distances
-          scaled by the smallest and largest of the whole data set.
+          element, and Gaussians 14 times as wide as their spacing.
+        - MatDeepLearn's own graph is not rebuilt: it has one edge for each pair of
+          atoms at their shortest distance, and one from each atom to itself; the
+          smallest and largest distance of the whole data set scale all distances.
 
     Args:
         width: F, of the atoms.
         hidden: H, of the edge networks, which have H F^2 weights each.
-        convolutions: how many.
+        convolutions: the number of convolutions.
         elements: the element table.
-        degrees: columns for the number of neighbours: see `AtomEmbedding`.
+        degrees: columns for the number of neighbours; see `AtomEmbedding`.
         cutoff: Å, where Gaussians end; the graph's cutoff.
-        gaussians: K, how many.
+        gaussians: K, the number of Gaussians.
         gaussian_width: Å, w in exp(-((d - mu) / w)^2).
-        norm: what normalises messages, `batch`, `group` or `none`.
-        skip: whether what entered a convolution is added to what left it; the memory
-            of the recurrent unit stays without.
+        norm: the norm of messages, `batch`, `group` or `none`.
+        skip: whether the input of a convolution is added to its output. The memory of
+            the recurrent unit has no skip connection.
         pooling: from atoms to crystals, `mean`, `max`, `set2set`, or `sum`.
 
     Raises:
@@ -293,18 +294,18 @@ class MPNN(Encoder):
     def for_graph(
         cls, graph: GraphSettings, settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Let the Gaussians end where the edges end."""
+        """End the Gaussians at the cutoff of the edges."""
         return {"cutoff": graph.cutoff, **settings}
 
     def features(self, batch: CrystalBatch) -> tuple[Tensor, Lengths]:
-        """Return the first vectors of atoms, (N, F), and what edge networks read."""
+        """Return the first vectors of atoms, (N, F), and edge networks' inputs."""
         distance, place = distinct_distances(batch)
         return self.embedding(batch), Lengths(self.expansion(distance), place)
 
     def encode(
         self, x: Tensor, lengths: Lengths, batch: CrystalBatch, layers: bool = False
     ) -> Embeddings:
-        """Encode what `features` returned."""
+        """Encode the result of `features`."""
         size = _CACHED // (self.width * self.hidden)
         if x.device.type != "cpu":
             size *= 64

@@ -23,11 +23,11 @@ from crysdistill.layers.settings import at_least, one_of, positive
 
 
 class Lengths(NamedTuple):
-    """What the filters read: D distances, E edges.
+    """The inputs of the filters: D distances, E edges.
 
     Args:
         u: (D, K), the Gaussians of each distance.
-        cutoff: (D,), the cosine that ends at the cutoff.
+        cutoff: (D,), the cosine that reaches zero at the cutoff.
         place: (E,) int64, the distance of each edge.
     """
 
@@ -39,8 +39,8 @@ class Lengths(NamedTuple):
 class _FilteredSum(torch.autograd.Function):
     """y_i = sum_j x_j * W(d_ij) over the edges that arrive at i.
 
-    Edges are taken block by block, so that the rows of a block stay in the cache and
-    no tensor with a row for each edge is ever made; the backward pass gathers anew.
+    Edges are processed in blocks, so that the rows of a block stay in the cache and no
+    tensor has a row for each edge. The backward pass gathers again.
     """
 
     @staticmethod
@@ -71,7 +71,7 @@ class _FilteredSum(torch.autograd.Function):
 
 
 def _blocks(edges: Tensor, x: Tensor) -> Iterator[slice]:
-    """Yield the edges in blocks of half a megabyte; whole on a GPU."""
+    """Yield the edges in blocks of half a megabyte; in one block on a GPU."""
     count = edges.shape[1]
     step = max(1, (1 << 17) // x.shape[1]) if x.device.type == "cpu" else count or 1
     for start in range(0, count, step):
@@ -87,10 +87,10 @@ class Interaction(nn.Module):
 
     Args:
         width: F, of atoms.
-        filters: of the filters.
+        filters: the width of the filters.
         gaussians: K.
         norm: one of `NORMS`.
-        skip: whether atoms pass by the norm.
+        skip: whether a skip connection passes the norm.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Interaction(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def interact(self, x: Tensor, lengths: Lengths, batch: CrystalBatch) -> Tensor:
-        """Return what the neighbours of each atom say, (N, F)."""
+        """Return the messages to each atom from its neighbours, (N, F)."""
         hidden = shifted_softplus(self.filter_in(lengths.u))  # (D, filters)
         filters = self.filter_out(hidden) * lengths.cutoff.unsqueeze(1)
         x = self.before(x)  # (N, filters)
@@ -138,32 +138,32 @@ class SchNet(Encoder):
     doi:10.1016/j.patter.2022.100491.
 
     Differs from the paper:
-        - As in MatDeepLearn, the element embedding passes a ReLU, filters pass the
-          cosine cutoff, their last layer has no activation, a batch norm follows each
-          block, and the crystal is pooled before the dense layers of the head and not
-          after them.
+        - As in MatDeepLearn, the element embedding passes a ReLU, filters are
+          multiplied by the cosine cutoff, their last layer has no activation, a batch
+          norm follows each block, and the crystal is pooled before the dense layers of
+          the head, not after them.
         - `PUBLISHED` has MatDeepLearn's odd choices: the number of neighbours beside
-          the element, Gaussians that are 14 times as wide as far apart, and the
-          largest value over atoms as the crystal. The defaults have Gaussians as in
-          the paper and the mean.
-        - MatDeepLearn's own graph is not rebuilt: one edge for each pair of atoms at
-          the shortest of its distances, one from each atom to itself, and distances
-          scaled by the smallest and largest of the whole data set.
-        - In the deep form (`norm="group"`, `skip=True`) atoms pass by the norm. The
-          published program adds them both inside and outside, x + DGN(x + I(x)), so
-          that they double with every block.
+          the element, Gaussians that are 14 times as wide as their spacing, and the
+          maximum over atoms as the crystal. The defaults have the paper's Gaussians and
+          the mean.
+        - MatDeepLearn's own graph is not rebuilt: it has one edge for each pair of
+          atoms at their shortest distance, and one from each atom to itself; the
+          smallest and largest distance of the whole data set scale all distances.
+        - In the deep form (`norm="group"`, `skip=True`) a skip connection passes the
+          norm. The published program adds the atoms both inside and outside it,
+          x + DGN(x + I(x)), so that they double with every block.
 
     Args:
         width: F, of the atoms.
-        filters: of the filters.
-        convolutions: how many interaction blocks.
+        filters: the width of the filters.
+        convolutions: the number of interaction blocks.
         elements: the element table.
-        degrees: columns for the number of neighbours: see `AtomEmbedding`.
+        degrees: columns for the number of neighbours; see `AtomEmbedding`.
         cutoff: Å, where filters and Gaussians end; the graph's cutoff.
-        gaussians: K, how many.
+        gaussians: K, the number of Gaussians.
         gaussian_width: Å, w in exp(-((d - mu) / w)^2).
-        norm: what normalises atoms, `batch`, `group` or `none`.
-        skip: whether atoms pass by the norm.
+        norm: the norm of atoms, `batch`, `group` or `none`.
+        skip: whether a skip connection passes the norm.
         pooling: from atoms to crystals, `mean`, `max`, `set2set`, or `sum`.
 
     Raises:
@@ -238,11 +238,11 @@ class SchNet(Encoder):
     def for_graph(
         cls, graph: GraphSettings, settings: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Let the filters end where the edges end."""
+        """End the filters at the cutoff of the edges."""
         return {"cutoff": graph.cutoff, **settings}
 
     def features(self, batch: CrystalBatch) -> tuple[Tensor, Lengths]:
-        """Return the first vectors of atoms, (N, F), and what the filters read."""
+        """Return the first vectors of atoms, (N, F), and the inputs of the filters."""
         distance, place = distinct_distances(batch)
         u = self.expansion(distance)  # (D, K)
         lengths = Lengths(u, cosine_cutoff(distance, self.cutoff), place)
@@ -251,7 +251,7 @@ class SchNet(Encoder):
     def encode(
         self, x: Tensor, lengths: Lengths, batch: CrystalBatch, layers: bool = False
     ) -> Embeddings:
-        """Encode what `features` returned."""
+        """Encode the result of `features`."""
         x = F.relu(x)  # (N, F)
         passed = [x]
         for convolution in self.convolutions:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import rich
+from rich.markup import escape
 from rich.table import Table
 
 from crysdistill.errors import InputError
@@ -56,9 +57,9 @@ class WrittenSplits:
         table.add_column("file", overflow="fold")
         table.add_column("subset")
         for name in ("crystals", "share", *(groups.plural for groups in self.groups)):
-            table.add_column(name, justify="right")
+            table.add_column(escape(name), justify="right")
         for path, split in zip(self.paths, self.splits, strict=True):
-            file = path.name
+            file = escape(path.name)
             for subset, rows in self._subsets(split):
                 share = len(rows) / len(self.rows)
                 counts = [len(set(g.of(rows).names)) for g in self.groups]

@@ -1,4 +1,4 @@
-"""The arms of a comparison: what is claimed, and the controls beside it."""
+"""The arms of a comparison: the methods under test, and their controls."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Arm:
     """One way of making a predictor.
 
     Args:
-        name: as tables show it.
-        about: what it is, in one line.
-        run: from the shared configuration and the pretrained weights to a run.
+        name: the name in tables.
+        about: a description in one line.
+        run: trains with the shared configuration and the pretrained weights.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Arm:
 def _shared(
     config: TrainConfig, kind: type[LabelledConfig] = TrainConfig
 ) -> dict[str, Any]:
-    """Return the fields that another kind of run has too, nested ones as they are."""
+    """Return the fields that another kind of run shares; nested ones stay objects."""
     return {field.name: getattr(config, field.name) for field in fields(kind)}
 
 
@@ -85,16 +85,16 @@ ARMS: dict[str, Arm] = {
             "trained on the labels alone, with the architecture of `finetuned`",
             _scratch_large,
         ),
-        Arm("distilled", "a pretrained teacher helps", _distilled),
+        Arm("distilled", "learns from a pretrained teacher as well", _distilled),
         Arm(
             "random-teacher",
-            "a teacher with random weights helps (control)",
+            "learns from a teacher with random weights as well (control)",
             _random_teacher,
         ),
         Arm("finetuned", "starts from the pretrained weights", _finetuned),
     )
 }
-"""Arms by name; `frozen-0`, `frozen-1`, ... and `frozen-all` exist besides."""
+"""Arms by name; there are also `frozen-0`, `frozen-1`, ... and `frozen-all`."""
 
 
 def make_arm(name: str) -> Arm:

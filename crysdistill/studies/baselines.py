@@ -1,4 +1,4 @@
-"""Predictors without a graph: what a gain must be measured against as well."""
+"""Predictors without a graph, against which a gain must also be measured."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def composition_features(store: Store, rows: np.ndarray) -> np.ndarray:
     """Return fractions of the elements and mean element vectors, (B, 101 + 92).
 
     Args:
-        store: where the crystals are.
-        rows: which of them.
+        store: the store of the crystals.
+        rows: the rows of the crystals.
     """
     table = np.concatenate([element_table("onehot"), element_table("cgcnn92")], axis=1)
     start = store.atom_offsets
@@ -54,4 +54,4 @@ BASELINES: dict[str, tuple[str, Callable[..., np.ndarray]]] = {
     "mean": ("predicts the mean of the training labels", mean_baseline),
     "forest": ("a random forest on the composition", forest_baseline),
 }
-"""Baselines by name, with what each is in one line."""
+"""Baselines by name, each with a description in one line."""

@@ -1,8 +1,7 @@
-"""What all figures of the report share: colours, an empty figure, and the SVG text.
+"""The base of all figures in the report: colours, an empty figure, and the SVG text.
 
-A picture is drawn in stand-in colours that are then replaced by the page's CSS
-variables, so that one file is readable on light, dark and printed pages. Text stays
-text.
+A figure is drawn in stand-in colours. CSS variables of the page then replace them, so
+that one file is readable on light, dark and printed pages. Text stays text.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ COLOURS = {
     "reference": "#090a0b",
     **{f"series-{i}": f"#0a0b{16 + i:02x}" for i in range(1, 7)},
 }
-"""Stand-ins by the name of the CSS variable that takes their place."""
+"""Stand-in colours, by the name of the CSS variable that replaces each."""
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -58,7 +57,7 @@ def short(name: str, most: int = 22) -> str:
 
 
 def plain(text: str) -> str:
-    """Return text in which matplotlib finds no mathematics."""
+    """Return text that matplotlib does not read as mathematics."""
     return text.replace("$", r"\$")
 
 
@@ -84,7 +83,7 @@ def legend(figure: Figure, ax: Axes) -> None:
 
 
 def svg(figure: Figure, title: str) -> Markup:
-    """Return a figure as an SVG element that needs nothing from elsewhere."""
+    """Return a figure as a self-contained SVG element."""
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": title,  # the same picture has the same ids
@@ -102,7 +101,7 @@ def svg(figure: Figure, title: str) -> Markup:
     size = f'viewBox="0 0 {width:g} {height:g}" style="max-width: {1.35 * width:.0f}px"'
     head = f'<svg {size} role="img" aria-label="{escape(title)}">'
     text = head + text[text.index(">") + 1 :]
-    # Ids are those of the whole page: two pictures must not share them.
+    # Ids must be unique on the page, so two figures must not share them.
     prefix = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}-"
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}\1"', text)

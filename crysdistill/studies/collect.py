@@ -1,4 +1,4 @@
-"""The runs of a study as tables, and the report that is made of them."""
+"""The runs of a study as tables, and the report of the study."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def report_study(
     next_steps: Sequence[str] = (),
     facts: dict[str, Any] | None = None,
 ) -> Path:
-    """Write the report of a study from what its runs left.
+    """Write the report of a study from the files of its runs.
 
     Args:
         folder: the study's folder, with `results.csv` and `runs/`.
-        out: the page to write; `report.html` in the folder where None.
-        title: of the page.
+        out: the page to write; `report.html` in the folder if None.
+        title: the title of the page.
         pretraining: the log of the pretraining run.
         next_steps: commands to show at the end.
-        facts: what else to say of the study; see `write_report`.
+        facts: further facts about the study; see `write_report`.
 
     Returns:
         The path of the page.
@@ -59,7 +59,7 @@ def report_study(
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """Return what the study and its runs say of themselves."""
+    """Return the facts in the files of the study and its runs."""
     path = folder / "study.json"
     facts = json.loads(path.read_text("utf-8")) if path.exists() else {}
     for _, _, run in _runs(folder):
@@ -82,7 +82,7 @@ def epochs(log: Path) -> pd.DataFrame:
 
 
 def learning_curves(folder: Path) -> pd.DataFrame | None:
-    """Return the logs of all runs of a study; column `run` tells them apart."""
+    """Return the logs of all runs of a study; the column `run` names the run."""
     tables = []
     for _, _, run in _runs(folder):
         log = run / "metrics.csv"
@@ -92,9 +92,9 @@ def learning_curves(folder: Path) -> pd.DataFrame | None:
 
 
 def judged_predictions(folder: Path, results: pd.DataFrame) -> pd.DataFrame | None:
-    """Return what every run predicted for its test crystals.
+    """Return the test predictions of every run.
 
-    With several numbers of labels, that of the largest.
+    If there are several numbers of labels, return those for the largest number.
     """
     tables = []
     most = results["labels"].max()

@@ -35,14 +35,15 @@ class CompareConfig:
     """A comparison of ways to use pretrained weights.
 
     Args:
-        weights: of the pretrained encoder.
-        base: what all arms share: dataset, target, split, optimizer, trainer.
+        weights: the weights file of the pretrained encoder.
+        base: the settings that all arms share: dataset, target, split, optimizer,
+            trainer.
         out: the study's folder; every run lies in `OUT/runs/`.
-        arms: what to compare; see `crysdistill.studies.arms`.
-        baselines: predictors without a graph to show beside them.
-        labels: numbers of training crystals; empty for all that the split gives.
-        seeds: of split, weights and order. All arms see the same ones.
-        workers: runs at a time, each with one thread.
+        arms: the arms to compare; see `crysdistill.studies.arms`.
+        baselines: predictors without a graph to show beside the arms.
+        labels: numbers of training crystals; empty for all of the split.
+        seeds: seeds of split, weights and order. All arms use the same seeds.
+        workers: the number of runs at a time, each with one thread.
     """
 
     weights: Path
@@ -78,7 +79,7 @@ class CompareConfig:
                 "`base.split.test` is 0, but a study compares on test crystals"
             )
         for seed in self.seeds:
-            self.base.split.for_seed(seed)  # refuses seeds without a fold
+            self.base.split.for_seed(seed)  # refuses a seed that has no fold
 
 
 @dataclass(frozen=True)
@@ -91,26 +92,26 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The name of its run directory."""
+        """The name of its run folder."""
         labels = "all" if self.labels is None else str(self.labels)
         return f"{self.arm.name}-{labels}-{self.seed}"
 
 
 def compare(config: CompareConfig, progress: bool = True) -> pd.DataFrame:
-    """Run every cell that has not run yet; return one row for each.
+    """Run every cell that has not run yet; return one row for each cell.
 
-    Every arm of a seed has the same training, validation and test crystals, the same
-    optimizer and as many epochs; the epoch is chosen on validation.
+    All arms of a seed have the same training, validation and test crystals, the same
+    optimizer and the same number of epochs. Validation chooses the epoch.
 
     Args:
-        config: what to compare.
+        config: the comparison.
         progress: whether to show a progress bar.
 
     Returns:
         Columns `arm, target, unit, metric, labels, seed, value, validation`.
 
     Raises:
-        InputError: the folder holds a study of other settings or weights.
+        InputError: the folder holds a study with other settings or weights.
     """
     cells = list(_cells(config))
     _check_same(config)
@@ -126,7 +127,7 @@ def compare(config: CompareConfig, progress: bool = True) -> pd.DataFrame:
             delayed(_result)(config, cell) for cell in cells
         )
         with warnings.catch_warnings():
-            # A worker that has grown is replaced between two runs; nothing is lost.
+            # A worker whose memory grew is replaced between runs; nothing is lost.
             warnings.filterwarnings("ignore", "A worker stopped while some jobs")
             for cell, result in zip(cells, jobs, strict=True):
                 bar.update(task, description=cell.name)
@@ -139,7 +140,7 @@ def compare(config: CompareConfig, progress: bool = True) -> pd.DataFrame:
 
 
 def _check_same(config: CompareConfig) -> None:
-    """Refuse to put cells of other settings beside those that have run."""
+    """Refuse to add cells with other settings to those that have run."""
     base = replace(
         config.base, out=Path(), seed=0, resume=False, overwrite=False,
         split=config.base.split.for_seed(0),
@@ -164,13 +165,13 @@ def _check_same(config: CompareConfig) -> None:
 
 
 def about(arms: Sequence[str]) -> dict[str, str]:
-    """Return what each arm or baseline is, in one line."""
+    """Return a description of each arm or baseline, in one line."""
     lines = {name: text for name, (text, _) in BASELINES.items()}
     return {n: lines[n] if n in lines else make_arm(n).about for n in arms}
 
 
 def _facts(config: CompareConfig) -> dict[str, Any]:
-    """Return what a report should say of the study."""
+    """Return the facts that a report should show about the study."""
     before = read_header(config.weights)
     store = Store.open(config.base.dataset)
     return {

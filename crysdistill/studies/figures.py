@@ -26,8 +26,8 @@ from crysdistill.studies.canvas import (
 )
 from crysdistill.studies.tables import ResultGroup, ResultRow, metric_name, percent
 
-_CLOUD = ("#4c86c6", "#7d8794")  # no CSS inside images: readable on light and dark
-_MANY = 1500  # points beyond which a cloud becomes an image
+_CLOUD = ("#4c86c6", "#7d8794")  # images have no CSS; readable on light and dark
+_MANY = 1500  # with more points, a cloud becomes an image
 _MARKERS = "osD^vPX"
 _WIDTH = 5.4  # inches; one point of the picture is about 1.3 px on a wide page
 
@@ -62,7 +62,7 @@ def changes_figure(group: ResultGroup) -> Markup:
     Args:
         group: arms that may be compared, with a reference among them.
     """
-    rows = [row for row in group.rows if row.n]  # the same as beside the values
+    rows = [row for row in group.rows if row.n]  # the rows of the values figure
     name = group.reference.arm if group.reference else ""
     figure, ax = canvas(_WIDTH, 0.85 + 0.4 * len(rows))
     compared = [row for row in rows if row.changes]
@@ -87,9 +87,9 @@ def labels_figure(groups: Sequence[ResultGroup], changes: bool = False) -> Marku
     """Draw the test value of each arm against the number of labels, with 95 % CI.
 
     Args:
-        groups: of one target and metric, with different numbers of labels.
-        changes: whether to draw the change against the reference in percent instead,
-            without the arms that are far from all others.
+        groups: groups of one target and metric, with different numbers of labels.
+        changes: whether to draw the change against the reference in percent instead.
+            Arms far from all others are then left out.
     """
     figure, ax = canvas(_WIDTH, 3.1)
     arms = list(dict.fromkeys(row.arm for group in groups for row in group.rows))
@@ -133,8 +133,8 @@ def sparkline(values: Sequence[float], chance: float = math.nan) -> Markup:
     """Draw a number over the epochs as a word-sized picture, with its chance level.
 
     Args:
-        values: one for each epoch, (n,).
-        chance: drawn as a dashed line; NaN for none.
+        values: one value for each epoch, (n,).
+        chance: the chance level, drawn as a dashed line; NaN for none.
     """
     figure = Figure(figsize=(1.9, 0.42), facecolor="none")
     ax = figure.add_axes((0.01, 0.08, 0.96, 0.84))
@@ -159,9 +159,9 @@ def parity_figure(
 
     Args:
         predictions: columns `prediction` and `truth`, in the unit.
-        title: above the picture.
-        unit: of both axes; "" for none.
-        limits: of both axes.
+        title: the title above the figure.
+        unit: the unit of both axes; "" for none.
+        limits: the limits of both axes.
         reference: whether to draw in the neutral colour.
     """
     figure, ax = canvas(4.1, 4.1)
@@ -198,14 +198,14 @@ def roc_figure(predictions: pd.DataFrame, title: str) -> Markup:
 
     Args:
         predictions: columns `seed`, `prediction` (probability) and `truth` (0 or 1).
-        title: above the picture.
+        title: the title above the figure.
     """
     figure, ax = canvas(4.1, 4.1)
     ax.plot([0, 1], [0, 1], color=COLOURS["muted"], lw=1, ls=(0, (4, 3)))
     areas = []
     for _, part in predictions.groupby("seed"):
         if part["truth"].nunique() < 2:
-            continue  # no curve where the test part holds one class only
+            continue  # a test set of one class has no curve
         wrong, right, _ = roc_curve(part["truth"], part["prediction"])
         ax.plot(wrong, right, color=COLOURS["series-1"], lw=1.3, alpha=0.75)
         areas.append(roc_auc_score(part["truth"], part["prediction"]))
@@ -223,7 +223,7 @@ def curves_figure(curves: pd.DataFrame, column: str, reference: str) -> Markup:
 
     Args:
         curves: columns `arm`, `run`, `epoch` and `column`.
-        column: what to draw.
+        column: the number to draw.
         reference: the arm in the neutral colour.
     """
     figure, ax = canvas(_WIDTH, 2.9)
@@ -235,7 +235,7 @@ def curves_figure(curves: pd.DataFrame, column: str, reference: str) -> Markup:
         wide = known[known["arm"] == arm].pivot_table(column, "epoch", "run")
         if wide.shape[1] > 1:
             ax.plot(wide.index, wide, lw=0.7, alpha=0.35, **style)
-        mean = wide.dropna().mean(axis=1)  # as far as all runs of the arm go
+        mean = wide.dropna().mean(axis=1)  # of the epochs that all runs reached
         marker = "o" if len(mean) == 1 else None
         ax.plot(mean.index, mean, marker=marker, lw=1.8, label=short(arm), **style)
     values = known[column].astype(float)
@@ -260,7 +260,7 @@ def _interval_row(
     low: float,
     high: float,
 ) -> None:
-    """Draw one arm: the interval with its middle on a line, the seeds below it."""
+    """Draw one arm: the interval and its middle on a line, the seeds below."""
     colour = COLOURS[row.tone]
     if not low <= middle <= high:
         far = middle > high
@@ -282,7 +282,7 @@ def _interval_row(
 def _arm_axis(
     ax: Axes, rows: Sequence[ResultRow], low: float, high: float, title: str
 ) -> None:
-    """Name the arms at the left, best on top, and the number below."""
+    """Write the arms on the left, best on top, and the name of the number below."""
     ax.set(xlim=(low, high), ylim=(len(rows) - 0.45, -0.55), xlabel=plain(title))
     ax.set_yticks(range(len(rows)), [short(row.arm) for row in rows])
     ax.tick_params(axis="y", length=0, labelsize=10, labelcolor=COLOURS["ink"])
@@ -293,10 +293,11 @@ def _arm_axis(
 
 
 def _limits(spans: Sequence[Sequence[float]], anchor: float) -> tuple[float, float]:
-    """Return limits that show all arms but those far from the rest.
+    """Return limits that show all arms except those far from the rest.
 
-    An arm whose middle (the first of its numbers) is more than four times as far from
-    the anchor as the typical arm would squeeze the others; it becomes an arrow.
+    The middle of an arm is the first of its numbers. If it is more than four times as
+    far from the anchor as a typical arm, it would squeeze the others, so it becomes an
+    arrow.
     """
     kept = [np.array(span)[np.isfinite(span)] for span in spans]
     reach = [np.abs(span - anchor).max() for span in kept]
@@ -308,7 +309,7 @@ def _limits(spans: Sequence[Sequence[float]], anchor: float) -> tuple[float, flo
 
 
 def _perhaps_log(ax: Axes, values: Sequence[float]) -> None:
-    """Make the vertical axis logarithmic where the values span much."""
+    """Make the vertical axis logarithmic if the values span a wide range."""
     if not values or min(values) <= 0 or max(values) <= 3 * min(values):
         return
     low, high = ax.get_ylim()
@@ -318,7 +319,7 @@ def _perhaps_log(ax: Axes, values: Sequence[float]) -> None:
 
 
 def _series(arm: str, others: Sequence[str], reference: bool) -> dict[str, Any]:
-    """Return colour and line style of an arm; the seventh has a colour again."""
+    """Return colour and line style of an arm; the seventh reuses the first colour."""
     if reference:
         return {"color": COLOURS["reference"], "linestyle": "-"}
     turn, place = divmod(others.index(arm), 6)

@@ -1,4 +1,4 @@
-"""What the results show, and what they do not, in sentences."""
+"""Sentences on the findings of a study, and on their limits."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ OVERLAP_WORDS = {
     "clean": "the pretraining corpus holds no crystal that matches a test crystal",
     "transductive": "the pretraining corpus holds test crystals (without labels), so "
     "the gain may be smaller on crystals that it has never seen",
-    "unknown": "nobody has checked whether the pretraining corpus holds test crystals",
+    "unknown": "it was not checked whether the pretraining corpus holds test crystals",
 }
-"""What the word about an overlap means."""
+"""The meaning of each status of an overlap."""
 
 MEASURED = (
     "Epochs and settings were selected on validation crystals only; the test crystals "
@@ -39,16 +39,16 @@ MEASURED = (
     "Within a seed, all arms have the same training, validation and test crystals; "
     "all trained networks have the same budget.",
 )
-"""How results are measured unless `facts["measured"]` says otherwise."""
+"""How results are measured; `facts["measured"]` overrides these sentences."""
 
 
 def findings(group: ResultGroup, results: pd.DataFrame) -> list[str]:
-    """Return what a group of arms shows, in sentences; none without a comparison.
+    """Return the findings of a group of arms in sentences; none without a comparison.
 
     Args:
         group: one of `result_groups`.
-        results: the same results; they are read once more to compare the distilled arm
-            with the one whose teacher has random weights.
+        results: the results of all runs, to compare the distilled arm with the arm
+            whose teacher has random weights.
     """
     best, reference = group.best, group.reference
     if best is None or reference is None or not best.changes:
@@ -73,7 +73,7 @@ def tally(groups: Sequence[ResultGroup]) -> list[str]:
     """Return how often each arm was better or worse than the reference, in sentences.
 
     Args:
-        groups: from `result_groups`.
+        groups: the groups from `result_groups`.
     """
     said = []
     for arm in dict.fromkeys(row.arm for group in groups for row in group.rows):
@@ -90,10 +90,10 @@ def tally(groups: Sequence[ResultGroup]) -> list[str]:
 
 
 def statistics_used(table: pd.DataFrame, reference: str) -> list[str]:
-    """Return how the numbers of a report were computed, in sentences.
+    """Return sentences on how the numbers of a report were computed.
 
     Args:
-        table: from `check_results`.
+        table: the table from `check_results`.
         reference: the arm that the others are compared with.
     """
     said = [
@@ -116,13 +116,13 @@ def limits(
     reference: str,
     overlap: Mapping[str, Any] | None,
 ) -> list[str]:
-    """Return what the results do not show, in sentences.
+    """Return sentences on the limits of the results.
 
     Args:
-        table: from `check_results`.
-        groups: from `result_groups`.
+        table: the table from `check_results`.
+        groups: the groups from `result_groups`.
         reference: the arm that the others are compared with.
-        overlap: its `word` and `meaning`; None if nothing is known.
+        overlap: the `word` and `meaning` of the overlap; None if nothing is known.
     """
     seeds = table["seed"].nunique()
     said = [
@@ -161,7 +161,7 @@ def limits(
 
 
 def _change_text(change: float, interval: tuple[float, float], pairs: int) -> str:
-    """Return a change in percent, with its interval where there is one."""
+    """Return a change in percent, with its interval if there is one."""
     text = f"{percent(change)}\u00a0%"
     if pairs < 2:
         return text
@@ -171,7 +171,7 @@ def _change_text(change: float, interval: tuple[float, float], pairs: int) -> st
 def _control_findings(
     group: ResultGroup, best: ResultRow, table: pd.DataFrame
 ) -> list[str]:
-    """Say where a control does as well as what is claimed."""
+    """Return sentences on controls that do as well as the methods under test."""
     said = []
     higher = higher_is_better(group.metric)
     for row in group.rows:

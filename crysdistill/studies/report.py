@@ -1,4 +1,4 @@
-"""One self-contained HTML page that says what was run and what it shows."""
+"""The report of a study: one self-contained HTML page with its runs and findings."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ def write_report(
     next_steps: Sequence[str] = (),
     reference: str = "scratch",
 ) -> Path:
-    """Write the report of a study and return where it lies.
+    """Write the report of a study and return its path.
 
     Args:
-        path: of the HTML file; missing folders are made.
-        title: of the page.
+        path: the HTML file; missing folders are made.
+        title: the title of the page.
         results: one row for each run; see `crysdistill.studies.statistics`.
-        facts: what ran, in the order to show it. Numbers, texts, lists and mappings are
-            shown as they are; `duration` counts seconds. Known names: `arms` (arm to
-            description), `overlap` (one of the words of `OVERLAP_WORDS`, a mapping with
-            that word as `status`, or rows of a table), `settings` and `versions`
-            (mappings), `measured` (sentences instead of `MEASURED`).
-        pretraining: column `epoch` and one for each held-out number; `x_chance` holds
-            the chance level of `x`.
-        curves: columns `run`, `epoch`, `train_loss` and validation numbers; `arm` if
-            the names of the runs do not begin with it.
-        predictions: on test: columns `arm, seed, material_id, target, prediction,
-            truth`, and `labels` if that differs.
-        next_steps: what to do now; a command stands alone or between backticks.
-        reference: the arm that the others are compared with, if it is there.
+        facts: facts about the study, in the order to show them. Numbers, texts, lists
+            and mappings are shown unchanged; `duration` is in seconds. Known names:
+            `arms` (arm to description), `overlap` (one of the words of `OVERLAP_WORDS`,
+            a mapping with that word as `status`, or rows of a table), `settings` and
+            `versions` (mappings), `measured` (sentences instead of `MEASURED`).
+        pretraining: the column `epoch` and a column for each number on held-out
+            crystals; `x_chance` holds the chance level of `x`.
+        curves: columns `run`, `epoch`, `train_loss` and validation numbers; also `arm`
+            if the names of the runs do not begin with it.
+        predictions: test predictions: columns `arm, seed, material_id, target,
+            prediction, truth`, and `labels` if there are several numbers of labels.
+        next_steps: suggestions; a command stands alone or between backticks.
+        reference: the arm that the others are compared with, if there is one.
 
     Raises:
         InputError: a table lacks a column, the results cannot be used, or the path is a
@@ -163,7 +163,7 @@ def _pretraining(table: pd.DataFrame) -> dict[str, Any]:
     rows = []
     for name in ordered.columns:
         skip = name in ("epoch", "step") or str(name).endswith("_chance")
-        skip |= str(name).startswith("lr")  # the schedule, not what was learned
+        skip |= str(name).startswith("lr")  # the learning-rate schedule
         values = pd.to_numeric(ordered[name], errors="coerce").to_numpy(float)
         values = values[np.isfinite(values)]
         if skip or not len(values):
@@ -176,7 +176,7 @@ def _pretraining(table: pd.DataFrame) -> dict[str, Any]:
         row = {"name": str(name).replace("_", " "), "first": values[0]}
         row |= {"last": values[-1], "chance": chance, "curve": curve}
         rows.append({**row, "above": values[-1] > chance, "epochs": len(values)})
-    rows.sort(key=lambda row: math.isnan(row["chance"]))  # those with a chance first
+    rows.sort(key=lambda row: math.isnan(row["chance"]))  # first those with a chance
     return {"rows": rows, "epochs": ordered["epoch"].nunique()}
 
 
@@ -194,7 +194,7 @@ def _parity(
     for (target, _), found in groupby(groups, lambda g: (g.target, g.metric)):
         of_target = list(found)
         part = table[table["target"].astype(str) == target]
-        # The largest training set of which there are predictions.
+        # The largest training set that has predictions.
         known = [g for g in of_target if (part["labels"] == g.labels).any()]
         group = (known or of_target)[-1]
         if known:
@@ -232,7 +232,7 @@ def _both_limits(predictions: pd.DataFrame) -> tuple[float, float]:
 
 
 def _worst(predictions: pd.DataFrame, count: int = 5) -> list[dict[str, Any]]:
-    """Return the crystals with the largest mean error over the seeds that saw them."""
+    """Return the crystals with the largest mean error over the seeds that test them."""
     table = predictions.assign(
         error=(predictions["prediction"] - predictions["truth"]).astype(float)
     )
@@ -265,7 +265,7 @@ def _curves(
 
 
 def _overlap(given: Any) -> dict[str, Any] | None:
-    """Return the word about the overlap, what it means, and a table."""
+    """Return the status of the overlap, its meaning, and a table."""
     if given is None:
         return None
     if isinstance(given, pd.DataFrame):
@@ -288,7 +288,7 @@ def _overlap(given: Any) -> dict[str, Any] | None:
     else:
         rows = list(given)
         found = {str(row["status"]) for row in rows if "status" in row}
-        order = ("transductive", "unknown", "clean")  # the worst word holds for all
+        order = ("transductive", "unknown", "clean")  # the worst status counts
         word = next((w for w in order if w in found), "unknown")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if word not in OVERLAP_WORDS:
@@ -334,7 +334,7 @@ def _need(table: pd.DataFrame, name: str, columns: Sequence[str]) -> None:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted names, as the command line takes them."""
+    """Return nested settings under dotted names, as on the command line."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
@@ -369,7 +369,7 @@ def _words(name: Any) -> str:
 
 
 def _code(text: str) -> Markup:
-    """Return text in which commands between backticks, or alone, are set as code."""
+    """Return text with its commands, between backticks or alone, set as code."""
     commands = ("crysdistill ", "make ", "python ", "pip ")
     if text.startswith(commands) and "`" not in text:
         text = f"`{text}`"

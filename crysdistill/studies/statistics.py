@@ -1,8 +1,8 @@
-"""What several seeds show: means, intervals and paired comparisons of arms.
+"""Statistics over seeds: means, intervals and paired comparisons of arms.
 
-Results are a tidy table with one row for each run: the columns `arm`, `target`,
-`metric`, `labels` (number of training labels), `seed` and `value` (on test); besides
-them `unit` and `validation` if there are any. Other columns are left alone.
+Results are a tidy table with one row for each run. Its columns are `arm`, `target`,
+`metric`, `labels` (number of training labels), `seed` and `value` (on test), and
+optionally `unit` and `validation`. Other columns are ignored.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from scipy import stats
 from crysdistill.errors import InputError, did_you_mean
 
 REQUIRED = ("arm", "target", "metric", "labels", "seed", "value")
-"""The columns without which results cannot be judged."""
+"""The columns that results must have."""
 
 HIGHER_IS_BETTER = {"mae": False, "auc": True, "accuracy": True, "score": False}
-"""The metrics by which runs are judged, and whether more of one is better."""
+"""The metrics of runs, and whether higher values are better."""
 
 BETTER = "better"
 WORSE = "worse"
@@ -32,7 +32,7 @@ _GROUP = ["target", "unit", "metric", "labels"]
 
 
 class Interval(NamedTuple):
-    """Lower and upper end of a confidence interval; NaN where there is none."""
+    """Lower and upper end of a confidence interval; NaN if there is none."""
 
     low: float
     high: float
@@ -45,11 +45,11 @@ def check_results(results: pd.DataFrame) -> pd.DataFrame:
         results: one row for each run; see the top of this module.
 
     Returns:
-        A copy with `unit` ("" where absent) and `validation` (NaN where absent).
+        A copy with `unit` ("" if absent) and `validation` (NaN if absent).
 
     Raises:
         InputError: a column is missing, there is no row, a metric is unknown, a target
-            has two units, a value is no number, or two rows are the same run.
+            has two units, a value is not a number, or two rows describe the same run.
     """
     columns = [str(name) for name in results.columns]
     missing = [name for name in REQUIRED if name not in columns]
@@ -102,7 +102,7 @@ def check_results(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Return whether more of a metric is better.
+    """Return whether higher values of a metric are better.
 
     Raises:
         InputError: the metric is not known.
@@ -123,7 +123,7 @@ def t_interval(
 
     Args:
         values: a sample, (n,).
-        confidence: probability with which such intervals hold the true mean.
+        confidence: the probability that such an interval contains the true mean.
 
     Returns:
         The interval in the unit of the values; NaN for n < 2.
@@ -147,8 +147,8 @@ def holm(p_values: Sequence[float] | np.ndarray | np.ndarray) -> np.ndarray:
     https://www.jstor.org/stable/4615733.
 
     Args:
-        p_values: one for each test; NaN marks a test that could not be made, which
-            stays NaN and does not count.
+        p_values: one for each test. NaN marks a test that could not be made; it stays
+            NaN and does not count.
     """
     p = np.asarray(p_values, float)
     corrected = np.full(len(p), np.nan)
@@ -161,15 +161,15 @@ def holm(p_values: Sequence[float] | np.ndarray | np.ndarray) -> np.ndarray:
 
 
 def summarise(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Return what each arm reached, for each target, metric and number of labels.
+    """Summarise each arm, for each target, metric and number of labels.
 
     Args:
         results: one row for each run; see the top of this module.
-        confidence: of the interval.
+        confidence: the confidence level of the interval.
 
     Returns:
         Columns `target, unit, metric, labels, arm`, `n` (runs), `failed` (runs without
-        a finite value, left out of the rest), `mean`, `sd` (between seeds, n - 1),
+        a finite value, which the rest leaves out), `mean`, `sd` (between seeds, n - 1),
         `ci_low`, `ci_high` (t interval of the mean), `best`, `worst` and `validation`
         (mean selected value). Targets and arms keep their order, labels ascend. With
         one run, `sd` and the interval are NaN.
@@ -208,30 +208,29 @@ def compare_paired(
     reference: str = "scratch",
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Compare every arm with one of them, over the seeds that both have.
+    """Compare every other arm with the reference, over the seeds that both have.
 
-    Runs of one seed share the split, so their differences are judged, by a paired t
-    test. Holm's correction counts all arms of the same target, metric and number of
-    labels.
+    Runs of one seed share the split, so a paired t test judges their differences.
+    Holm's correction counts all arms of the same target, metric and number of labels.
 
     Args:
         results: one row for each run; see the top of this module.
         reference: the arm that the others are compared with.
-        confidence: of the intervals; p values are held against 1 - confidence.
+        confidence: the level of the intervals; p values are compared with 1 minus it.
 
     Returns:
         One row for each other arm, with the columns `target, unit, metric, labels, arm,
-        reference`; `n` (pairs), `unpaired` (runs of the arm that have no partner or no
+        reference`; `n` (pairs), `unpaired` (runs of the arm without a partner or a
         finite value), `mean` and `reference_mean` (over the pairs); `difference` (arm
         minus reference), `sd_difference`, `ci_low`, `ci_high`; the same in percent of
         the reference's mean, which counts as exact: `change`, `change_low`,
         `change_high`; `wins` (pairs in which the arm is better), `p`, `p_holm`;
         `verdict` ("better" or "worse" if the interval excludes 0, else "no difference
-        shown", or that one seed gives none) and `holds` (whether the verdict better or
-        worse stands after Holm's correction).
+        shown"; another text if one seed allows no verdict) and `holds` (whether a
+        "better" or "worse" still holds after Holm's correction).
 
     Raises:
-        InputError: no run is of the reference; see also `check_results`, `t_interval`.
+        InputError: the reference has no run; see also `check_results`, `t_interval`.
     """
     table = check_results(results)
     arms = list(table["arm"].unique())
@@ -293,7 +292,7 @@ def _pairs(
     higher: bool,
     confidence: float,
 ) -> dict[str, Any]:
-    """Return the comparison of values, (n,), with those of the reference, (n,)."""
+    """Compare values, (n,), with those of the reference, (n,)."""
     n = len(values)
     if n == 0:
         return {"n": 0, "wins": 0, "p": np.nan, "verdict": NO_PAIR}

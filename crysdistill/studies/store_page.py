@@ -1,4 +1,4 @@
-"""What is in a store as one self-contained HTML page, with pictures."""
+"""The content of a store as one self-contained HTML page with pictures."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from crysdistill.studies.canvas import COLOURS, canvas, headline, plain, svg
 
 _NOBLE = (0, 2, 10, 18, 36, 54, 86, 118)
 _BINS = 50
-_WIDE = 20  # a range of this factor is drawn on a logarithmic axis
+_WIDE = 20  # values that span this factor are drawn on a logarithmic axis
 
 
 def write_page(inspection: Inspection, path: str | Path) -> Path:
-    """Write the page and return where it lies.
+    """Write the page and return its path.
 
     Args:
-        inspection: what `inspect` found.
-        path: of the HTML file; missing folders are made.
+        inspection: the result of `inspect`.
+        path: the HTML file; missing folders are made.
 
     Raises:
         InputError: the path is a folder.
@@ -55,7 +55,7 @@ def write_page(inspection: Inspection, path: str | Path) -> Path:
 
 
 def _pictures(inspection: Inspection) -> dict[str, list[Markup]]:
-    """Return the pictures that stand below each table."""
+    """Return the pictures below each table."""
     pictures = {
         "Sizes": _histograms(inspection.sizes),
         "Properties": _histograms(inspection.properties),
@@ -71,11 +71,11 @@ def _histograms(columns: Mapping[str, np.ndarray]) -> list[Markup]:
 
 
 def histogram(values: np.ndarray, name: str) -> Markup:
-    """Draw how many crystals have which value, on a logarithmic axis if they span much.
+    """Draw a histogram of crystals, on a logarithmic axis if the range is wide.
 
     Args:
-        values: any number of them; those that are not finite are left out.
-        name: what they are.
+        values: one value for each crystal; values that are not finite are left out.
+        name: the name of the values.
     """
     known = values[np.isfinite(values)].astype(float)
     low, high = float(known.min()), float(known.max())
@@ -84,7 +84,7 @@ def histogram(values: np.ndarray, name: str) -> Markup:
     if far:
         edges = np.geomspace(low, high, _BINS + 1)
         if whole:
-            # Bins without a whole number would be gaps: join them with the next.
+            # Bins without an integer would show as gaps; join them with the next.
             edges = np.unique(np.append(np.ceil(edges - 0.5) - 0.5, high + 0.5))
     elif whole and high - low < _BINS:
         edges = np.arange(low - 0.5, high + 1)
@@ -108,7 +108,7 @@ def histogram(values: np.ndarray, name: str) -> Markup:
 
 
 def systems_figure(counts: np.ndarray) -> Markup:
-    """Draw how many crystals each crystal system has.
+    """Draw the number of crystals in each crystal system.
 
     Args:
         counts: (7,), in the order of `CRYSTAL_SYSTEMS`.
@@ -126,9 +126,9 @@ def systems_figure(counts: np.ndarray) -> Markup:
 
 
 def elements_figure(counts: np.ndarray) -> Markup:
-    """Draw the periodic table, the darker the more crystals hold an element.
+    """Draw the periodic table; a darker element occurs in more crystals.
 
-    Shades are logarithmic, so that rare elements are told from absent ones.
+    Shades are logarithmic, so that rare elements differ from absent ones.
 
     Args:
         counts: (101,) crystals that hold each element, by atomic number.
@@ -145,7 +145,7 @@ def elements_figure(counts: np.ndarray) -> Markup:
         frame = Rectangle(box, 0.94, 0.94, fc="none", ec=COLOURS["line"], lw=0.8)
         for patch in (fill, frame) if count else (frame,):
             ax.add_patch(patch)
-        # On a dark shade the page's background is what is easy to read.
+        # On a dark shade, text in the page's background colour is easy to read.
         word = "surface" if shade > 0.75 else "ink" if count else "muted"
         style: dict[str, Any] = {"ha": "center", "color": COLOURS[word]}
         ax.text(column + 0.5, row + 0.5, symbols()[number], fontsize=11, **style)

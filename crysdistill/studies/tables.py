@@ -1,4 +1,4 @@
-"""Results as a person reads them: arms, numbers with an interval, and a verdict."""
+"""Results in readable form: arms, numbers with an interval, and a verdict."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ ARM_DESCRIPTIONS = {
     "mean": "control: mean of the training labels",
     "forest": "control: random forest on the composition",
 }
-"""What each arm is, in one line; `describe` also knows `frozen-0`, `frozen-1`, ..."""
+"""Arms described in one line; `describe` also knows `frozen-0`, `frozen-1`, ..."""
 
 CONTROLS = ("scratch-large", "random-teacher", "mean", "forest")
-"""Arms that claim nothing: a gain must be larger than theirs."""
+"""Controls; a method must gain more than these arms."""
 
 _SHORT = {"mae", "auc"}
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One arm of a group, as numbers; NaN where there is none.
+    """The numbers of one arm in a group; NaN if a number is missing.
 
     Args:
         arm: its name.
-        about: what it is, in one line.
+        about: its description in one line.
         reference: whether the others are compared with it.
-        n: runs with a result.
-        failed: runs without one.
+        n: the number of runs with a result.
+        failed: the number of runs without a result.
         values: test value of each run, (n,).
-        mean: of the values.
-        sd: of the values.
+        mean: mean of the values.
+        sd: standard deviation of the values.
         interval: 95 % confidence interval of the mean.
         change: paired change against the reference in percent.
         change_interval: its 95 % confidence interval.
         changes: the change of each pair in percent of the reference's mean, (pairs,).
         p_holm: p value after Holm's correction.
-        verdict: the word of `compare_paired`, "reference", or "" without a reference.
-        holds: whether the verdict stands after Holm's correction.
+        verdict: that of `compare_paired`, "reference", or "" without a reference.
+        holds: whether the verdict holds after Holm's correction.
     """
 
     arm: str
@@ -89,13 +89,13 @@ class ResultRow:
 
     @property
     def judgement(self) -> str:
-        """The verdict, with a warning where it does not survive the correction."""
+        """The verdict, with a warning if it does not hold after the correction."""
         unsure = self.tone == "unsure"
         return f"{self.verdict}, not after Holm" if unsure else self.verdict
 
     @property
     def correction(self) -> str:
-        """What Holm's correction leaves of the verdict; "" where there is none."""
+        """The verdict after Holm's correction; "" if there is none."""
         if not math.isfinite(self.p_holm):
             return ""
         p = "< 0.001" if self.p_holm < 0.001 else f"= {self.p_holm:.2g}"
@@ -110,8 +110,8 @@ class ResultGroup:
 
     Args:
         target: name of the target.
-        unit: of the target; "" for none.
-        metric: as in the results.
+        unit: unit of the target; "" for none.
+        metric: the metric, as in the results.
         labels: number of training labels.
         rows: the arms, best mean first.
     """
@@ -124,7 +124,7 @@ class ResultGroup:
 
     @property
     def metric_label(self) -> str:
-        """The metric as figures and tables name it, with its unit."""
+        """The name of the metric in figures and tables, with its unit."""
         unit = f" ({self.unit})" if self.unit and self.metric != "auc" else ""
         return f"test {metric_name(self.metric)}{unit}"
 
@@ -141,7 +141,7 @@ class ResultGroup:
 
     @property
     def decimals(self) -> int:
-        """As many as show two digits of the spread, or three of the values."""
+        """The decimals that show two digits of the spread, or three of the values."""
         spread = [r.sd for r in self.rows if r.sd > 0]
         means = [abs(r.mean) for r in self.rows if r.n and r.mean]
         if not means:
@@ -153,7 +153,7 @@ class ResultGroup:
 
 
 def describe(arm: str, given: Mapping[str, str] | None = None) -> str:
-    """Return what an arm is, in one line; "" for an unknown one.
+    """Return the description of an arm in one line; "" for an unknown arm.
 
     Args:
         arm: its name.
@@ -171,12 +171,12 @@ def describe(arm: str, given: Mapping[str, str] | None = None) -> str:
 
 
 def metric_name(metric: str) -> str:
-    """Return a metric as people write it."""
+    """Return the usual spelling of a metric."""
     return metric.upper() if metric in _SHORT else metric.replace("_", " ")
 
 
 def number(value: float, decimals: int) -> str:
-    """Return a number with a true minus sign, or a dash where there is none."""
+    """Return a number with a true minus sign, or a dash for NaN."""
     if not math.isfinite(value):
         return "–"
     return f"{value:,.{decimals}f}".replace("-", "−")
@@ -274,7 +274,8 @@ def console_table(results: pd.DataFrame, reference: str = "scratch") -> Table:
     """
     groups = result_groups(results, reference)
     heads = [f"{g.target}, {g.metric_label}, {g.labels:,} labels" for g in groups]
-    table = Table(title=heads[0] if len(groups) == 1 else None, title_justify="left")
+    title = Text(heads[0]) if len(groups) == 1 else None  # a unit may be `[eV]`
+    table = Table(title=title, title_justify="left")
     table.add_column("arm")
     table.add_column("mean ± sd", justify="right")
     table.add_column(f"% vs {reference} (95 % CI)", justify="right")
@@ -304,7 +305,7 @@ def console_table(results: pd.DataFrame, reference: str = "scratch") -> Table:
 
 
 def value_text(row: ResultRow, decimals: int) -> str:
-    """Return mean and spread; the mean alone where one run has none."""
+    """Return mean and spread; one run has a mean only."""
     spread = f" ± {number(row.sd, decimals)}" if math.isfinite(row.sd) else ""
     return number(row.mean, decimals) + spread
 

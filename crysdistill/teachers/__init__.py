@@ -1,7 +1,7 @@
-"""Teachers: whoever answers for the atoms or crystals of a batch.
+"""Teachers: models and tables that answer for the atoms or crystals of a batch.
 
-A student learns, beside its labels, what a teacher says of the same crystals. A new
-kind of teacher is one file with a class of `Teacher`, and one line below.
+A student learns from its labels and from a teacher's answers for the same crystals. A
+new kind of teacher is one file with a subclass of `Teacher`, and one line below.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 NAMED: dict[str, Callable[[str], Teacher]] = {
     "chgnet": CHGNetTeacher,
 }
-"""Live teachers by name; they take what stands after a colon, or an empty text."""
+"""Live teachers by name; each takes the text after the colon, which may be empty."""
 
 
 def make_teacher(
@@ -49,13 +49,13 @@ def make_teacher(
 ) -> Teacher:
     """Return the teacher that a configuration names.
 
-    What a file is follows from what is in it, not from its name.
+    The kind of a file is recognised by its content, not by its name.
 
     Args:
-        spec: `random`; one of `NAMED`, also with a model, such as `chgnet:r2scan`; a
-            weights file; a checkpoint of the published CGCNN code; or a table of
-            embeddings, also with one of its layers, such as `table.h5:2`.
-        store: whose crystals it will be asked about.
+        spec: `random`; one of `NAMED`, optionally with a model, as in `chgnet:r2scan`;
+            a weights file; a checkpoint of the published CGCNN code; or a table of
+            embeddings, optionally with one of its layers, as in `table.h5:2`.
+        store: the store with the crystals that the teacher will answer for.
         seed: of the weights of a `random` teacher.
         encoder: `name` and the settings of a `random` teacher.
 

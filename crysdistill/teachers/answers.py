@@ -1,4 +1,4 @@
-"""The answers of a teacher by row of the store, from which training gathers."""
+"""A teacher's answers by row of the store; training gathers its batches from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crysdistill.errors import InputError
 from crysdistill.transfer.distillation import Level
 
 _ROOM = 0.2  # the share of a device's free memory that answers may take up
-_AT_ONCE = 65_536  # numbers of how many rows are read in one go for statistics
+_AT_ONCE = 65_536  # vectors that are read in one go for statistics
 
 
 class Block:
@@ -20,11 +20,11 @@ class Block:
 
     Args:
         values: (all, F), mapped from a file or in memory, on any device.
-        first: (R,) int64, where those of each row of the store begin; -1 where there
-            are none.
-        counts: (R,) int64, how many each has.
-        order: (all,) int64, the place in `values` of the k-th vector, where the order
-            of atoms is not that of the store.
+        first: (R,) int64, where the vectors of each row of the store begin; -1 for a
+            row without vectors.
+        counts: (R,) int64, how many vectors each row has.
+        order: (all,) int64, the place of the k-th vector in `values`; None if the
+            atoms are in the store's order.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Block:
 
         Args:
             rows: (B,).
-            total: how many they are, where known; a GPU then need not be waited for.
+            total: the number of vectors, if known; it saves waiting for the GPU.
         """
         device = self.first.device
         rows = rows.to(device)
@@ -72,13 +72,13 @@ class Block:
         return int(self.counts[rows].sum())
 
     def only(self, rows: Tensor) -> Block:
-        """Return the vectors of these rows alone, in memory, in the order of rows."""
+        """Return the vectors of only these rows, in memory, in the order of `rows`."""
         first, counts = torch.full_like(self.first, -1), self.counts[rows]
         first[rows] = torch.cumsum(counts, 0) - counts
         return Block(self.gather(rows, None), first, self.counts)
 
     def to(self, device: str | torch.device) -> Block:
-        """Return the same on another device."""
+        """Return the same block on another device."""
         return Block(
             self.values.to(device),
             self.first.to(device),
@@ -88,13 +88,13 @@ class Block:
 
 
 class TeacherAnswers:
-    """What a teacher says of the crystals of a store.
+    """A teacher's answers for the crystals of a store.
 
     Args:
-        rows: (R,) rows of the store, those that the teacher was asked about now; files
-            may hold more.
-        atoms: its answers for atoms; None where it gives none.
-        crystals: its answers for crystals; None where it gives none.
+        rows: (R,) rows of the store that the teacher was asked about now; files may
+            hold more.
+        atoms: its answers for atoms; None if it gives none.
+        crystals: its answers for crystals; None if it gives none.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class TeacherAnswers:
 
     @property
     def nbytes(self) -> int:
-        """How much memory the answers for `rows` take on a device."""
+        """The memory that the answers for `rows` take on a device."""
         blocks = [block for block in (self.atoms, self.crystals) if block]
         return sum(4 * block.width * block.size(self.rows) for block in blocks)
 
@@ -128,7 +128,7 @@ class TeacherAnswers:
 
         Args:
             rows: (B,) rows of the store, as in `CrystalBatch.rows`.
-            atoms: N, where known; a GPU then need not be waited for.
+            atoms: N, if known; it saves waiting for the GPU.
 
         Raises:
             InputError: the teacher does not answer for atoms, or was not asked about a
@@ -141,7 +141,7 @@ class TeacherAnswers:
         return self._block("crystals").gather(rows, len(rows))
 
     def find_bad(self) -> int | None:
-        """Return a row with an answer that is no finite number, if there is one."""
+        """Return a row whose answer is not finite, or None if all are finite."""
         for block in (self.atoms, self.crystals):
             for rows, x in self._parts(block) if block else ():
                 bad = ~torch.isfinite(x).all(dim=1)
@@ -154,7 +154,7 @@ class TeacherAnswers:
         """Return mean and variance of each number over `rows`, (F,) float32 each.
 
         Args:
-            level: over the atoms of all these crystals, or over the crystals.
+            level: `atoms`, over the atoms of all these crystals; or `crystals`.
 
         Raises:
             InputError: the teacher does not answer at that level.
@@ -173,12 +173,12 @@ class TeacherAnswers:
         mean = first / max(count, 1)
         variance = (second / max(count, 1) - mean.square()).clamp(min=0)  # (F,)
         mean += shift
-        # What float32 cannot tell from a constant would be blown up to variance 1.
+        # Standardising would blow rounding errors of a constant up to variance 1.
         same = variance <= 1e-12 * mean.square()
         return mean.float(), variance.masked_fill(same, 0.0).float()
 
     def _parts(self, block: Block) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield some of `rows` and their vectors, in parts that fit into memory."""
+        """Yield `rows` and their vectors, in parts that fit into memory."""
         ends = torch.cumsum(block.counts[self.rows], 0)
         parts = torch.div(ends, _AT_ONCE, rounding_mode="floor")
         for part in torch.unique_consecutive(parts):
@@ -186,7 +186,7 @@ class TeacherAnswers:
             yield rows, block.gather(rows, None)
 
     def to(self, device: str | torch.device) -> TeacherAnswers:
-        """Return the answers for `rows`, and for no others, on another device."""
+        """Return the answers for `rows` only, on another device."""
 
         def moved(block: Block | None) -> Block | None:
             return block.only(self.rows).to(device) if block else None
@@ -196,7 +196,7 @@ class TeacherAnswers:
         )
 
     def near(self, device: torch.device) -> TeacherAnswers:
-        """Return the same on a device if it has room for them, else as they are."""
+        """Return the answers on a device if they fit there, or else as they are."""
         if device.type != "cuda":
             return self
         free, _ = torch.cuda.mem_get_info(device)

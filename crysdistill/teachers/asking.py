@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.markup import escape
 from rich.progress import Progress
 from torch import Tensor
 
@@ -40,26 +41,24 @@ def answers_for(
     workers: int | None = None,
     progress: bool = True,
 ) -> TeacherAnswers:
-    """Return what a teacher says of some crystals.
+    """Return a teacher's answers for some crystals.
 
-    It is asked once: its answers stay beside the store, where every later run with the
-    same teacher finds them. Atoms are the common index, so that a teacher which knows
-    another graph than the store holds is asked on its own. On several ranks the first
-    one asks.
+    The teacher is asked once: its answers stay beside the store, and every later run
+    with the same teacher reads them there. Answers are stored by atom, so a teacher may
+    use another graph than the one in the store. With several ranks, the first one asks.
 
     Args:
-        teacher: who is asked.
-        store: where the crystals are.
-        rows: which of them.
-        fallback: a folder to keep answers in where nothing can be written beside the
-            store.
-        device: where a teacher computes.
-        workers: processes that ask a slow one; all cores where None.
+        teacher: the teacher to ask.
+        store: the store with the crystals.
+        rows: the rows of the crystals in it.
+        fallback: a folder for the answers if the store's folder cannot be written to.
+        device: the device on which the teacher computes.
+        workers: processes that ask a slow teacher; None uses all cores.
         progress: whether to show a progress bar.
 
     Raises:
         InputError: there are no crystals, the teacher cannot answer for one of them, or
-            answers cannot be written anywhere.
+            there is no writable place for the answers.
     """
     chosen = np.unique(np.asarray(rows, dtype=np.int64))
     if not len(chosen):
@@ -101,7 +100,7 @@ class _Asking:
         self.slow = teacher.SLOW or foreign_graph  # neighbours are found one by one
 
     def fill(self, rows: np.ndarray, fallback: Path | None) -> Path:
-        """See that a folder has the answers for these rows, and return it."""
+        """Return a folder with the answers for these rows; ask for missing ones."""
         about, store = self._about(), self.store
         folders = [Path(f"{store.path}{FOLDER}") / about.key[:16]]
         if fallback is not None:
@@ -136,7 +135,8 @@ class _Asking:
         """Ask about the crystals that have no answers yet."""
         with kept.writing() as writer, Progress(disable=not self.progress) as bar:
             missing = rows[~writer.done[rows]]
-            task = bar.add_task(f"asking {self.teacher.name}", total=len(missing))
+            said = f"asking {escape(self.teacher.name)}"
+            task = bar.add_task(said, total=len(missing))
             parts = list(self._parts(missing))
             for part, answer in zip(parts, self._answers(parts), strict=True):
                 self._check(part, answer)
@@ -172,7 +172,7 @@ class _Asking:
                 yield Answer(*tensors)
 
     def _check(self, rows: np.ndarray, answer: Answer) -> None:
-        """Refuse answers for other crystals, and such as are no finite numbers."""
+        """Refuse answers of the wrong shape, and answers that are not finite."""
         atoms, teacher = self.store.atom_offsets, self.teacher
         first = np.cumsum([0, *(atoms[rows + 1] - atoms[rows])])
         for x, width, starts in (
@@ -188,8 +188,8 @@ class _Asking:
             bad = int((~torch.isfinite(x).all(dim=1)).nonzero()[0])
             row = rows[np.searchsorted(starts, bad, side="right") - 1]
             raise InputError(
-                f"{teacher.name} says of {self.store.material_ids[row]} what is no "
-                "finite number; leave that crystal out of the store"
+                f"{teacher.name} answers for {self.store.material_ids[row]} with a "
+                "number that is not finite; leave that crystal out of the store"
             )
 
 
@@ -210,7 +210,7 @@ def _ask(
 def _ask_elsewhere(
     teacher: Teacher, path: Path, rows: np.ndarray
 ) -> tuple[np.ndarray | None, ...]:
-    """Ask in another process; a tensor would come back as a handle of that process."""
+    """Ask in another process; return arrays, since a tensor would be only a handle."""
     answer = _ask(teacher, _opened(path), rows, torch.device("cpu"))
     return tuple(
         None if x is None else x.float().numpy()

@@ -1,6 +1,6 @@
 """CHGNet, a universal potential, as a teacher; an extra: `crysdistill[chgnet]`.
 
-Its wheel carries its weights, so that it needs no network.
+Its wheel contains its weights, so it needs no network.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ MODELS = {
     "r2scan": "MPtrj, then MP-r2SCAN",
     "0.2.0": "MPtrj",
 }
-"""The models in the wheel, the usual one first, and what they were trained on."""
+"""The models in the wheel, the default first, and their training data."""
 
 ELEMENTS = 94
-"""The highest atomic number that it has an embedding for."""
+"""The highest atomic number for which CHGNet has an embedding."""
 
 _REACH = 6.0  # Å; every atom needs a neighbour within it
-_AT_ONCE = 512  # crystals whose neighbours are looked at
+_AT_ONCE = 512  # crystals whose neighbours are checked at a time
 _WIDTH = 64
 _LICENCE = "BSD-3-Clause-LBNL AND CC-BY-4.0"
-"""That of the code and its weights, and that of the Materials Project's data."""
+"""The licence of the code and its weights, and that of Materials Project data."""
 
 
 class CHGNetTeacher(Teacher):
-    """What CHGNet knows of atoms and crystals.
+    """CHGNet's embeddings of atoms and crystals.
 
-    Of an atom 65 numbers: the 64 of its embedding before the last convolution, from
-    which CHGNet reads magnetic moments, and its site energy in eV, with the energy of
-    the element. Of a crystal the 64 numbers of its own readout, as the mean over atoms:
-    CHGNet takes the sum, which grows with the cell.
+    An atom has 65 numbers. 64 are its embedding before the last convolution, from which
+    CHGNet predicts magnetic moments. The last is its site energy in eV, including the
+    energy of the element. A crystal has the 64 numbers of CHGNet's own readout, as a
+    mean over atoms; CHGNet itself takes the sum, which grows with the cell.
 
-    Its training data are relaxations of the Materials Project: energies, forces,
-    stresses and magnetic moments. A test set may stand in it, and a task about energies
-    of the Materials Project surely does.
+    CHGNet was trained on relaxations of the Materials Project: energies, forces,
+    stresses and magnetic moments. A test set may be among these data; that of a task
+    about Materials Project energies surely is.
 
     Source: B. Deng et al., Nat. Mach. Intell. 5, 1031 (2023),
     doi:10.1038/s42256-023-00716-3, and the code published with it.
@@ -89,7 +89,7 @@ class CHGNetTeacher(Teacher):
         )
 
     def fingerprint(self) -> str:
-        """Return a hash of the release and the model, which say all about weights."""
+        """Return a hash of the release and the model, which determine the weights."""
         release = importlib.metadata.version("chgnet")
         return hashlib.sha256(f"chgnet {release} {self.model}".encode()).hexdigest()
 
@@ -97,7 +97,7 @@ class CHGNetTeacher(Teacher):
         """Refuse crystals with elements that CHGNet has never seen.
 
         Raises:
-            InputError: there are some; they are counted and named.
+            InputError: there are such crystals; the text counts and names them.
         """
         heavy = np.flatnonzero(store.atomic_numbers > ELEMENTS)
         if not len(heavy):
@@ -115,7 +115,7 @@ class CHGNetTeacher(Teacher):
             )
 
     def knows(self, store: Store, rows: np.ndarray) -> np.ndarray:
-        """Return which crystals have elements that it knows, and no lonely atom."""
+        """Return which crystals have only known elements and no isolated atom."""
         heavy = np.cumsum(np.r_[0, store.atomic_numbers > ELEMENTS])
         ends = store.atom_offsets
         known = heavy[ends[rows + 1]] == heavy[ends[rows]]  # (R,)
@@ -142,7 +142,7 @@ class CHGNetTeacher(Teacher):
                     f"{batch.material_ids[k]}: CHGNet finds no neighbour of an atom "
                     "within 6 Å; leave that crystal out of the store"
                 ) from None
-        # CHGNet turns a tensor with gradients into a number, of which torch warns.
+        # CHGNet turns a tensor with gradients into a number; torch warns about that.
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore", UserWarning)
             found = model.predict_graph(
@@ -170,7 +170,7 @@ class CHGNetTeacher(Teacher):
 
 
 def _lonely(batch: CrystalBatch) -> np.ndarray:
-    """Return which crystals have an atom without a neighbour in reach, (B,)."""
+    """Return which crystals have an atom with no neighbour within reach, (B,)."""
     d = distances(batch)  # (E,)
     if "padding" in batch:
         d = d.masked_fill(batch.padding, torch.inf)
@@ -183,7 +183,7 @@ def _lonely(batch: CrystalBatch) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _load(model: str, device: str) -> Any:
-    """Load a model; it talks to the screen, where nobody asked for it."""
+    """Load a model, without the messages that CHGNet prints."""
     from chgnet.model.model import CHGNet
 
     with contextlib.redirect_stdout(io.StringIO()):

@@ -17,17 +17,18 @@ from crysdistill.transfer.weights import load_encoder, read_header
 
 
 class EncoderTeacher(Teacher):
-    """An encoder that only answers: eval mode, no gradients, buffers that stay.
+    """A frozen encoder: eval mode, no gradients, fixed buffers.
 
-    Differs from the published CrysGNN code, whose teacher stays in training mode:
-    there its answers depend on the rest of the batch and its running statistics
-    drift to the downstream data.
+    Differs from the published CrysGNN code, whose teacher stays in training mode. There
+    its answers depend on the rest of the batch, and its running statistics drift
+    towards the downstream data.
 
     Args:
-        encoder: copied, so that a student may start from the same weights.
-        graph: the graph that the encoder learned on.
-        learned: where its weights come from; None where they are random.
-        name: what people call it; the encoder's own name if not given.
+        encoder: the encoder; it is copied, so a student may start from the same
+            weights.
+        graph: the graph that the encoder was trained on.
+        learned: where its weights come from; None for random weights.
+        name: the teacher's name in messages; by default the encoder's own.
     """
 
     graph: GraphSettings
@@ -79,7 +80,7 @@ class EncoderTeacher(Teacher):
 
 
 def encoder_teacher(path: Path) -> EncoderTeacher:
-    """Return the encoder of a weights file, that of a predictor too, as a teacher.
+    """Return the encoder of a weights file as a teacher; a predictor's file works too.
 
     Raises:
         InputError: the file cannot be used; the text says why.

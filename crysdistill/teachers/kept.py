@@ -1,13 +1,13 @@
-"""Answers that stay beside the store, for all runs.
+"""A teacher's answers, kept beside the store for all runs.
 
-`STORE.h5.teachers/KEY/` holds what one teacher says of the crystals of one store:
+`STORE.h5.teachers/KEY/` holds one teacher's answers for the crystals of one store:
 
 - `atoms.f32` and `crystals.f32`: the vectors of all atoms and crystals of the store, in
-  its order; what nobody asked about are holes, which take no room on the disk;
-- `done`: a byte for each crystal, 1 where its answers are on the disk;
-- `about.json`: what they are.
+  its order; crystals without answers are holes, which take no room on the disk;
+- `done`: a byte for each crystal, 1 once its answers are on the disk;
+- `about.json`: a description of the answers.
 
-A computation that was killed goes on where it was, and answers for other crystals are
+A computation that was killed continues where it stopped. Answers for other crystals are
 added when they are needed.
 """
 
@@ -34,7 +34,7 @@ from crysdistill.store.store import Store
 from crysdistill.teachers.answers import Block, TeacherAnswers
 from crysdistill.teachers.teacher import Answer
 
-_EVERY = 2.0  # seconds between moments at which answers are put on the disk
+_EVERY = 2.0  # seconds between two writes of answers to the disk
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class About:
     """What a folder of answers holds.
 
     Args:
-        teacher: what people call it, today.
-        key: follows from the teacher and from the structures.
-        crystals: of the store.
-        atoms: of the store.
+        teacher: its current name, for messages.
+        key: a hash of the teacher and the structures.
+        crystals: the number of crystals in the store.
+        atoms: the number of atoms in the store.
         atom_width: F, or None.
         crystal_width: F', or None.
     """
@@ -62,8 +62,8 @@ class KeptAnswers:
     """A folder of answers.
 
     Args:
-        folder: it need not be there yet.
-        about: what it holds, or shall hold.
+        folder: the folder; it need not exist yet.
+        about: what the folder holds, or will hold.
     """
 
     def __init__(self, folder: Path, about: About) -> None:
@@ -72,10 +72,10 @@ class KeptAnswers:
 
     @classmethod
     def open(cls, folder: Path) -> KeptAnswers:
-        """Open a folder in which there are answers.
+        """Open a folder that holds answers.
 
         Raises:
-            InputError: there are none.
+            InputError: it holds none.
         """
         try:
             text = (folder / "about.json").read_text("utf-8")
@@ -134,7 +134,7 @@ class KeptAnswers:
         return torch.from_numpy(values)
 
     def can_write(self) -> bool:
-        """Make the folder; return whether files can be made in it."""
+        """Create the folder; return whether it can be written to."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "lock").open("a").close()
@@ -146,7 +146,7 @@ class KeptAnswers:
 
     @contextmanager
     def writing(self) -> Iterator[AnswerWriter]:
-        """Hold the lock of the folder; wait for another process that has it.
+        """Hold the folder's lock; wait if another process holds it.
 
         Raises:
             OSError: the disk is full.
@@ -166,7 +166,7 @@ class KeptAnswers:
             writer.commit()
 
     def _create(self) -> None:
-        """Make files of holes; `about.json` comes last, once they are whole."""
+        """Create sparse files, and `about.json` last, once they are complete."""
         (self.folder / "about.json").unlink(missing_ok=True)
         for name, size in self._sizes.items():
             path = self.folder / name
@@ -178,10 +178,10 @@ class KeptAnswers:
 
 
 class AnswerWriter:
-    """Puts answers where they belong.
+    """Writes answers to their places in the files.
 
     Args:
-        files: open ones, by name.
+        files: open files by name.
         done: (crystals,) which crystals have answers.
     """
 
@@ -192,9 +192,9 @@ class AnswerWriter:
         self._last = time.monotonic()
 
     def write(self, rows: np.ndarray, answer: Answer, store: Store) -> None:
-        """Write what a teacher says of some crystals.
+        """Write a teacher's answers for some crystals.
 
-        Not by way of mapped memory, where a full disk would end the process.
+        The files are not mapped into memory: a full disk would then end the process.
         """
         offsets = store.atom_offsets
         if answer.atoms is not None:
@@ -217,7 +217,7 @@ class AnswerWriter:
             end += count
 
     def commit(self) -> None:
-        """Put answers on the disk, and only then say that they are there."""
+        """Write the answers to the disk, and only then mark them as done."""
         if not self._waiting:
             return
         names = [name for name in self._files if name != "done"]
@@ -238,7 +238,7 @@ def _to_disk(file: IO[bytes]) -> None:
 
 
 def _wait_for(lock: IO[str], teacher: str) -> None:
-    """Take a lock, however long another process has it; a dead one has none."""
+    """Take a lock; wait while a live process holds it (a dead one holds none)."""
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Which atom of a table is which atom of a store."""
+"""Matches the atoms of a table to the atoms of a store."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from crysdistill.store.store import Store
 from crysdistill.teachers.tables.layout import Table, ranges
 
 SAME_PLACE = 0.01
-"""Å; atoms of one element that are closer, modulo the lattice, are the same. Tables
-keep coordinates with at least four digits; no two atoms of a crystal are so close."""
+"""Å; atoms of one element closer than this, modulo the lattice, are the same atom.
+
+Tables keep coordinates with at least four digits, and no two atoms of a crystal are
+that close."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """How the atoms of a table lie in the order of a store.
+    """How the atoms of a table map to the order of the store.
 
     Args:
-        order: (N,) for every atom of the store's crystals the atom of the table, both
+        order: (N,) the table's atom for every atom of the store's crystals; both are
             counted from the first atom of their crystal.
-        moved: crystals whose atoms are in another order.
-        trusted: crystals with several atoms of an element, of which nothing but the
-            order of elements could be compared.
+        moved: the number of crystals whose atoms are in another order.
+        trusted: the number of crystals with several atoms of an element, for which only
+            the order of elements could be compared.
     """
 
     order: np.ndarray
@@ -34,10 +36,10 @@ class Match:
 
 
 def match_ids(table: Table, store: Store, rows: np.ndarray) -> np.ndarray:
-    """Return the rows of a table for some rows of a store, by `material_id`.
+    """Return the table's rows for some rows of a store, by `material_id`.
 
     Raises:
-        InputError: the table lacks a crystal, or has it twice.
+        InputError: the table lacks a crystal, or lists one twice.
     """
     place = {name: row for row, name in enumerate(table.ids)}
     if len(place) < len(table.ids):
@@ -59,20 +61,20 @@ def match_ids(table: Table, store: Store, rows: np.ndarray) -> np.ndarray:
 def match_atoms(
     table: Table, table_rows: np.ndarray, store: Store, rows: np.ndarray
 ) -> Match:
-    """Compare the atoms of crystals that a table and a store have both.
+    """Match the atoms of crystals that are in both a table and a store.
 
-    Atoms are the same if they are of one element and at one place, modulo the lattice.
-    Where the table has no `frac_coords`, the order of elements has to be the same, or
-    every element has to stand once.
+    Two atoms are the same if they have the same element and the same position, modulo
+    the lattice. If the table has no `frac_coords`, the order of elements must be the
+    same, or every element must occur only once.
 
     Args:
-        table: with atoms.
+        table: a table with atoms.
         table_rows: (R,) rows of the table.
-        store: where the student's crystals are.
-        rows: (R,) the rows of the same crystals there.
+        store: the store with the student's crystals.
+        rows: (R,) the rows of the same crystals in the store.
 
     Raises:
-        InputError: a crystal has other atoms, or their order cannot be told.
+        InputError: a crystal has other atoms, or their order cannot be determined.
     """
     offsets, counts = store.atom_offsets, np.asarray(table.counts)[table_rows]
     own = offsets[rows + 1] - offsets[rows]  # (R,)
@@ -118,14 +120,14 @@ def match_atoms(
 
 
 def _apart(a: np.ndarray, b: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    """Return the distance of places, Å, modulo the lattice: right for small ones."""
+    """Return distances modulo the lattice, in Å; only small ones are exact."""
     delta = a - b
     delta -= np.round(delta)
     return np.linalg.norm(np.einsum("...a,...ab->...b", delta, cell), axis=-1)
 
 
 def _pair(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return which of `a` equals which of `b`, (a, b)."""
+    """Return for all pairs whether `a` equals `b`, (a, b)."""
     return a[:, None] == b
 
 
@@ -144,7 +146,7 @@ def _refuse(
     rows: np.ndarray,
     mend: str = "",
 ) -> None:
-    """Refuse crystals that are not the same in both."""
+    """Refuse crystals that differ between table and store."""
     if not wrong.any():
         return
     count = int(wrong.sum())

@@ -1,4 +1,4 @@
-"""A teacher that knows nothing: the control of every distillation."""
+"""A teacher with random weights: the control for every distillation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from crysdistill.teachers.encoder import EncoderTeacher
 class RandomTeacher(EncoderTeacher):
     """An encoder with random weights.
 
-    What a student gains from it is regularisation, not knowledge.
+    A student gains regularisation from it, not knowledge.
 
     Args:
-        encoder: `name` and the settings of the encoder that it stands in for.
-        seed: of its weights; the caller's random state is not touched.
-        graph: the graph that it will see.
+        encoder: `name` and settings of the encoder that it replaces.
+        seed: the seed of its weights; the caller's random state is not touched.
+        graph: the graph of the batches that it will answer for.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class RandomTeacher(EncoderTeacher):
         self._fitted = False
 
     def prepare(self, store: Store, rows: np.ndarray) -> None:
-        """Fit the statistics of batch norms to the crystals that a student learns from.
+        """Fit the batch-norm statistics to the student's training crystals.
 
-        Without that the activations grow from layer to layer, all atoms look alike, and
-        the control is weaker than it should be. The first crystals decide: asked about
-        others later, it is the same teacher.
+        Without this step the activations grow from layer to layer, all atoms look
+        alike, and the control is weaker than it should be. Only the first call fits
+        them; later crystals do not change the teacher.
         """
         if self._fitted:
             return

@@ -1,19 +1,19 @@
 r"""A table of embeddings, of any model, as a teacher.
 
-A table says what a model makes of crystals: a vector for each atom, or one for each
-crystal, or both. `crysdistill embed WEIGHTS SOURCE -o TABLE --level atoms` writes one
-for an encoder of ours; for any other model it takes a short script. Such a table is a
-safetensors, HDF5 or Parquet file.
+A table holds a model's embeddings: a vector for each atom, one for each crystal, or
+both. `crysdistill embed WEIGHTS SOURCE -o TABLE --level atoms` writes one for an
+encoder of this package; any other model needs a short script. A table is a safetensors,
+HDF5 or Parquet file.
 
-**safetensors and HDF5** hold arrays and are mapped into memory (HDF5 arrays in chunks
-are read instead); R crystals, A atoms of all crystals together:
+**safetensors and HDF5** files hold arrays and are mapped into memory (chunked HDF5
+arrays are read instead). R is the number of crystals, A that of all their atoms:
 
 - `material_ids`: the R names as UTF-8 bytes, one a line (uint8); HDF5 may have strings;
 - `crystals`: (R, F') floats, one vector for each crystal;
 - `atoms`: (A, F) floats, those of the first crystal, then of the second, ...;
-- `ptr`: (R + 1,) int64, the first atom of each crystal, and A: where there are `atoms`;
-- `atomic_numbers`: (A,) integers: where there are `atoms`;
-- `frac_coords`: (A, 3) floats: by which atoms are recognised in whatever order;
+- `ptr`: (R + 1,) int64, the first atom of each crystal, and A; required with `atoms`;
+- `atomic_numbers`: (A,) integers; required with `atoms`;
+- `frac_coords`: (A, 3) floats; with them, atoms may be in any order;
 - `layer0`, `layer1`, ...: as `atoms`, one block for each layer of the model.
 
 **Parquet** has a row for each crystal: `material_id`; `atomic_numbers`, a list; `atoms`
@@ -21,12 +21,12 @@ are read instead); R crystals, A atoms of all crystals together:
 of atoms x 3 numbers; and for the crystal either the columns `e0`, `e1`, ..., as `embed`
 writes them, or `crystals`, a list of F' numbers.
 
-Two entries of text say where it comes from, and travel on into the weights of whoever
-learns from it: `origin` (the model, and what that was trained on) and `licence` (its
-SPDX identifier). They are the metadata of a safetensors file, attributes of an HDF5
-file, or metadata of a Parquet schema.
+Two text entries record the source of a table: `origin` (the model and its training
+data) and `licence` (its SPDX identifier). Both are copied into the weights of every
+student. They are the metadata of a safetensors file, attributes of an HDF5 file, or
+metadata of a Parquet schema.
 
-A script for a foreign model, here one whose `model(structure)` returns (atoms, F):
+A script for another model, whose `model(structure)` returns (atoms, F):
 
     import numpy as np
     from safetensors.numpy import save_file
@@ -75,13 +75,13 @@ from crysdistill.transfer.weights import Provenance
 
 
 class TableTeacher(Teacher):
-    """Answers for the crystals of a store by looking them up.
+    """Looks up the answers for the crystals of a store.
 
     Args:
         path: the table.
-        store: whose crystals it will be asked about.
-        layer: which of its layers answers for atoms; None takes `atoms`, or the last
-            layer if there is none.
+        store: the store with the crystals that the teacher will answer for.
+        layer: the layer that answers for atoms; None takes `atoms`, or the last layer
+            if the table has no `atoms`.
 
     Raises:
         InputError: the table cannot be read, or has no such layer.
@@ -115,7 +115,8 @@ class TableTeacher(Teacher):
         """Find the crystals in the table.
 
         Raises:
-            InputError: it lacks some, has other atoms, or a number that is not finite.
+            InputError: the table lacks some, has other atoms, or holds a number that is
+                not finite.
         """
         bad = self.at_hand(rows).find_bad()
         if bad is not None:
@@ -125,11 +126,11 @@ class TableTeacher(Teacher):
             )
 
     def knows(self, store: Store, rows: np.ndarray) -> np.ndarray:
-        """Return which crystals stand in the table, by their names."""
+        """Return which crystals are in the table, by their names."""
         return np.isin(np.array(store.material_ids)[rows], self.table.ids)
 
     def at_hand(self, rows: np.ndarray) -> TeacherAnswers:
-        """Return the vectors of some crystals, where they are.
+        """Return the vectors of some crystals; those in mapped files are not copied.
 
         Raises:
             InputError: the table lacks some, or has other atoms.
@@ -174,7 +175,7 @@ class TableTeacher(Teacher):
         return Block(values, all_first, all_counts)
 
     def _tell(self, match: Match, crystals: int) -> None:
-        """Say, once, what was done to atoms, and what could not be checked."""
+        """Print, once, which atoms were reordered and which could not be checked."""
         self._told = True
         if match.moved:
             print(
@@ -184,7 +185,7 @@ class TableTeacher(Teacher):
         if match.trusted:
             print(
                 f"{self.name} has no `frac_coords`: {match.trusted:,} of {crystals:,} "
-                "crystals have several atoms of an element, which are taken to be in "
+                "crystals have several atoms of an element; they are assumed to be in "
                 "the store's order"
             )
 
@@ -211,14 +212,14 @@ class TableTeacher(Teacher):
 
 
 def _learned(path: Path, about: Mapping[str, str]) -> Foreign:
-    """Return what a table says of the model that made it."""
+    """Return what a table records of the model that made it."""
     if ABOUT in about:
         try:
             facts = json.loads(about[ABOUT])
             return Foreign(Provenance(**facts["provenance"]), facts["kind"])
         except (ValueError, KeyError, TypeError):
             raise InputError(
-                f"{path}: what it says of its weights cannot be read; write it again "
+                f"{path}: the record of its weights cannot be read; write it again "
                 "with `crysdistill embed`"
             ) from None
     licence = about.get("licence", "")

@@ -1,4 +1,4 @@
-"""What every teacher is: it answers for the atoms or crystals of a batch."""
+"""The base class of teachers, which answer for the atoms or crystals of a batch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from crysdistill.transfer.weights import Provenance
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a teacher says of a batch.
+    """A teacher's answer for a batch.
 
     Args:
-        atoms: (N, F); None where it does not answer for atoms.
-        crystals: (B, F'); None where it does not answer for crystals.
+        atoms: (N, F); None if it does not answer for atoms.
+        crystals: (B, F'); None if it does not answer for crystals.
     """
 
     atoms: Tensor | None
@@ -32,10 +32,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """What is known of a model that has no weights file of ours.
+    """What is known of a model that has no weights file of this package.
 
     Args:
-        provenance: what it learned from, and under which licence.
+        provenance: the model's training data and licence.
         kind: as in `Learned`.
     """
 
@@ -46,16 +46,16 @@ class Foreign:
 class Teacher(ABC):
     """Answers for crystals, and does not learn.
 
-    It is no `nn.Module`, so that a module which holds one neither trains it nor saves
-    it among its own weights. A subclass is one file.
+    A teacher is not an `nn.Module`: a module that holds one neither trains it nor saves
+    its weights. A subclass is one file.
 
     Attributes:
-        SLOW: whether an answer takes so long that all cores should give answers.
-        name: what people call it.
-        atom_width: F, of its answers for atoms; None where it gives none.
-        crystal_width: F', of its answers for crystals; None where it gives none.
+        SLOW: whether answers take so long that all cores should compute them.
+        name: the teacher's name in messages.
+        atom_width: F, of its answers for atoms; None if it gives none.
+        crystal_width: F', of its answers for crystals; None if it gives none.
         graph: the graph that batches must have; None if it finds its own neighbours.
-        learned: what it has learned from; None for one that has learned nothing.
+        learned: its training data; None for an untrained teacher.
     """
 
     SLOW: ClassVar[bool] = False
@@ -67,39 +67,39 @@ class Teacher(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return what its answers depend on, as a hash of 64 hex digits."""
+        """Return a hash of all that its answers depend on, 64 hex digits."""
 
     @abstractmethod
     def __call__(self, batch: CrystalBatch) -> Answer:
-        """Answer for a batch, without gradients; the rest of the batch has no say."""
+        """Answer for a batch, without gradients, each crystal independently."""
 
     def prepare(  # noqa: B027 - most need nothing
         self, store: Store, rows: np.ndarray
     ) -> None:
-        """Get ready to be asked about some crystals.
+        """Get ready to answer for some crystals.
 
         Args:
-            store: where they are.
-            rows: which of them a student will learn from.
+            store: the store with the crystals.
+            rows: the rows that a student will learn from.
 
         Raises:
             InputError: it cannot answer for one of them.
         """
 
     def knows(self, store: Store, rows: np.ndarray) -> np.ndarray:
-        """Return about which crystals it can be asked, (R,) bool; all, for most.
+        """Return which crystals it can answer for, (R,) bool; by default all.
 
-        Where only some of them are to be learned from, the others are left out. Every
-        rank asks, and must be told the same.
+        A run that may use only these crystals leaves the others out. Every rank calls
+        this and must get the same result.
 
         Args:
-            store: where they are.
+            store: the store with the crystals.
             rows: (R,).
         """
         return np.ones(len(rows), dtype=bool)
 
     def at_hand(self, rows: np.ndarray) -> TeacherAnswers | None:
-        """Return answers that need no computing; None if it has to think."""
+        """Return answers that need no computing; None if they must be computed."""
         return None
 
     def to(self, device: str | torch.device) -> Teacher:
@@ -108,7 +108,7 @@ class Teacher(ABC):
 
     @property
     def provenance(self) -> Provenance:
-        """What it learned from and under which licence: its students hand that on."""
+        """Its training data and licence, which its students inherit."""
         if self.learned is None:
             return Provenance(origin=f"{self.name}, which has learned nothing")
         return self.learned.provenance

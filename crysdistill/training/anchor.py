@@ -13,23 +13,23 @@ from crysdistill.ranks import world_size
 class Anchor(nn.Module):
     """L2-SP: strength / 2 * |w - w0|^2, with the starting point w0 as the anchor.
 
-    Nothing draws these weights to zero beside it: they have no weight decay.
+    The penalty replaces weight decay for these weights.
 
     Source: X. Li, Y. Grandvalet and F. Davoine, ICML 2018, arXiv:1802.01483, Eq. 2,
     whose second term, on the head, is the optimizer's weight decay here.
 
     Args:
-        blocks: whose weights are held where they now are.
+        blocks: their present weights become the anchor.
         strength: alpha of the paper.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], strength: float) -> None:
         super().__init__()
         self.strength = strength
-        # In a tuple: they are the encoder's, and must not be found here again.
+        # A tuple hides them from `parameters()`: they belong to the encoder.
         self.held = tuple(p for block in blocks for p in block.parameters())
         for number, parameter in enumerate(self.held):
-            # Not to be saved: a run that is resumed begins from the same file.
+            # Not saved: a resumed run starts from the same weights file.
             self.register_buffer(
                 f"start_{number}", parameter.detach().clone(), persistent=False
             )

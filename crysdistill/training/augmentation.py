@@ -1,4 +1,4 @@
-"""What training crystals look like in a step: a little otherwise each time."""
+"""Augmentation: small random changes of the training crystals in each step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from crysdistill.training.settings import AugmentSettings
 
 
 def augmentation(settings: AugmentSettings) -> View | None:
-    """Return the view of training crystals; None where they stay as they are.
+    """Return the view that changes training crystals; None without augmentation.
 
-    Neighbours stay who they are. How far atoms move is drawn for each crystal.
+    Neighbour lists do not change. The size of the steps is drawn for each crystal.
     """
     views: list[View] = []
     if settings.strain is not None:

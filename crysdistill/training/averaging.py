@@ -1,4 +1,4 @@
-"""Averages of the weights along a run, which often predict better than the last."""
+"""Averages of the weights over a run; they often predict better than the last ones."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from crysdistill.training.statistics import find_statistics
 
 
 class AveragedWeights(Callback):
-    """Lets validation see averaged weights, and so whoever keeps the best ones.
+    """Validates averaged weights, so that the best of these are kept.
 
-    Weights are averaged, and statistics of batch norms are not: before each validation
-    a pass over the training crystals finds those that belong to the averaged weights,
-    all batches alike. Batch norms that are frozen keep theirs. Learning goes on from
-    the weights of the last step.
+    The weights are averaged, but not the statistics of batch norms. Before each
+    validation, a pass over the training crystals computes the statistics for the
+    averaged weights, with equal weight for each batch. Frozen batch norms keep theirs.
+    Training continues from the weights of the last step.
 
-    To stand behind `BestWeights`, which copies what validation has seen.
+    Put this callback after `BestWeights`, which copies the validated weights.
 
     Sources: P. Izmailov et al., UAI 2018, arXiv:1803.05407 (`swa`); A. Tarvainen and
     H. Valpola, NeurIPS 2017, arXiv:1703.01780 (`ema`).
 
-    Differs from the papers: `ema` forgets faster in the first steps, by
-    (1 + n) / (10 + n) after n of them, so that it does not remember the random start.
+    Differs from the papers: the decay of `ema` after n steps is at most
+    (1 + n) / (10 + n), so that the average soon forgets the random start.
 
     Args:
         train: the training batches.
         kind: `ema` or `swa`.
-        span: of the run's steps, the share that `swa` averages, and in which what `ema`
-            remembers falls to 1 / e.
+        span: a share of the run's steps: `swa` averages over that last share, and the
+            memory of `ema` falls to 1 / e within it.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class AveragedWeights(Callback):
     # ------------------------------------------------------------------ learning
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin, or go on from a checkpoint; the weights are on their device by now."""
-        # Not of the whole module, which may hold a teacher's answers.
+        """Start, or continue from a checkpoint; weights are now on their device."""
+        # Only the parameters: the module may hold a teacher's answers.
         self._learned = nn.ParameterList(pl_module.parameters())
         self.average = AveragedModel(self._learned, multi_avg_fn=self._follow)
         if self._loaded is not None:
             self.average.load_state_dict(self._loaded)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """See how long the run will be."""
+        """Note how many steps the run will have."""
         self._last_step = trainer.global_step
         self._steps = max(1, int(trainer.estimated_stepping_batches))
 
@@ -74,7 +74,7 @@ class AveragedWeights(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Take in the weights, if they have moved."""
+        """Add the weights to the average, if the step changed them."""
         step = trainer.global_step
         moved, self._last_step = step != self._last_step, step
         if moved and (self.kind == "ema" or step > (1 - self.span) * self._steps):
@@ -97,7 +97,7 @@ class AveragedWeights(Callback):
     def on_validation_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> None:
-        """Put the average in the place of the weights."""
+        """Replace the weights by their average."""
         if trainer.sanity_checking or not int(self.average.n_averaged):
             return
         self._current = {
@@ -120,7 +120,7 @@ class AveragedWeights(Callback):
     def _find_statistics(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> None:
-        """Let batch norms see the training crystals with the averaged weights."""
+        """Compute the batch-norm statistics of the averaged weights."""
         epoch = trainer.current_epoch
         self.train.go_to(epoch, 0)
         with trainer.precision_plugin.forward_context():
@@ -139,14 +139,14 @@ class AveragedWeights(Callback):
         pl_module: L.LightningModule,
         checkpoint: dict[str, Any],
     ) -> None:
-        """Save the weights of the last step, also if validation is interrupted."""
+        """Save the weights of the last step, even if validation is interrupted."""
         if self._current is not None:
             checkpoint["state_dict"] = self._current
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what belongs into a checkpoint."""
+        """Return the state for a checkpoint."""
         return dict(self.average.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint, when it is known where the weights are."""
+        """Store a checkpoint's state until the device of the weights is known."""
         self._loaded = state_dict

@@ -1,7 +1,7 @@
 """Which crystals make a batch, and which of them each rank takes.
 
-A batch is that of all ranks together. What is in it follows from the seed and the epoch
-alone, so that any number of ranks sees the same batches in the same order.
+A batch is shared by all ranks. Its crystals depend only on the seed and the epoch, so
+any number of ranks sees the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ from crysdistill.errors import InputError
 from crysdistill.machine_code import machine_code
 
 _A_MOMENT = 20_000_000
-"""Crystals that can be put in order within a second or two."""
+"""Crystals that can be dealt to batches within a second or two."""
 
 
 class Batches:
     """The batches of every epoch, by number of crystals or by number of edges.
 
-    By number, an epoch is a random order that is cut into pieces. By edges, the
-    crystals of an epoch are dealt to batches, the largest first and each to the batch
-    that has the fewest edges so far: then batches are equal to within about the
-    smallest crystals, each has its share of large ones, and their number is known and
-    the same in every epoch. Crystals with equally many edges are dealt in random order,
-    and batches come in random order.
+    By number, an epoch is a random order that is cut into pieces. By edges, crystals
+    are dealt to batches, the largest first, each to the batch with the fewest edges so
+    far. Batches then differ by about the smallest crystals, each has its share of large
+    ones, and their number is the same in every epoch. Crystals with equally many edges
+    are dealt in random order, and batches come in random order.
 
     Source: the dealing, R. L. Graham, SIAM J. Appl. Math. 17, 416 (1969),
     doi:10.1137/0117039.
 
     Args:
-        edges: (R,) how many edges each crystal has.
+        edges: (R,) the number of edges of each crystal.
         batch_size: crystals in a batch; not used with `edge_budget`.
         edge_budget: the most edges in a batch.
-        shuffle: whether each epoch has another order. Without it crystals keep theirs,
-            and batches by edges are filled one after the other.
+        shuffle: whether each epoch has a new order. Without it crystals keep their
+            order, and batches by edges are filled one after the other.
         seed: of the order.
 
     Raises:
@@ -68,8 +67,8 @@ class Batches:
     def __len__(self) -> int:
         if self.edge_budget is None:
             count = len(self.edges)
-            # Batch norm cannot use a batch of one: a last one of that size is joined
-            # to the batch before it.
+            # Batch norm needs two crystals: a last batch of one is joined to the batch
+            # before it.
             left = count - 1 if self.shuffle else count
             return max(min(1, count), -(-left // self.batch_size))
         return self._fixed if self.shuffle else len(self._filled) - 1
@@ -78,7 +77,7 @@ class Batches:
         """Return the crystals of an epoch, batch by batch, and where batches begin.
 
         Args:
-            epoch: from 0 on.
+            epoch: counted from 0.
 
         Returns:
             (R,) positions in `edges`, each once, and (batches + 1,) offsets.
@@ -102,10 +101,10 @@ class Batches:
 
     @cached_property
     def _fixed(self) -> int:
-        """How many batches the dealing needs; the same for every random order.
+        """The number of batches that dealing needs; the same for every random order.
 
-        What batches hold in edges depends on the sizes alone, which are dealt in the
-        same order every time.
+        The edges of the batches depend only on the sizes, which are dealt in the same
+        order every time.
         """
         budget = self.edge_budget or 1
         sizes = np.sort(self.edges)[::-1]
@@ -116,7 +115,7 @@ class Batches:
 
     @cached_property
     def _filled(self) -> np.ndarray:
-        """Where batches begin that are filled in order up to the budget."""
+        """The first crystal of each batch, when filled in order up to the budget."""
         return _fill(self.edges, self.edge_budget or 1)
 
     @cached_property
@@ -132,8 +131,8 @@ class Batches:
         """Return the crystals of the batch with the most edges.
 
         Args:
-            epochs: in which it is looked for; by edges, all are as heavy as the first.
-                For a very large corpus only as many as can be dealt in a moment.
+            epochs: how many epochs to search. With an edge budget the first is enough;
+                for a very large corpus fewer are searched, to take only a moment.
         """
         if self.edge_budget is not None or not self.shuffle:
             epochs = 1
@@ -148,7 +147,7 @@ class Batches:
         return best
 
     def imbalance(self, ranks: int) -> float:
-        """Return how much more the busiest rank has to do than the average one.
+        """Return how much more work the busiest rank has than the average one.
 
         The mean over batches of (most edges of a rank / mean of all ranks), less 1.
         """
@@ -166,8 +165,8 @@ class Batches:
 def share(edges: np.ndarray, ranks: int) -> np.ndarray:
     """Return the rank that takes each crystal of a batch, (B,), for equal work.
 
-    Largest first, each to the rank that has the fewest edges so far. With fewer
-    crystals than ranks some ranks take none.
+    Crystals are dealt largest first, each to the rank with the fewest edges so far.
+    With fewer crystals than ranks, some ranks take none.
     """
     if ranks == 1:
         return np.zeros(len(edges), np.int64)
@@ -179,8 +178,8 @@ def share(edges: np.ndarray, ranks: int) -> np.ndarray:
 
 @machine_code
 def _deal(sizes: np.ndarray, bins: int) -> np.ndarray:
-    """Return the bin of each size, given largest first: always the emptiest one."""
-    # A heap of (load, number), so that dealing millions takes a moment.
+    """Deal sizes, largest first, each to the emptiest bin; return their bins."""
+    # A heap of (load, number): dealing millions takes only a moment.
     load = np.zeros(bins, np.int64)
     number = np.arange(bins)
     dealt = np.empty(len(sizes), np.int64)
@@ -212,7 +211,7 @@ def _loads(sizes: np.ndarray, bins: int) -> np.ndarray:
 
 @machine_code
 def _fill(sizes: np.ndarray, budget: int) -> np.ndarray:
-    """Return where bins begin that are filled in order, none above the budget."""
+    """Fill bins in order up to the budget; return the first item of each."""
     starts = np.zeros(len(sizes) + 1, np.int64)
     bins, held = 0, 0
     for item, size in enumerate(sizes):

@@ -19,13 +19,13 @@ _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 class Checkpoints(TorchCheckpointIO):
-    """The checkpoints of a run, by the number of optimizer steps behind them.
+    """The checkpoints of a run, named by the number of optimizer steps.
 
-    Lightning saves through it what it saves anyway; only how the bytes reach the disk
-    is ours. The format is a zip archive, whose checksums tell a damaged one.
+    Lightning decides what is saved; this class only writes the bytes to the disk. The
+    format is a zip archive, and its checksums show damage.
 
     Args:
-        folder: where they lie.
+        folder: the folder of the checkpoints.
 
     Attributes:
         failure: why the last one could not be written. It is not raised at once: in
@@ -41,17 +41,17 @@ class Checkpoints(TorchCheckpointIO):
         return self.folder / f"step-{step:08d}.ckpt"
 
     def paths(self) -> list[Path]:
-        """Return the files there are, the oldest first."""
+        """Return the existing files, the oldest first."""
         if not self.folder.is_dir():
             return []
         found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
         return sorted(found, key=step_of)
 
     def newest(self) -> Path:
-        """Return the newest that is sound; say so if a newer one is not.
+        """Return the newest sound checkpoint; report newer ones that are damaged.
 
         Raises:
-            InputError: none is.
+            InputError: there is no sound checkpoint.
         """
         return on_first_rank(self._newest)
 
@@ -88,10 +88,10 @@ class Checkpoints(TorchCheckpointIO):
             self.failure = error
 
     def check_written(self) -> None:
-        """Raise what kept the last checkpoint from being written, on all ranks.
+        """Raise an error on all ranks if the last checkpoint could not be written.
 
         Raises:
-            InputError: the disk is full, most likely; the text says what is kept.
+            InputError: most likely the disk is full; the text says what is kept.
         """
         on_first_rank(self._check_written)
 
@@ -100,7 +100,7 @@ class Checkpoints(TorchCheckpointIO):
             raise self.refusal(self.failure)
 
     def refusal(self, error: OSError) -> InputError:
-        """Return what to say of a file that could not be written."""
+        """Return the error for a file that could not be written."""
         paths = self.paths()
         kept = (
             f"the checkpoint of step {step_of(paths[-1])} is kept"
@@ -114,9 +114,10 @@ class Checkpoints(TorchCheckpointIO):
         )
 
     def prune(self, step: int, keep: int) -> None:
-        """Remove all but the last few up to a step that has just been written.
+        """Remove all checkpoints but the last few up to the step just written.
 
-        A later one is damaged: otherwise the run would have gone on from it.
+        Checkpoints of later steps are damaged: otherwise the run would have continued
+        from one.
         """
         known = [path for path in self.paths() if step_of(path) <= step]
         for path in self.paths():
@@ -124,12 +125,12 @@ class Checkpoints(TorchCheckpointIO):
                 path.unlink(missing_ok=True)
 
     def clean(self) -> None:
-        """Remove what a killed run was writing."""
+        """Remove partial files that a killed run left."""
         remove_partials(self.folder)
 
 
 def step_of(path: Path) -> int:
-    """Return the number of steps behind a checkpoint, by its name."""
+    """Return the number of steps of a checkpoint, from its name."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
 
@@ -139,11 +140,11 @@ def _are_damaged(names: list[str]) -> str:
 
 
 def is_sound(path: Path) -> bool:
-    """Return whether every byte of a checkpoint is as it was written."""
+    """Return whether the checksums of a checkpoint are right."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     except PermissionError:
         raise
-    except Exception:  # a damaged file raises whatever it likes
+    except Exception:  # a damaged file can raise almost any exception
         return False

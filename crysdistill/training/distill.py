@@ -1,4 +1,4 @@
-"""Distillation: a predictor that also learns what a teacher says of its crystals."""
+"""Distillation: a predictor that also learns a teacher's answers for its crystals."""
 
 from __future__ import annotations
 
@@ -33,35 +33,37 @@ from crysdistill.transfer.seen import Learned
 from crysdistill.transfer.weights import Provenance
 
 HELD_OUT = 256
-"""Crystals at most that say how much of the teacher was learned: with CHGNet on one
-core they take a quarter of a minute."""
+"""The most held-out crystals that show how much of the teacher was learned.
+
+CHGNet takes a quarter of a minute for them on one core."""
 
 LEARNED = 0.05
-"""The R2 on them that a student must exceed to have learned something. One that knows
-the means alone has about 0."""
+"""A student with a larger R2 on them has learned something from its teacher.
+
+A student that predicts only the means has about 0."""
 
 
 @dataclass(kw_only=True)
 class DistillConfig(TrainConfig):
-    """A predictor that also learns what a teacher says of its crystals.
+    """A predictor that also learns a teacher's answers for its crystals.
 
     Args:
         teacher: a weights file; a checkpoint of the published CGCNN; a table of
             embeddings of any model (`crysdistill embed` writes them); `chgnet`; or
-            `random` for a teacher that knows nothing (the control that tells knowledge
-            from regularisation).
+            `random` for random weights, the control that separates knowledge from
+            regularisation.
         teacher_encoder: the architecture of a `random` teacher.
         alpha: share of the teacher's loss in the total.
         weighting: `fixed`; `fading`, where alpha falls to 0 by the end of the run; or
-            `balanced`, the geometric mean of both losses, whose scales then do not
-            matter.
+            `balanced`, the geometric mean of both losses, which does not depend on
+            their scales.
         loss: how the student is compared with the teacher: `standardized_atoms` and
             `standardized_crystals` compare numbers on the scale of the teacher's own
             variance; `relations_atoms` and `relations_crystals` compare distances
             within a crystal, and distances and angles between crystals; `published`
             compares the directions of atoms as CrysGNN does, and weighs little.
         projector: map student embeddings through a Linear before comparing; null does
-            not for relations, nor for `published` where the widths are the same.
+            so except for relations, and for `published` with equal widths.
     """
 
     out: Path = Path("runs/distill")
@@ -96,9 +98,9 @@ class DistillConfig(TrainConfig):
             and not any(target.weight is not None for target in self.targets)
         ):
             raise InputError(
-                "`weighting` is balanced, but the losses of several targets, whose "
-                "variances are learned, have no scale of their own; give each target a "
-                "`weight`, or set `weighting=fixed`"
+                "`weighting` is balanced, but the loss of several targets with learned "
+                "variances has no fixed scale; give each target a `weight`, or set "
+                "`weighting=fixed`"
             )
 
 
@@ -109,7 +111,7 @@ class Taught(nn.Module):
         distillation: compares the student's embeddings with the teacher's answers.
 
     Attributes:
-        done: the share of the run that is behind.
+        done: the fraction of the run that is done.
     """
 
     answers: TeacherAnswers
@@ -120,13 +122,13 @@ class Taught(nn.Module):
         self.done = 0.0
 
     def place(self, device: torch.device) -> None:
-        """Let the answers be where the student is, if they fit there."""
+        """Move the answers to the student's device, if they fit there."""
         self.answers = self.answers.near(device)
 
     def losses(
         self, embeddings: Embeddings, batch: CrystalBatch, property_loss: Tensor
     ) -> dict[str, Tensor]:
-        """Return the embedding loss and the total, this rank's shares."""
+        """Return this rank's shares of the embedding loss and the total."""
         loss = self.distillation(*self._both(embeddings, batch), batch)
         return {
             "embedding": loss,
@@ -153,7 +155,7 @@ class Taught(nn.Module):
 
 
 class DistilledModule(SupervisedModule):
-    """Tells the teacher's part how far the run has come."""
+    """Tells the teacher's part of the loss how far the run is."""
 
     def on_train_batch_start(self, batch: CrystalBatch, batch_idx: int) -> None:
         """Count steps."""
@@ -162,7 +164,7 @@ class DistilledModule(SupervisedModule):
 
 
 class DistillPlan(TrainPlan):
-    """Begin with random weights, beside a teacher that stays as it is."""
+    """Start with random weights, and learn from a fixed teacher too."""
 
     config: DistillConfig
     teacher: Teacher
@@ -173,7 +175,7 @@ class DistillPlan(TrainPlan):
         return self.teacher.learned
 
     def taught_by(self) -> Provenance | None:
-        """Return what the teacher learned from."""
+        """Return the provenance of the teacher."""
         return self.teacher.provenance
 
     def open(self) -> Store:
@@ -186,7 +188,7 @@ class DistillPlan(TrainPlan):
         return super().open()
 
     def prepare(self, store: Store, trainer: TrainerSettings) -> Learning:
-        """Prepare, and see that the teacher knows all crystals."""
+        """Prepare the run, and check that the teacher knows all training crystals."""
         learning = super().prepare(store, trainer)
         on_first_rank(lambda: self.teacher.prepare(store, self.split.train))
         return learning
@@ -224,7 +226,7 @@ class DistillPlan(TrainPlan):
         super().begin(learning, run)
 
     def judge(self, learning: Learning, run: RunDirectory) -> None:
-        """Judge the predictor, and say how much of the teacher it has learned."""
+        """Judge the predictor, and print how much of the teacher it has learned."""
         found = self._agreement(learning.module, run)
         super().judge(learning, run)
         results = json.loads((run.path / "results.json").read_text("utf-8"))
@@ -235,9 +237,9 @@ class DistillPlan(TrainPlan):
     def _agreement(
         self, module: L.LightningModule, run: RunDirectory
     ) -> dict[str, Any]:
-        """Compare student and teacher on crystals that neither has taught or learned.
+        """Compare student and teacher on held-out crystals.
 
-        The teacher is asked about them only now, when nothing can be learned any more.
+        The teacher is asked about them only now, after training.
         """
         assert isinstance(module, SupervisedModule)  # noqa: S101 - for the type checker
         config, taught, device = (
@@ -262,7 +264,7 @@ class DistillPlan(TrainPlan):
                 device=device,
                 progress=config.trainer.progress,
             )
-        except InputError as error:  # no reason to lose what was learned
+        except InputError as error:  # the trained student must not be lost
             return {**found, "crystals": 0, "why": str(error)}
         module.to(device).eval()
         taught.place(device)
@@ -276,7 +278,7 @@ class DistillPlan(TrainPlan):
 
 
 def _spoken(found: dict[str, Any]) -> str:
-    """Say how much of a teacher was learned."""
+    """Return a line on how much of a teacher was learned."""
     name = found["name"]
     if "r2" not in found:
         return f"{name} as teacher: what was learned is not known ({found['why']})"
@@ -291,7 +293,7 @@ def _spoken(found: dict[str, Any]) -> str:
 
 
 def distill(config: DistillConfig) -> Path:
-    """Train a predictor that a teacher helps; return the path of its weights file.
+    """Train a predictor with a teacher; return the path of its weights file.
 
     Raises:
         InputError: the dataset, the teacher or a setting cannot be used.

@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import warnings
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -48,26 +49,25 @@ class SeededSteps(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Draw the step's randomness from the run's seed and the batch alone."""
+        """Seed torch from the run's seed and the number of the batch."""
         torch.manual_seed(step_seed(self.seed, batches_before(trainer, batch_idx)))
 
 
 def device_of(settings: TrainerSettings) -> torch.device:
-    """Return the device on which one process judges what all have trained."""
+    """Return the device on which one process judges the trained model."""
     gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if gpu else "cpu")
 
 
 def batches_before(trainer: L.Trainer, batch_idx: int) -> int:
-    """Return how many training batches there were before this one of the epoch."""
+    """Return the number of training batches before batch `batch_idx` of this epoch."""
     return trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
 
 
 def shared_loss(share: Tensor) -> Tensor:
-    """Return a rank's share of a loss as gradients need it.
+    """Return a rank's share of a loss times the number of ranks, for gradients.
 
-    They are averaged over ranks, whose shares of a loss are to be added up: so each
-    share counts as often as there are ranks.
+    The shares of all ranks must be added up, but gradients are averaged over ranks.
     """
     return share * world_size()
 
@@ -87,6 +87,7 @@ def fit(
     monitor: str,
     mode: str,
     seed: int,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Train, choose the best epoch on validation, and put its weights into `module`.
 
@@ -98,37 +99,37 @@ def fit(
         train: training batches.
         val: validation batches.
         run: where logs and checkpoints go.
-        settings: how long and on what.
+        settings: how long to train and on which devices.
         monitor: the validation number that chooses the epoch.
         mode: `min` or `max`.
         seed: of the steps.
+        callbacks: further callbacks.
 
     Raises:
-        InputError: the heaviest batch does not fit into memory, or something that the
-            settings ask for is not there.
+        InputError: the heaviest batch does not fit into memory, or the settings need
+            something that is not there.
     """
     log = MetricsLog(run.path / "metrics.csv")
     keeper = KeepWork(run, train, log, settings)
     best = BestWeights(monitor, mode)
-    callbacks: list[Callback] = [
+    everyone: list[Callback] = [
+        *callbacks,
         HeaviestFirst(train, settings.epochs),
         SeededSteps(seed),
         Throughput(run, train, settings.ceilings),
-        Guard(run, train, val),  # before anything is kept of a step
+        Guard(run, train, val),  # before a step's results are kept
         best,
         keeper,
     ]
     if settings.average != "none":
-        callbacks.append(
-            AveragedWeights(train, settings.average, settings.average_span)
-        )
+        everyone.append(AveragedWeights(train, settings.average, settings.average_span))
     if settings.patience is not None:
-        callbacks.append(Patience(monitor, mode=mode, patience=settings.patience))
+        everyone.append(Patience(monitor, mode=mode, patience=settings.patience))
     bar = settings.progress and sys.stdout.isatty()
     if bar:
-        callbacks.append(ProgressBar(refresh_rate=10))
+        everyone.append(ProgressBar(refresh_rate=10))
     elif settings.progress:
-        callbacks.append(EpochLines())
+        everyone.append(EpochLines())
     with _Quiet():
         resume = keeper.files.newest() if run.resumed else None
         if resume:
@@ -145,7 +146,7 @@ def fit(
             max_epochs=settings.epochs,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip,
-            callbacks=callbacks,
+            callbacks=everyone,
             logger=[
                 log,
                 TensorBoardLogger(run.path, name=None, version="tensorboard"),
@@ -170,7 +171,7 @@ def fit(
             if settings.deterministic:
                 torch.use_deterministic_algorithms(False)
             for part in module.modules():
-                # To judge on the CPU, what is compiled for a GPU would be anew.
+                # Judging on the CPU would compile again what a GPU has compiled.
                 part._compiled_call_impl = None
     best.put_into(module)
 
@@ -179,20 +180,20 @@ def _strategy() -> Strategy | str:
     """Return how processes add up their gradients."""
     if world_size() == 1:
         return "auto"
-    # Batch norms keep the buffers of all ranks the same: nothing is to be sent round.
+    # Batch norms keep buffers equal on all ranks, so none need be broadcast.
     return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _compile(module: L.LightningModule, device: torch.device) -> None:
-    """Let torch.compile make the code of the encoder.
+    """Compile the encoder with torch.compile.
 
     Raises:
         InputError: there is no compiler.
     """
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise InputError(
-            "`trainer.compile` needs a C++ compiler (g++ or clang++) for the CPU, and "
-            "there is none; install one or leave it out"
+            "`trainer.compile` needs a C++ compiler (g++ or clang++) on the CPU, and "
+            "there is none; install one, or leave `trainer.compile` out"
         )
     for part in module.modules():
         if isinstance(part, Encoder):

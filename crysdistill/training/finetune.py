@@ -30,26 +30,25 @@ from crysdistill.transfer.weights import WeightsHeader, read_header
 class FinetuneConfig(LabelledConfig):
     """A predictor whose encoder starts from pretrained weights.
 
-    The weights file tells the architecture.
+    The weights file defines the architecture.
 
     Args:
         weights: of the pretrained encoder or predictor.
         keep: how many convolutions start from those weights, with the embedding; the
-            blocks above start anew. `all` keeps the whole encoder.
-        freeze: which part of it does not learn.
-        encoder: settings of the pretrained encoder that shall differ and leave the
-            shapes of its weights as they are. CGCNN averages atoms as they are in a
-            predictor (`normalize: false`) whatever it did in pretraining.
+            blocks above get random weights. `all` keeps the whole encoder.
+        freeze: which part of the encoder does not learn.
+        encoder: settings to change in the pretrained encoder; they must not change the
+            shapes of its weights. In a predictor CGCNN averages its atoms unnormalised
+            (`normalize: false`), whatever it did in pretraining.
         encoder_lr: learning rate of the pretrained encoder, as a share of
             `optimizer.lr`.
         layer_decay: factor of that rate from each convolution to the one below.
-        l2_sp: strength of a penalty on the distance from the pretrained weights, in
-            the place of their weight decay; 0 for none (X. Li et al., 2018,
+        l2_sp: strength of a penalty on the distance from the pretrained weights, which
+            replaces their weight decay; 0 for none (X. Li et al., 2018,
             arXiv:1802.01483).
         interpolate: end with weights between those of the start and of the best epoch,
-            where validation likes them best; the start is the frozen encoder with the
-            fitted head (M. Wortsman et al., 2022,
-            doi:10.1109/CVPR52688.2022.00780).
+            chosen by validation; the start is the frozen encoder with the fitted head
+            (M. Wortsman et al., 2022, doi:10.1109/CVPR52688.2022.00780).
     """
 
     out: Path = Path("runs/finetune")
@@ -74,31 +73,32 @@ class FinetuneConfig(LabelledConfig):
             raise InputError(f"`l2_sp` is {self.l2_sp} but must be at least 0")
         if self.interpolate and self.head.start == "random":
             raise InputError(
-                "`interpolate` begins at a head that knows the labels; set "
-                "`head.start=ridge`"
+                "`interpolate` needs a head that is fitted to the labels at the start; "
+                "set `head.start=ridge`"
             )
         frozen = self.freeze.convolutions
         if self.keep != "all" and (
             frozen == "all" or (frozen is not None and frozen > self.keep)
         ):
             raise InputError(
-                f"`freeze.convolutions` is {frozen} but `keep` is {self.keep}; what "
-                "starts anew must learn: freeze no more than is kept"
+                f"`freeze.convolutions` is {frozen} but `keep` is {self.keep}; "
+                "convolutions with random weights must learn: freeze no more than are "
+                "kept"
             )
 
 
 class FinetunePlan(LabelledPlan[FinetuneConfig]):
-    """Begin with pretrained weights, as many of them as are to be kept."""
+    """Start with the pretrained weights that `keep` names."""
 
     share: float | None = None
     begun: dict[str, Tensor]
 
     def before(self) -> WeightsHeader:
-        """Return what the pretrained weights say of themselves."""
+        """Return the header of the pretrained weights."""
         return read_header(self.config.weights)
 
     def encoder(self, store: Store) -> Encoder:
-        """Load the encoder; start what is not kept anew."""
+        """Load the encoder; blocks that are not kept get random weights."""
         config = self.config
         source = load_pretrained(config.weights, store)
         settings = find_encoder(source.name).for_properties(source.settings)
@@ -115,8 +115,8 @@ class FinetunePlan(LabelledPlan[FinetuneConfig]):
             fresh[name].shape != kept[name].shape for name in kept
         ):
             raise InputError(
-                f"`encoder` changes the shapes of weights that {config.weights} holds; "
-                "leave out what is not about the pooling or the output"
+                f"`encoder` changes the shapes of weights in {config.weights}; leave "
+                "out settings that do not concern the pooling or the output"
             )
         if config.keep == "all":
             encoder.load_state_dict(kept)
@@ -134,7 +134,7 @@ class FinetunePlan(LabelledPlan[FinetuneConfig]):
         return encoder
 
     def module(self, predictor: Predictor) -> SupervisedModule:
-        """Freeze, and let the encoder learn at its own rate."""
+        """Freeze blocks, and set the learning rates of the encoder."""
         config = self.config
         freeze = config.freeze
         predictor.freeze(freeze.convolutions, freeze.batch_norm)
@@ -154,18 +154,18 @@ class FinetunePlan(LabelledPlan[FinetuneConfig]):
         )
 
     def head_start(self) -> Literal["ridge", "random"]:
-        """Let a way back begin at a head that knows the labels."""
+        """Return `ridge` for `interpolate`, which needs a fitted head at the start."""
         return "ridge" if self.config.interpolate else "random"
 
     def begin(self, learning: Learning, run: RunDirectory) -> None:
-        """Remember where the run starts, to come back some of the way."""
+        """Copy the weights at the start, for `interpolate`."""
         super().begin(learning, run)
         if self.config.interpolate:
             state = learning.module.predictor.state_dict()  # type: ignore[union-attr]
             self.begun = {n: tensor.to("cpu", copy=True) for n, tensor in state.items()}
 
     def judge(self, learning: Learning, run: RunDirectory) -> None:
-        """Choose weights between start and end first, where that is asked for."""
+        """Judge the predictor; with `interpolate`, first choose its weights."""
         module = learning.module
         assert isinstance(module, SupervisedModule)  # noqa: S101 - for the type checker
         if self.config.interpolate:
@@ -185,7 +185,7 @@ class FinetunePlan(LabelledPlan[FinetuneConfig]):
         super().judge(learning, run)
 
     def notes(self) -> dict[str, Any]:
-        """Say how far the weights went."""
+        """Return the chosen share of the way from start to end."""
         return {} if self.share is None else {"interpolated": self.share}
 
 

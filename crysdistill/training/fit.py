@@ -1,4 +1,4 @@
-"""The best predictor for some labels: try what can be tried, let validation choose."""
+"""The best predictor for some labels: makes candidates and chooses by validation."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ UNTRAINED = "untrained"
 
 @dataclass(kw_only=True)
 class FitConfig(LabelledConfig):
-    """The best predictor for some labels, whatever makes it.
+    """The best predictor for some labels, of any kind.
 
-    Candidates are a network from scratch, one that starts from the pretrained weights,
-    a Gaussian process on frozen embeddings and on the composition, and means of these.
-    Validation chooses; the test crystals are predicted once, by what was chosen.
+    Candidates are a network from scratch, one that starts from pretrained weights, a
+    Gaussian process on frozen embeddings and one on the composition, and means of
+    these. Validation chooses one, and only that one predicts the test crystals, once.
 
     Args:
-        weights: pretrained encoders, of which a probe chooses one; none trains from
-            scratch alone.
-        encoder: of the network from scratch; that of the first weights where there are
-            some.
-        repeats: networks of each kind, with seeds of their own, which answer together.
+        weights: pretrained encoders; a probe chooses one of them. If empty, networks
+            are trained only from scratch.
+        encoder: of the network from scratch; with `weights`, it is that of the first
+            weights.
+        repeats: networks of each kind, with different seeds; their mean predicts.
     """
 
     out: Path = Path("runs/fit")
@@ -95,10 +95,10 @@ class Candidate:
     """A predictor that might be chosen.
 
     Args:
-        name: for people.
-        predictor: made from the training crystals.
-        score: what is wrong on the validation crystals; see `Scores`.
-        metrics: there, of each target.
+        name: its name in tables and messages.
+        predictor: fitted to the training crystals.
+        score: the validation error; see `Scores`.
+        metrics: the validation metric of each target.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Candidate:
 def fit(config: FitConfig) -> Path:
     """Make every candidate, choose one, judge it; return its weights file's path.
 
-    What an interrupted run has trained is not trained again with `resume=true`.
+    With `resume=true`, networks that an interrupted run has trained are reused.
 
     Raises:
         InputError: the dataset, the weights or a setting cannot be used.
@@ -126,7 +126,7 @@ def fit(config: FitConfig) -> Path:
     text = dump_config(config)
     with open_run(config.out, text, config.resume, config.overwrite, parts=True) as run:
         split.write(run.path / "split.csv", store.material_ids)
-        # In the order in which every network will read it, so that all have one scale.
+        # Read the split as every network will, in the same order: all have one scale.
         split = make_split(store, _same_split(run), one_column(labels))
         outputs = outputs_for(config.all_targets, labels, split, store.material_ids)
         rich.print(
@@ -153,7 +153,7 @@ def _same_split(run: RunDirectory) -> SplitSettings:
 
 
 def _named(weights: Sequence[Path]) -> dict[str, Path]:
-    """Return weights by name: of the file, of the run that holds it, or else whole."""
+    """Return weights by the name of their file or run; by their path if ambiguous."""
     short = [p.parent.name if p.stem == "weights" else p.stem for p in weights]
     taken = [*short, COMPOSITION, UNTRAINED]
     return {
@@ -163,14 +163,14 @@ def _named(weights: Sequence[Path]) -> dict[str, Path]:
 
 
 class _Work:
-    """One fit on its way.
+    """The state of one fit.
 
     Args:
-        config: what the user asked for.
+        config: the user's configuration.
         store: the dataset.
         split: of its crystals.
-        outputs: what is predicted.
-        run: where everything goes.
+        outputs: the targets to predict.
+        run: the directory for all results.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class _Work:
         )
 
     def advise(self, looked: Sequence[Probed], best: str | None) -> None:
-        """Show what the probe found, and say what it lets one expect."""
+        """Print the probe's results, and what to expect from pretrained weights."""
         rich.print(
             self._table("frozen embeddings of", "Cross-validated on the labels", looked)
         )
@@ -237,7 +237,7 @@ class _Work:
         )
 
     def _networks(self, kind: str, weights: Path | None) -> AnyPredictor:
-        """Train networks of one kind, those that are not there yet."""
+        """Train the missing networks of one kind; return all as one predictor."""
         config, made = self.config, []
         seeds = range(config.seed, config.seed + config.repeats)
         shown = config.trainer.progress
@@ -253,7 +253,7 @@ class _Work:
                 "overwrite": False,
             }
             if not (folder / "results.json").exists():
-                # What it prints is in its folder, and this run has a bar of its own.
+                # Its output repeats files in its folder, and this run has its own bar.
                 with contextlib.redirect_stdout(io.StringIO()):
                     if weights is None:
                         train(TrainConfig(**shared, encoder=self._architecture()))
@@ -286,7 +286,7 @@ class _Work:
     # ------------------------------------------------------------------- the end
 
     def show(self, candidates: Sequence[Candidate]) -> None:
-        """Print what validation found, the best first, and keep it as a table."""
+        """Print the validation results, the best first, and write them as a table."""
         rich.print(self._table("candidate", "On the validation crystals", candidates))
         rows = [
             {"candidate": one.name, "score": one.score, **one.metrics}
@@ -297,7 +297,7 @@ class _Work:
     def _table(
         self, first: str, title: str, found: Sequence[Probed | Candidate]
     ) -> Table:
-        """Return the metric of each target, a row for each that was looked at."""
+        """Return a table of the metric of each target, a row for each of `found`."""
         table = Table(first, title=title)
         kinds = Scores(self.outputs).kinds
         for target, kind in zip(self.outputs.targets, kinds, strict=True):
@@ -315,7 +315,7 @@ class _Work:
         looked: Sequence[Probed],
         best: str | None,
     ) -> Path:
-        """Judge what was chosen on the test crystals; write everything."""
+        """Judge the chosen candidate on the test crystals; write everything."""
         run, store, split, outputs = self.run, self.store, self.split, self.outputs
         found = {"val": {**chosen.metrics, "score": chosen.score}}
         if len(split.test):
@@ -353,7 +353,7 @@ class _Work:
         return run.weights
 
     def _seen(self, best: str | None) -> tuple[WeightsHeader | None, str]:
-        """Return what the weights say of themselves, and what they saw of the data."""
+        """Return the header of the weights, and their overlap with the dataset."""
         header = None
         if best is not None:
             path = _named(self.config.weights)[best]
@@ -362,30 +362,30 @@ class _Work:
 
 
 def advice(looked: Sequence[Probed], best: str | None) -> str:
-    """Return what a probe lets one expect, in a sentence.
+    """Return a sentence on what the probe's results let one expect.
 
     Args:
-        looked: what it found.
-        best: the name of the best pretrained encoder; None where there is none.
+        looked: the probe's results.
+        best: the name of the best pretrained encoder; None if there is none.
     """
     score = {one.name: one.score for one in looked}
     if best is None:
-        return "no pretrained weights were given: a network from scratch is to be tried"
+        return "no pretrained weights were given: networks are trained from scratch"
     without = min(score[COMPOSITION], score[UNTRAINED])
     gain = 1 - score[best] / without
     if gain > 0.02:
         return (
-            f"{best} knows {gain:.0%} more than composition and an untrained encoder: "
-            "fine-tuning is likely to help"
+            f"the probe's error with {best} is {gain:.0%} lower than with composition "
+            "or an untrained encoder: fine-tuning is likely to help"
         )
     return (
-        f"{best} knows no more than composition and an untrained encoder "
-        f"({gain:+.0%}): expect little from fine-tuning"
+        f"the probe's error with {best} is not clearly lower than with composition or "
+        f"an untrained encoder (gain {gain:+.0%}): expect little from fine-tuning"
     )
 
 
 def _members(predictor: AnyPredictor) -> list[Predictor | FrozenPredictor]:
-    """Return the networks of which a candidate is made."""
+    """Return the networks that make up a candidate."""
     return predictor.predictors() if isinstance(predictor, Stack) else [predictor]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ from torch import Tensor
 from crysdistill.corpus.build import build
 from crysdistill.encoders import Embeddings, Encoder
 from crysdistill.errors import InputError, did_you_mean
+from crysdistill.files import FULL, whole, write_whole
 from crysdistill.graphs.batch import CrystalBatch, GraphSettings
 from crysdistill.store.store import Store
 from crysdistill.teachers.tables.layout import ABOUT
@@ -38,10 +39,10 @@ from crysdistill.transfer.weights import (
 )
 
 Accelerator = Literal["auto", "cpu", "gpu"]
-"""Where to compute; `auto` takes a GPU where there is one."""
+"""Where to compute; `auto` takes a GPU if there is one."""
 
 Level = Literal["crystals", "atoms", "layers"]
-"""What to write of each crystal: one vector; one for each atom; those of each layer."""
+"""The embeddings to write: of crystals, of their atoms, or of atoms in each layer."""
 
 
 def predict(
@@ -57,10 +58,9 @@ def predict(
 ) -> Path:
     """Predict properties; write `material_id` and a column for each target.
 
-    Classifiers give the probability of class 1; those of more than two classes give
-    the most likely one, and beside it the probability of each. Structures that cannot
-    be read are listed in `OUT.quarantine.csv`; labels, where a source has some, are not
-    read.
+    A classifier gives the probability of class 1; with more than two classes it gives
+    the most likely one and the probability of each. Structures that cannot be read are
+    listed in `OUT.quarantine.csv`. Labels in a source are not read.
 
     Args:
         weights: of a predictor.
@@ -68,20 +68,21 @@ def predict(
         out: the CSV to write.
         batch_size: crystals in a batch.
         accelerator: where to compute.
-        units: whether the unit stands behind the name, as in `gap (eV)`.
-        workers: processes that read structures; all cores where None.
+        units: whether column names include the unit, as in `gap (eV)`.
+        workers: processes that read structures; None uses all cores.
         progress: whether to show a progress bar.
 
     Returns:
         The path of the CSV.
 
     Raises:
-        InputError: the weights or a source cannot be read.
+        InputError: the weights or a source cannot be read, no crystal is left, or there
+            is no room; an earlier result then stays.
     """
     out, device = _writable(out), _device(accelerator)
     predictor = load_predictor(weights).to(device)
     outputs = predictor.outputs
-    with _as_store(sources, predictor.graph, out, workers, progress) as store:
+    with _as_store(sources, predictor.graph, out, workers, progress) as store, _room():
         loader = _batches(store, batch_size, device)
         found = [
             predictor.answer(batch).cpu()
@@ -95,7 +96,8 @@ def predict(
             known = {t.name: f"{t.name} ({t.unit})" for t in outputs.targets if t.unit}
             columns = {known.get(name, name): x for name, x in columns.items()}
         table = {name: x.tolist() for name, x in columns.items()}
-    pd.DataFrame({"material_id": ids, **table}).to_csv(out, index=False)
+        with whole(out) as partial:
+            pd.DataFrame({"material_id": ids, **table}).to_csv(partial, index=False)
     return out
 
 
@@ -110,27 +112,28 @@ def embed(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Write what an encoder makes of crystals, as a table that can teach a student.
+    """Write an encoder's embeddings of crystals as a table that can teach a student.
 
-    `crysdistill.teachers.table` describes it. Of crystals it has `material_id` and the
-    columns `e0`, `e1`, ...
+    `crysdistill.teachers.table` describes the table. At the level `crystals` it has
+    `material_id` and the columns `e0`, `e1`, ...
 
     Args:
         weights: of an encoder or a predictor.
         sources: structure files, folders, tables or stores.
         out: the file to write: `.parquet`, `.safetensors` or `.h5`; `.csv` for
             crystals.
-        level: what to write of each crystal.
+        level: which embeddings to write.
         batch_size: crystals in a batch.
         accelerator: where to compute.
-        workers: processes that read structures; all cores where None.
+        workers: processes that read structures; None uses all cores.
         progress: whether to show a progress bar.
 
     Returns:
         The path of the file.
 
     Raises:
-        InputError: the weights or a source cannot be read, or `level` is unknown.
+        InputError: the weights or a source cannot be read, no crystal is left, `level`
+            is unknown, or there is no room; an earlier result then stays.
     """
     if level not in get_args(Level):
         raise InputError(
@@ -141,7 +144,7 @@ def embed(
     check_ending(out, level)
     encoder, header = load_encoder(weights).to(device), read_header(weights)
     widths = _widths(encoder, level)
-    with _as_store(sources, header.graph, out, workers, progress) as store:
+    with _as_store(sources, header.graph, out, workers, progress) as store, _room():
         loader = _batches(store, batch_size, device)
 
         @torch.no_grad()
@@ -167,7 +170,7 @@ def _widths(encoder: Encoder, level: Level) -> dict[str, int]:
 
 
 def _part(found: Embeddings, batch: CrystalBatch, level: Level) -> Part:
-    """Return what a table holds of a batch."""
+    """Return the arrays of a batch for the table."""
 
     def plain(x: Tensor) -> np.ndarray:
         return x.float().cpu().numpy()
@@ -186,7 +189,7 @@ def _part(found: Embeddings, batch: CrystalBatch, level: Level) -> Part:
 
 
 def _about(header: WeightsHeader) -> dict[str, str]:
-    """Return what a table says of the weights that made it."""
+    """Return a table's record of the weights that made it."""
     provenance = header.provenance
     facts = {"kind": header.kind, "provenance": asdict(provenance)}
     return {
@@ -221,7 +224,7 @@ def _batches(store: Store, batch_size: int, device: torch.device) -> BatchLoader
 
 
 def _writable(out: str | Path) -> Path:
-    """Refuse a result that could not be written, before the work is done."""
+    """Refuse, before any work, an output path that cannot be written to."""
     out = Path(out)
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder; create it first")
@@ -238,29 +241,69 @@ def _as_store(
     workers: int | None,
     progress: bool,
 ) -> Iterator[Store]:
-    """Yield the sources as a store with the graph that the weights know.
+    """Yield the sources as a store with the graph of the weights.
 
-    A store that has this graph is read as it is; anything else is built into a
-    temporary one, by the same code that builds corpora.
+    A store with this graph is read as it is. Anything else is built into a temporary
+    store, by the same code that builds corpora.
     """
     quarantine = out.with_name(out.name + ".quarantine.csv")
-    quarantine.unlink(missing_ok=True)  # that of an earlier result
     if len(sources) == 1 and Path(sources[0]).suffix == ".h5":
         store = Store.open(sources[0])
         if store.graph == graph:
             yield store
+            quarantine.unlink(missing_ok=True)  # left by an earlier result
             return
     with tempfile.TemporaryDirectory(prefix="crysdistill-") as folder:
-        report = build(
-            sources,
-            Path(folder) / "structures.h5",
-            graph=graph,
-            symmetry=None,
-            labels=False,
-            workers=workers,
-            progress=progress,
-        )
-        if report.rejections:
-            shutil.copy(report.quarantine, quarantine)
-            print(f"{quarantine}: {len(report.rejections):,} refused, and why")
+        try:
+            report = build(
+                sources,
+                Path(folder) / "structures.h5",
+                graph=graph,
+                symmetry=None,
+                labels=False,
+                workers=workers,
+                progress=progress,
+            )
+        except InputError as error:
+            if not _is_full(error.__context__):
+                raise
+            raise InputError(
+                f"{tempfile.gettempdir()} has no room for the graphs of these "
+                "crystals; make room, or set TMPDIR to a folder that has some"
+            ) from None
+        for remark in report.remarks:
+            print(remark)
+        refused = report.quarantine.read_bytes()
+        if not report.built:
+            with _room():
+                write_whole(quarantine, refused)
+            raise InputError(
+                f"none of {report.read:,} entries became a crystal; {quarantine} says "
+                f"why{f', and {out} is as it was' if out.exists() else ''}"
+            )
         yield Store.open(report.store)
+        # Written only now, so that it belongs to the result beside it.
+        if not report.rejections:
+            quarantine.unlink(missing_ok=True)
+            return
+        with _room():
+            write_whole(quarantine, refused)
+        print(f"{quarantine}: {len(report.rejections):,} refused, and why")
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Turn a full disk into an error that names the file; an earlier file stays."""
+    try:
+        yield
+    except OSError as error:
+        if not _is_full(error):
+            raise
+        raise InputError(
+            f"{error.filename}: {os.strerror(error.errno or 0)}; nothing is written "
+            "and an earlier file of that name is as it was; make room and run it again"
+        ) from None
+
+
+def _is_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in FULL

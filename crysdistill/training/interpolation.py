@@ -1,4 +1,4 @@
-"""Between two sets of weights: the place on the way that validation likes best."""
+"""Interpolates between two sets of weights; validation chooses how far."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
-"""Of the way from the start to the end; the first of equally good ones is taken."""
+"""Shares of the way from start to end; of equally good ones the first is taken."""
 
 
 @torch.no_grad()
@@ -17,16 +17,16 @@ def choose_between(
     start: Mapping[str, Tensor],
     error: Callable[[], float],
 ) -> tuple[float, dict[float, float]]:
-    """Put weights between the start of a run and its end into a model.
+    """Put the best weights between the start and the end of a run into a model.
 
-    Running statistics of batch norms are interpolated as weights are.
+    Running statistics of batch norms are interpolated like weights.
 
     Source: M. Wortsman et al., CVPR 2022, doi:10.1109/CVPR52688.2022.00780, Eq. 1.
 
     Args:
-        model: has the weights of the end, and afterwards the chosen ones.
+        model: holds the final weights; afterwards it holds the chosen ones.
         start: its state at the start.
-        error: how wrong the model is, on validation; less is better.
+        error: returns the model's validation error.
 
     Returns:
         The share of the way, and the error at each of `SHARES`.
@@ -44,7 +44,7 @@ def choose_between(
 def between(
     start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float
 ) -> dict[str, Tensor]:
-    """Return (1 - share) start + share end; what is no number with a point is `end`."""
+    """Return (1 - share) start + share end; tensors of integers are those of `end`."""
     return {
         name: torch.lerp(start[name].to(last), last, share)
         if last.is_floating_point()

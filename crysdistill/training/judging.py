@@ -1,4 +1,4 @@
-"""Judging a predictor: on which labels, by which numbers, written where."""
+"""Judges a predictor: checks labels, computes metrics and writes predictions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from crysdistill.transfer.targets import Normalizer, Target
 
 
 class Answers(Protocol):
-    """What every kind of predictor has."""
+    """The interface that all kinds of predictors share."""
 
     outputs: Outputs
 
@@ -36,7 +36,7 @@ def outputs_for(
     split: Split,
     material_ids: Sequence[str],
 ) -> Outputs:
-    """Return what is to be predicted, on the scale of the training labels.
+    """Return the targets to predict, on the scale of the training labels.
 
     Args:
         targets: T of them.
@@ -58,7 +58,7 @@ def outputs_for(
 
 
 def one_column(labels: np.ndarray) -> np.ndarray:
-    """Return one label for each crystal that has any, for splits: (B, T) to (B,)."""
+    """Return one label for each labelled crystal, for splits: (B, T) to (B,)."""
     if labels.shape[1] == 1:
         return labels[:, 0]
     known = ~np.isnan(labels)
@@ -67,7 +67,7 @@ def one_column(labels: np.ndarray) -> np.ndarray:
 
 
 def _check_subsets(outputs: Outputs, labels: np.ndarray, split: Split) -> None:
-    """Refuse subsets that cannot judge a target, and classes that nobody can learn."""
+    """Refuse subsets that cannot judge a target, and classes not in training."""
     for t, target in enumerate(outputs.targets):
         classes = outputs.normalizers[t].classes
         for subset in ("val", "test"):
@@ -88,7 +88,7 @@ def _check_subsets(outputs: Outputs, labels: np.ndarray, split: Split) -> None:
                     "no training crystal has; set `split.stratify=true`, or give more "
                     "labels"
                 )
-            # No AUC is defined there, and zero would be wrong.
+            # The AUC of one class is undefined, and zero would be wrong.
             if len(found) == 1 and classes == 2:
                 raise InputError(
                     f"all `{subset}` crystals have `{target.name}` {found[0]:g}; "
@@ -99,7 +99,7 @@ def _check_subsets(outputs: Outputs, labels: np.ndarray, split: Split) -> None:
 
 @torch.no_grad()
 def tested(predictor: Answers, loader: BatchLoader) -> tuple[Scores, Tensor, Tensor]:
-    """Return the numbers of labelled batches, the outputs (B, O) and the labels (B, T).
+    """Return the scores of labelled batches, the outputs (B, O) and labels (B, T).
 
     Args:
         predictor: in eval mode, where the batches are.
@@ -128,10 +128,10 @@ def write_predictions(
     """Write truth and prediction of crystals, a pair of columns for each target.
 
     Args:
-        run: in whose folder `predictions.csv` goes.
-        store: of the crystals.
-        rows: which of them.
-        outputs: what the output means.
+        run: the run directory, for `predictions.csv`.
+        store: the store with the crystals.
+        rows: their rows.
+        outputs: the targets that the output columns stand for.
         truth: (B, T) labels.
         output: (B, O) of a predictor.
     """
@@ -153,7 +153,7 @@ def write_predictions(
 def results_of(
     outputs: Outputs, kinds: list[str], found: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    """Return the numbers for `results.json`: of one target, or of each."""
+    """Return the numbers for `results.json`, of a single target or of each."""
     if len(outputs.targets) == 1:
         target = outputs.targets[0]
         numbers = {subset: values[target.name] for subset, values in found.items()}

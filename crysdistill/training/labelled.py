@@ -1,4 +1,4 @@
-"""What all runs on labels have in common: their split, their scale, their judgement."""
+"""The common base of all runs on labels: split, scale of the labels, judging."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ from crysdistill.transfer.weights import Provenance, save_weights
 
 @dataclass(kw_only=True)
 class LabelledConfig(RunConfig):
-    """What all runs on labels share.
+    """The settings of all runs on labels.
 
     Args:
         dataset: a store with the properties.
         target: the property: `name`, `unit`, `task`, `transform`.
-        targets: several of them, in the place of `target`; a crystal need not have the
-            labels of all.
+        targets: several of them, instead of `target`; a crystal need not have labels
+            for all.
         head: hidden layers on top of the encoder.
         split: which crystals train, choose and judge.
         augment: how training crystals are changed in each step.
@@ -91,9 +91,9 @@ Config = TypeVar("Config", bound=LabelledConfig)
 
 
 class LabelledPlan(Plan[Config]):
-    """Learn a predictor on some crystals, choose its epoch on others, judge on third.
+    """Train on some crystals, choose the epoch on others, and judge on the rest.
 
-    Subclasses say where the encoder comes from, and may add a second loss.
+    Subclasses provide the encoder, and may add a second loss.
     """
 
     data = "dataset"
@@ -101,30 +101,30 @@ class LabelledPlan(Plan[Config]):
     split: Split
     overlap: str
 
-    # ------------------------------------------------- what subclasses may say
+    # --------------------------------------------- what subclasses may override
 
     @abstractmethod
     def encoder(self, store: Store) -> Encoder:
-        """Return the encoder to begin with."""
+        """Return the encoder to start with."""
 
     def before(self) -> Learned | None:
-        """Return what is known of weights or a teacher, where there are some."""
+        """Return what is known of the pretrained weights or the teacher, if any."""
         return None
 
     def module(self, predictor: Predictor) -> SupervisedModule:
-        """Return what learns."""
+        """Return the module to train."""
         return SupervisedModule(predictor, self.config.optimizer)
 
     def head_start(self) -> Literal["ridge", "random"]:
-        """Return what `head.start` is where nothing is said."""
+        """Return the default of `head.start`."""
         return "random"
 
     def notes(self) -> dict[str, Any]:
-        """Return what `results.json` says beside what all runs say."""
+        """Return further entries for `results.json`."""
         return {}
 
     def taught_by(self) -> Provenance | None:
-        """Return where a second source of knowledge comes from, where there is one."""
+        """Return the provenance of the teacher, if there is one."""
         return None
 
     # --------------------------------------------------------------- the plan
@@ -177,7 +177,7 @@ class LabelledPlan(Plan[Config]):
         return Predictor(encoder, head, outputs, store.graph)
 
     def begin(self, learning: Learning, run: RunDirectory) -> None:
-        """Write the split, and say what is learned from how much."""
+        """Write the split; print the targets and the numbers of crystals."""
         store, split = self.store, self.split
         table = run.path / "split.csv"
         on_first_rank(lambda: split.write(table, store.material_ids))
@@ -207,10 +207,10 @@ class LabelledPlan(Plan[Config]):
 
     @torch.no_grad()
     def _start_head(self, predictor: Predictor) -> None:
-        """Fit the last layer to what the encoder knows of the training crystals.
+        """Fit the last layer to the encoder's embeddings of the training crystals.
 
-        Batch norms that are not frozen follow these crystals first, as they will in
-        training: otherwise the answer would change with the first step.
+        Batch norms that are not frozen first take the statistics of these crystals, as
+        they do in training; otherwise the first step would change the predictions.
         """
 
         def fit() -> dict[str, torch.Tensor]:
@@ -231,7 +231,7 @@ class LabelledPlan(Plan[Config]):
 
     @torch.no_grad()
     def judge(self, learning: Learning, run: RunDirectory) -> None:
-        """Predict the test set, once, with the weights that validation chose."""
+        """Predict the test set once, with the weights that validation chose."""
         module = learning.module
         assert isinstance(module, SupervisedModule)  # noqa: S101 - for the type checker
         config, split, store = self.config, self.split, self.store
@@ -274,7 +274,7 @@ class LabelledPlan(Plan[Config]):
         return scores.compute()
 
     def _provenance(self, store: Store) -> Provenance:
-        """Hand on what pretrained weights and teachers say of themselves."""
+        """Return the provenance, including that of pretrained weights and teachers."""
         before, taught = self.before(), self.taught_by()
         earlier = before.provenance if before else taught or Provenance()
         licences = [earlier.licence, store.licence]
@@ -285,14 +285,14 @@ class LabelledPlan(Plan[Config]):
         return replace(
             earlier,
             licence=joint_licence(licences),
-            # Clean of other datasets says nothing about this one.
+            # Being clean of other datasets does not mean clean of this one.
             overlap=seen(before, store.structures_hash)[0],
             origin=origin,
         )
 
 
 def _weights_line(predictor: Predictor) -> str:
-    """Say how many weights learn and how many are frozen."""
+    """Return a line with the numbers of learning and frozen weights."""
     report = predictor.frozen_report()
     line = f"{report['trainable_parameters']:,} weights learn"
     if report["frozen_parameters"]:

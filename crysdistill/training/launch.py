@@ -31,25 +31,25 @@ from crysdistill.training.settings import TrainerSettings
 _LAUNCHER = "lightning.fabric.strategies.launchers.subprocess_script"
 
 WAIT = timedelta(hours=2)
-"""How long ranks wait for the first while it looks for overlaps, say."""
+"""How long ranks wait for the first one, for example while it looks for overlaps."""
 
 
 @contextmanager
 def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
-    """Be one of the processes of a run while it lasts.
+    """Join the processes of a run for its duration.
 
-    Every process runs the same code from the start; here those that are not yet there
-    are started, with the command line of this one, and they find each other. With one
-    process nothing happens.
+    Every process runs the same code from the start. Missing processes are started here,
+    with the command line of this one, and all connect to each other. With one process
+    nothing happens.
 
     Args:
-        settings: `devices` and `num_nodes` say how many.
+        settings: `devices` and `num_nodes` give the number of processes.
 
     Yields:
         The settings with both filled in.
 
     Raises:
-        InputError: there are not so many devices, or other processes were started.
+        InputError: there are fewer devices, or the started processes do not match.
     """
     settings = resolve(settings)
     devices, nodes = settings.devices or 1, settings.num_nodes or 1
@@ -61,7 +61,7 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
     told = "OMP_NUM_THREADS" in os.environ
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # But for this one, which says why it ends the command when a process has died.
+    # Except this logger, which reports why the command ends when a process has died.
     logging.getLogger(_LAUNCHER).setLevel(logging.INFO)
     fabric = Fabric(
         accelerator=settings.accelerator,
@@ -74,7 +74,7 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
         with interrupts_held():
             fabric.launch()
             speak_on_cpu(WAIT)
-            ask_all("there")  # before any may leave, since it would be waited for
+            ask_all("there")  # all must be connected before any process may leave
         let_interrupt()
         _check_number(devices * nodes)
         if settings.threads:
@@ -86,11 +86,11 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
         yield settings
         dist.barrier()
     except (InputError, KeyboardInterrupt):
-        # Of these all ranks know. After another error a farewell could wait for ever.
+        # All ranks see these errors. After others, a joint exit could wait forever.
         leave()
         if is_started_by_first():
-            # It tells. Lightning would kill it there for any other exit code of this
-            # one, even if it was about to.
+            # The first process reports the error. For any other exit code of this one,
+            # Lightning would kill it before that.
             raise SystemExit(0) from None
         raise
     except BaseException as error:
@@ -105,7 +105,7 @@ def joined(settings: TrainerSettings) -> Iterator[TrainerSettings]:
 
 
 def _check_number(processes: int) -> None:
-    """Refuse to begin with another number of processes than is asked for."""
+    """Refuse to start if the number of processes differs from the settings."""
     if dist.get_world_size() != processes:
         raise InputError(
             f"{dist.get_world_size()} processes take part, but `trainer.devices` and "
@@ -115,7 +115,7 @@ def _check_number(processes: int) -> None:
 
 
 def _is_of_another(error: BaseException) -> bool:
-    """Return whether an error says that another rank does not answer any more."""
+    """Return whether an error means that another rank no longer answers."""
     broken = (
         "Connection closed by peer",
         "Connection reset by peer",
@@ -129,10 +129,10 @@ def _is_of_another(error: BaseException) -> bool:
 
 
 def resolve(settings: TrainerSettings) -> TrainerSettings:
-    """Fill in how many devices and nodes there are, and refuse what there is not.
+    """Fill in the numbers of devices and nodes; refuse more than there are.
 
     Raises:
-        InputError: the text says what there is.
+        InputError: there are fewer; the text says how many.
     """
     gpus = torch.cuda.device_count()
     if settings.accelerator == "gpu" and not gpus:
@@ -154,7 +154,7 @@ def resolve(settings: TrainerSettings) -> TrainerSettings:
                 )
         devices, nodes = started
     devices, nodes = devices or 1, nodes or 1
-    # Of what `auto` would find elsewhere, Apple's GPUs have no double precision.
+    # `auto` takes only NVIDIA GPUs or the CPU: Apple's GPUs have no double precision.
     accelerator = settings.accelerator
     if accelerator == "auto":
         accelerator = "gpu" if gpus else "cpu"
@@ -178,9 +178,10 @@ def resolve(settings: TrainerSettings) -> TrainerSettings:
 
 
 def environment() -> LightningEnvironment | None:
-    """Return what tells Lightning that it starts the processes itself, if it does.
+    """Return the environment in which Lightning starts processes itself, if it does.
 
-    In a batch job of SLURM without `srun` it would take for granted that SLURM does.
+    Without it, Lightning assumes in a SLURM batch job without `srun` that SLURM starts
+    them.
     """
     return None if _started()[1] is not None else LightningEnvironment()
 
@@ -193,7 +194,7 @@ def _cores() -> int:
 
 
 def _started() -> tuple[str, tuple[int, int] | None]:
-    """Return who has started processes, and how many on a node and on how many."""
+    """Return the launcher, the processes on each node, and the number of nodes."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         here = int(env["LOCAL_WORLD_SIZE"])
@@ -205,10 +206,10 @@ def _started() -> tuple[str, tuple[int, int] | None]:
 
 
 def check_same(what: str, value: str) -> None:
-    """Refuse to begin where ranks differ in what must be the same.
+    """Refuse to start if a value differs between ranks.
 
     Args:
-        what: its name, for the message.
+        what: the name of the value, for the message.
         value: a hash or another short text.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Batches of a store, in an order that depends on the seed and the epoch alone."""
+"""Batches of a store, in an order that depends only on the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from crysdistill.store.store import Store
 from crysdistill.training.batches import Batches, share
 
 AHEAD = 2
-"""Batches that are made ready for a device while it is busy."""
+"""Batches that are prepared for a device while it is busy."""
 
 ROOM = 0.4
 """The share of a device's free memory that a store may take up."""
 
 
 class BatchLoader:
-    """Yields batches; Lightning takes it where it takes a DataLoader.
+    """Yields batches; Lightning accepts it as a DataLoader.
 
-    A batch is one compiled gather from mapped memory, faster than the queue that a
-    worker process would send it through, so there are no workers. A device that has
-    room for the store keeps it, and batches are gathered there; for one that has not, a
-    thread gathers batches ahead into pinned memory. Each rank yields its part of every
-    batch, which may be empty.
+    A batch is one compiled gather from mapped memory. That is faster than the queue of
+    a worker process, so there are no workers. If the store fits into a device's memory,
+    it is copied there and batches are gathered there. Otherwise a thread gathers
+    batches ahead into pinned memory. Each rank yields its part of every batch, which
+    may be empty.
 
     Args:
-        store: where the crystals are.
-        rows: which of them.
+        store: the store with the crystals.
+        rows: the rows to use.
         batch_size: crystals in a batch of all ranks together.
         targets: properties to put into `batch.targets`.
         shuffle: whether to draw a new order for each epoch.
         seed: of the order.
-        edge_budget: pack batches by edges, up to so many in one of all ranks together;
-            `batch_size` is not used then.
+        edge_budget: the most edges in a batch of all ranks together; it replaces
+            `batch_size`.
 
     Attributes:
-        batches: which crystals are in which batch.
+        batches: assigns crystals to batches.
         seconds_waited: how long the loop has waited for batches.
 
     Raises:
@@ -68,7 +68,7 @@ class BatchLoader:
         self._rank, self._ranks = 0, 1
         self._near = store  # the store, or its copy on a device
         self._device = torch.device("cpu")
-        self._next = (0, 0)  # epoch, and batches of it that were seen before
+        self._next = (0, 0)  # epoch, and the number of its batches to skip
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -82,7 +82,7 @@ class BatchLoader:
 
         Args:
             device: where batches go.
-            near: the store there, if it has room for it.
+            near: the copy of the store there, if it fits.
         """
         self._device = device
         self._near = near or self.store
@@ -92,17 +92,17 @@ class BatchLoader:
         return self.rows[self.batches.epoch(epoch)[0]]
 
     def go_to(self, epoch: int, batches: int) -> None:
-        """Begin the next pass in an epoch, after so many of its batches."""
+        """Let the next pass start in an epoch, after the given number of batches."""
         self._next = (epoch, batches)
 
     def heaviest(self, epochs: int) -> tuple[CrystalBatch, int, int]:
         """Return the batch with the most edges.
 
         Args:
-            epochs: of the run, in which it is looked for.
+            epochs: the epochs of the run, which are searched.
 
         Returns:
-            This rank's part of it; and how many crystals and edges it has on all ranks.
+            This rank's part of it, and its crystals and edges on all ranks.
         """
         chosen = self.batches.heaviest(epochs)
         edges = int(self.batches.edges[chosen].sum())
@@ -116,7 +116,7 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[CrystalBatch]:
         epoch, first = self._next
-        # Whoever iterates may stop before the end: the next pass is the next epoch.
+        # The next pass is the next epoch, even if this one is not finished.
         self._next = (epoch + 1, 0)
         begun = time.perf_counter()
         order, starts = self.batches.epoch(epoch)
@@ -146,7 +146,7 @@ class BatchLoader:
         return batch
 
     def _ahead(self, parts: Iterator[np.ndarray]) -> Iterator[CrystalBatch]:
-        """Gather batches in a thread, into memory from which copies need not wait."""
+        """Gather batches in a thread, into pinned memory for copies without waiting."""
         with ThreadPoolExecutor(1) as pool:
             waiting: deque[Future[CrystalBatch]] = deque()
             for part in parts:
@@ -162,10 +162,10 @@ class BatchLoader:
 
 
 def place(loaders: Sequence[BatchLoader], device: torch.device) -> bool:
-    """Let loaders yield batches on a device, from a store that is there if it fits.
+    """Let loaders yield batches on a device; copy their stores there if they fit.
 
     Returns:
-        Whether batches are gathered there.
+        Whether batches are gathered on the device.
     """
     stores = {id(loader.store): loader.store for loader in loaders}
     fits = device.type != "cpu" and (
@@ -178,5 +178,5 @@ def place(loaders: Sequence[BatchLoader], device: torch.device) -> bool:
 
 
 def free_memory(device: torch.device) -> float:
-    """Return the free bytes of a device; none where it does not tell."""
+    """Return the free bytes of a GPU; 0 for other devices."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0.0

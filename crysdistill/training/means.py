@@ -1,4 +1,4 @@
-"""Means of an epoch that a resumed run and any number of ranks find the same."""
+"""Means over an epoch, the same after a resume and on any number of ranks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ State = tuple[dict[str, float], float]
 
 
 class EpochMeans:
-    """Means over the crystals of an epoch of what each step found.
+    """Means of each step's values over the crystals of an epoch.
 
-    Lightning's own means forget what was before a checkpoint in the middle of an epoch.
+    Lightning's own means forget the steps before a checkpoint within the epoch.
     """
 
     def __init__(self) -> None:
@@ -25,8 +25,8 @@ class EpochMeans:
         self._weight = 0.0
 
     def add(self, values: Mapping[str, Tensor], batch: CrystalBatch) -> None:
-        """Add the values of a step, each this rank's share of that of the batch."""
-        # How many crystals all ranks have: no question to them, and no waiting.
+        """Add the values of a step, each this rank's share of the batch's value."""
+        # The crystals of all ranks: the batch knows, so no rank has to be asked.
         weight = getattr(batch, "crystals_of_all", batch.num_graphs)
         self._weight += weight
         for name, value in values.items():
@@ -35,7 +35,7 @@ class EpochMeans:
             self._sums[name] = amount if before is None else before.to(amount) + amount
 
     def compute(self) -> dict[str, float]:
-        """Return the means over all ranks, and begin anew."""
+        """Return the means over all ranks, and start again."""
         sums, weight = self.state()
         self._sums, self._weight = {}, 0.0
         return {name: total / weight for name, total in sums.items()} if weight else {}
@@ -48,7 +48,7 @@ class EpochMeans:
         return dict(zip(self._sums, total, strict=True)), self._weight
 
     def restore(self, state: State, device: torch.device) -> None:
-        """Go on from what a checkpoint holds, on however many ranks."""
+        """Continue from a checkpoint, on any number of ranks."""
         sums, self._weight = state
         mine = float(rank() == 0)
         self._sums = {

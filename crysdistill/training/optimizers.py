@@ -23,10 +23,10 @@ def make_optimizer(
 
     Args:
         groups: parameters with their learning rates; frozen ones are left out.
-        settings: which optimizer and schedule.
-        steps: of the whole run.
-        steps_per_epoch: of one epoch.
-        undecayed: parameters that no weight decay draws to zero.
+        settings: of the optimizer and the schedule.
+        steps: the number of steps of the whole run.
+        steps_per_epoch: the number of steps of one epoch.
+        undecayed: parameters without weight decay.
     """
     free = {id(p) for p in undecayed}
     trained: list[dict[str, Any]] = []
@@ -49,8 +49,8 @@ def make_optimizer(
     schedules = torch.optim.lr_scheduler
     schedule: torch.optim.lr_scheduler.LRScheduler
     if settings.schedule == "onecycle" and steps > 2:
-        # It rises for a step at least, and falls for one: torch would divide by zero
-        # in a run of ten.
+        # The rate rises and falls for at least one step each; otherwise torch would
+        # divide by zero in a run of ten steps.
         rise = min(1.0, max(0.1, 2 / steps))
         schedule = schedules.OneCycleLR(optimizer, rates, steps, pct_start=rise)
     elif settings.schedule == "cosine":
@@ -78,7 +78,7 @@ def layer_rates(
     fine-tuning", where the factor is 1 / 2.6.
 
     Args:
-        encoder: whose blocks hold each parameter once.
+        encoder: its blocks hold each parameter once.
         top: rate of the last block.
         decay: factor from each convolution to the one below.
     """

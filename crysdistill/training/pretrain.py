@@ -15,37 +15,48 @@ from torch import nn
 from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.errors import InputError
 from crysdistill.objectives import CRYSGNN, OBJECTIVES, Objective, make_objective
-from crysdistill.overlap.exclusion import SAME, check_exclude_kinds, find_exclusion
-from crysdistill.overlap.sides import open_sides
+from crysdistill.overlap.exclusion import SAME, check_exclude_kinds
 from crysdistill.ranks import on_first_rank
 from crysdistill.schema import Choices
 from crysdistill.store.checks import (
     DatasetCheck,
     find_check,
-    join_checks,
-    read_checks,
     statement,
     status,
 )
 from crysdistill.store.origins import licence_remark
 from crysdistill.store.store import Store
+from crysdistill.training.cleaning import EXCLUDED, Cleaned, clean_rows
 from crysdistill.training.engine import device_of
 from crysdistill.training.loader import BatchLoader, place
-from crysdistill.training.pretraining import PretrainModule, evaluate, numbers_table
+from crysdistill.training.pretraining import (
+    PretrainModule,
+    Weighting,
+    evaluate,
+    numbers_table,
+)
+from crysdistill.training.probe_page import draw_probes
 from crysdistill.training.run import Learning, Plan, RunConfig, execute
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import EncoderChoice, TrainerSettings
+from crysdistill.training.small_tasks import (
+    PROBED,
+    Probes,
+    ProbeSettings,
+    SmallTask,
+    SmallTasks,
+)
 from crysdistill.transfer.seen import overlap_in_words, with_teachers
 from crysdistill.transfer.weights import Provenance, save_weights
 
 
 @dataclass
 class ObjectiveSettings:
-    """What every objective can be told besides its own settings.
+    """The settings that all objectives share.
 
     Args:
         weight: of its loss in the sum.
-        published: start from CrysGNN's settings and not from ours.
+        published: start from CrysGNN's settings instead of the defaults here.
     """
 
     weight: float = 1.0
@@ -53,7 +64,7 @@ class ObjectiveSettings:
 
 
 def _published_defaults(name: str, shared: Any) -> Mapping[str, Any]:
-    """Return CrysGNN's settings of an objective where they are asked for."""
+    """Return CrysGNN's settings of an objective if `published` is set."""
     return OBJECTIVES[name].PUBLISHED if shared.published else {}
 
 
@@ -62,17 +73,22 @@ class PretrainConfig(RunConfig):
     """A pretraining run.
 
     Args:
-        corpus: a store of crystals; its labels are read by objectives that ask for
-            them, and by no others.
+        corpus: a store of crystals; only objectives that need labels read them.
         encoder: `name` and the settings of that encoder.
         objectives: by name, each with a `weight` and its settings;
             `published: true` starts from CrysGNN's settings.
-        exclude: datasets (stores, or what `build` reads); corpus crystals that also
-            stand in them are left out.
-        exclude_kinds: of the pairs for which they are: `id`, `structure`, `prototype`,
-            `formula`; with none all are kept, and the weights say `transductive`.
+        weighting: `fixed`, the weighted sum of the losses; or `balanced`, their
+            geometric mean with the weights as powers, which does not depend on the
+            scales of the losses.
+        exclude: datasets (stores, or what `build` reads); corpus crystals that are also
+            in them are left out.
+        exclude_kinds: kinds of pairs for which crystals are left out: `id`,
+            `structure`, `prototype`, `formula`. If empty, all are kept and the weights
+            are marked `transductive`.
         held_out: the share of the corpus on which the encoder is judged.
-        subset: learn from so many crystals of the corpus only.
+        subset: learn from only this many crystals of the corpus.
+        probes: small tasks that are evaluated after every epoch. With any, they choose
+            the epoch (`probe_error`) instead of the loss.
     """
 
     corpus: Path
@@ -94,10 +110,12 @@ class PretrainConfig(RunConfig):
             _published_defaults,
         ),
     ] = field(default_factory=lambda: {name: {"weight": 0.25} for name in CRYSGNN})
+    weighting: Weighting = "fixed"
     exclude: list[Path] = field(default_factory=list)
     exclude_kinds: list[str] = field(default_factory=lambda: list(SAME))
     held_out: float = 0.05
     subset: int | None = None
+    probes: list[ProbeSettings] = field(default_factory=list)
     trainer: TrainerSettings = field(
         default_factory=lambda: TrainerSettings(epochs=20, batch_size=128)
     )
@@ -113,25 +131,37 @@ class PretrainConfig(RunConfig):
 
 
 class PretrainPlan(Plan[PretrainConfig]):
-    """Learn from the corpus, less what also stands in the datasets to exclude."""
+    """Learn from the corpus without the crystals of the datasets to exclude."""
 
     data = "corpus"
 
     store: Store
     checks: list[DatasetCheck]
+    cleaned: Cleaned
     held_out: np.ndarray
+    tasks: SmallTasks | None = None
+    controls: dict[str, dict[str, float]]
 
     def open(self) -> Store:
-        """Open the corpus, and refuse objectives that would have nothing to say."""
+        """Open the corpus, and refuse objectives that need data it lacks."""
         self.store = Store.open(self.config.corpus)
         _check_symmetry(self.store, self.config)
         return self.store
 
     def prepare(self, store: Store, trainer: TrainerSettings) -> Learning:
-        """Clean the corpus, hold some of it out, make encoder, objectives, batches."""
+        """Clean the corpus, hold crystals out; make encoder, objectives, batches."""
         config = self.config
-        rows, self.checks = on_first_rank(lambda: _clean_rows(store, config))
-        train, self.held_out = _hold_out(rows, config)
+        self.cleaned = on_first_rank(
+            lambda: clean_rows(
+                store,
+                config.exclude,
+                config.exclude_kinds,
+                run=config.out if config.resume else None,
+                progress=config.trainer.progress,
+            )
+        )
+        self.checks = self.cleaned.checks
+        train, self.held_out = _hold_out(self.cleaned.rows, config)
         encoder = make_encoder(
             graph=store.graph, source=str(store.path), **config.encoder
         )
@@ -143,26 +173,37 @@ class PretrainPlan(Plan[PretrainConfig]):
         train = _spoken_of(train, objectives)
         if len(train) < 2:
             raise InputError(
-                f"`objectives` have something to say about {len(train)} crystals of "
-                f"{store.path} to learn from; they need two"
+                f"`objectives` can learn from {len(train)} crystals of {store.path} "
+                "but need at least two; choose other objectives, or a larger corpus"
             )
         judged = _spoken_of(self.held_out, objectives)
-        if len(judged) > 1:  # else their numbers are unknown, but not those of others
+        if len(judged) > 1:  # otherwise keep all: other numbers can still be computed
             self.held_out = judged
+        if config.probes:
+            tasks = [SmallTask.open(one, store) for one in config.probes]
+            self.tasks = SmallTasks(tasks, store, self.held_out)
         size, budget = trainer.batch_size, trainer.edge_budget
         return Learning(
             module=PretrainModule(
-                encoder, objectives, weights, config.optimizer, config.seed
+                encoder,
+                objectives,
+                weights,
+                config.optimizer,
+                config.seed,
+                config.weighting,
             ),
             train=BatchLoader(store, train, size, columns, True, config.seed, budget),
             val=BatchLoader(store, self.held_out, size, columns, edge_budget=budget),
-            monitor="val_loss",
+            monitor="val_loss" if self.tasks is None else PROBED,
             mode="min",
+            callbacks=[] if self.tasks is None else [Probes(self.tasks, encoder)],
         )
 
     def begin(self, learning: Learning, run: RunDirectory) -> None:
-        """Say what will be learned from how much, and compute what takes long."""
+        """Print the sizes of model and data, and let objectives compute slow parts."""
         assert isinstance(learning.module, PretrainModule)  # noqa: S101 - type checker
+        if (record := self.cleaned.record) is not None:
+            on_first_rank(lambda: run.write_json(EXCLUDED, record))
         encoder = learning.module.encoder
         rich.print(
             f"pretraining {_count(encoder):,} weights "
@@ -170,6 +211,7 @@ class PretrainPlan(Plan[PretrainConfig]):
             f"{len(learning.train.rows):,} crystals, judged on {len(self.held_out):,}; "
             f"overlap: {escape(overlap_in_words(self._provenance(learning)))}"
         )
+        self._probe_controls(encoder)
         trainer = self.config.trainer
         for objective in learning.module.named().values():
             objective.begin(
@@ -181,8 +223,35 @@ class PretrainPlan(Plan[PretrainConfig]):
                 progress=trainer.progress,
             )
 
+    def _probe_controls(self, encoder: Encoder) -> None:
+        """Print the probe errors of an untrained encoder and of the composition.
+
+        Also warn if the corpus may hold crystals of the small tasks, which would make
+        their errors too low.
+        """
+        if self.tasks is None:
+            return
+        tasks = self.tasks
+        self.controls = on_first_rank(
+            lambda: {
+                "composition": tasks.look_at_composition(),
+                "untrained": tasks.look(encoder),
+            }
+        )
+        for name, numbers in self.controls.items():
+            rich.print(f"probes of {name}: {numbers[PROBED]:.3f} x the median's error")
+        for task in tasks.tasks:
+            check = find_check(self.checks, task.store.structures_hash)
+            if check is None or check.kept:
+                rich.print(
+                    escape(
+                        f"probe of {task.name}: the corpus may hold its crystals; "
+                        f"`exclude=[{task.store.path}]` leaves them out"
+                    )
+                )
+
     def _provenance(self, learning: Learning) -> Provenance:
-        """Return what the weights learn from: the corpus, and what teachers know."""
+        """Return the provenance of the weights: the corpus, and that of teachers."""
         module, store, checks = learning.module, self.store, self.checks
         assert isinstance(module, PretrainModule)  # noqa: S101 - for the type checker
         own = Provenance(
@@ -196,7 +265,7 @@ class PretrainPlan(Plan[PretrainConfig]):
         return with_teachers(own, learned)
 
     def judge(self, learning: Learning, run: RunDirectory) -> None:
-        """Look at the held-out crystals with the best weights, and write them."""
+        """Evaluate the best weights on the held-out crystals, and write them."""
         module, store = learning.module, self.store
         assert isinstance(module, PretrainModule)  # noqa: S101 - for the type checker
         provenance = self._provenance(learning)
@@ -205,10 +274,17 @@ class PretrainPlan(Plan[PretrainConfig]):
         device = device_of(self.config.trainer)
         place([loader], device)
         numbers = evaluate(module.to(device), loader)
+        probed: dict[str, Any] = {}
+        if self.tasks is not None:
+            probed = {**self.controls, "pretrained": self.tasks.look(module.encoder)}
+            draw_probes(
+                run.path / "metrics.csv", run.path / "probes.png", self.controls
+            )
         run.write_json(
             "results.json",
             {
                 "numbers": numbers,
+                **({"probes": probed} if probed else {}),
                 "corpus": store.hash,
                 "overlap": overlap_in_words(provenance),
                 "checks": [check.to_dict() for check in provenance.checks],
@@ -230,36 +306,12 @@ def pretrain(config: PretrainConfig) -> Path:
     return execute(PretrainPlan(config))
 
 
-def _clean_rows(
-    store: Store, config: PretrainConfig
-) -> tuple[np.ndarray, list[DatasetCheck]]:
-    """Return the corpus rows to learn from, and what is known of datasets in them."""
-    rows = np.arange(len(store))
-    before = read_checks(store.facts)
-    if not config.exclude:
-        return rows, before
-    options: dict[str, Any] = {
-        "workers": config.trainer.threads,
-        "progress": config.trainer.progress,
-    }
-    sides = []
-    for side in open_sides(config.exclude, **options):
-        known = find_check(before, side.crystals.structures_hash)
-        if known and not known.kept and set(config.exclude_kinds) <= set(known.kinds):
-            rich.print(escape(f"{config.corpus} was built without {side.name}"))
-        else:
-            rich.print(
-                escape(f"looking for crystals of {side.path} in {config.corpus}")
-            )
-            sides.append(side)
-    found = find_exclusion(store, sides, kinds=config.exclude_kinds, **options)
-    rows = np.setdiff1d(rows, list(found.rows))
-    return rows, join_checks(before, found.checks)
-
-
 def _check_symmetry(store: Store, config: PretrainConfig) -> None:
-    """Refuse objectives that would have nothing to say."""
-    asked = [n for n in ("space_group", "crystal_system") if n in config.objectives]
+    """Refuse objectives that need space groups if the corpus has none."""
+    names = ["space_group", "crystal_system"]
+    asked = [name for name in names if name in config.objectives]
+    if config.objectives.get("surrogate", {}).get("classes") == "space_group":
+        asked.append("surrogate")
     if asked and not store.space_groups[:, 0].any():
         without = " ".join(f"objectives.{name}=false" for name in asked)
         raise InputError(
@@ -298,7 +350,7 @@ def _objectives(
 
 
 def _spoken_of(rows: np.ndarray, objectives: Mapping[str, Objective]) -> np.ndarray:
-    """Return the rows of which at least one objective has something to say."""
+    """Return the rows from which at least one objective can learn."""
     return rows[np.any([o.speaks_of(rows) for o in objectives.values()], axis=0)]
 
 

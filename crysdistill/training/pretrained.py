@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError
@@ -12,10 +13,10 @@ from crysdistill.transfer.weights import load_encoder, read_header
 
 
 def load_pretrained(path: Path, store: Store) -> Encoder:
-    """Load an encoder that learned on the kind of graph that a store holds.
+    """Load an encoder that was trained on the same kind of graph as in a store.
 
     Raises:
-        InputError: the weights cannot be read, or know another graph; the text has the
+        InputError: the weights cannot be read, or need another graph; the text has the
             command that builds it.
     """
     check_same_graph(read_header(path).graph, path, store)
@@ -23,12 +24,20 @@ def load_pretrained(path: Path, store: Store) -> Encoder:
 
 
 def check_same_graph(graph: GraphSettings, source: str | Path, store: Store) -> None:
-    """Refuse a graph that the store does not hold, and say how to build it."""
+    """Refuse a graph that differs from the store's; the error says how to build it."""
     if graph != store.graph:
+        new = store.path.with_name(f"{store.path.stem}-{graph.mode}.h5")
         raise InputError(
-            f"{source} learned on another graph than {store.path} holds; build that "
-            f"again with `crysdistill build {store.path} -o NEW.h5 {options(graph)}`"
+            f"{source} learned on another graph ({described(graph)}) than {store.path} "
+            f"holds ({described(store.graph)}); build that again with `crysdistill "
+            f"build {quote(str(store.path))} -o {quote(str(new))} {options(graph)}`"
         )
+
+
+def described(graph: GraphSettings) -> str:
+    """Return a description of a graph in words."""
+    most = "" if graph.mode == "radius" else f", {graph.max_neighbors} neighbours"
+    return f"`{graph.mode}` within {graph.cutoff:g} Å{most}"
 
 
 def options(graph: GraphSettings) -> str:

@@ -1,8 +1,8 @@
-"""What learns without labels: an encoder and its objectives."""
+"""The module that learns without labels: an encoder and its objectives."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -13,22 +13,28 @@ from torch import nn
 from crysdistill.encoders import Encoder
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.objectives import Embedded, Objective, View
+from crysdistill.ranks import sum_over_ranks
 from crysdistill.training.engine import batches_before, shared_loss, step_seed
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.means import EpochMeans
 from crysdistill.training.optimizers import make_optimizer
 from crysdistill.training.settings import OptimizerSettings
 
+Weighting = Literal["fixed", "balanced"]
+"""How the losses of several objectives are combined."""
+
 
 class PretrainModule(L.LightningModule):
     """An encoder and the weighted objectives that teach it.
 
     Args:
-        encoder: what learns.
+        encoder: the encoder to train.
         objectives: by name.
         weights: of each objective's loss.
-        optimizer: how weights move.
+        optimizer: the settings of the optimizer.
         seed: of the views.
+        weighting: `fixed`, the weighted sum of the losses; or `balanced`, their
+            weighted geometric mean.
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class PretrainModule(L.LightningModule):
         weights: dict[str, float],
         optimizer: OptimizerSettings,
         seed: int,
+        weighting: Weighting = "fixed",
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -45,13 +52,14 @@ class PretrainModule(L.LightningModule):
         self.weights = weights
         self.optimizer_settings = optimizer
         self.seed = seed
+        self.weighting = weighting
         self.train_means, self.val_means = EpochMeans(), EpochMeans()
 
     def embed(self, batch: CrystalBatch, seed: int) -> dict[str, tuple[Embedded, ...]]:
-        """Encode each distinct view once, and hand every objective its own.
+        """Encode each distinct view once, and give every objective its views.
 
         Returns:
-            For each objective what it sees, in the order of its `views`.
+            For each objective its embedded views, in the order of its `views`.
         """
         known: dict[View, Embedded] = {}
         for objective in self.named().values():
@@ -69,19 +77,24 @@ class PretrainModule(L.LightningModule):
         return dict(self.objectives.items())  # type: ignore[arg-type]
 
     def losses(self, batch: CrystalBatch, seed: int) -> dict[str, torch.Tensor]:
-        """Return the loss of each objective and, as `loss`, their weighted sum."""
+        """Return the loss of each objective and, as `loss`, their combination."""
         seen = self.embed(batch, seed)
         losses = {
             name: objective(seen[name], batch, seed)
             for name, objective in self.named().items()
         }
-        total = torch.stack(
-            [self.weights[name] * loss for name, loss in losses.items()]
-        )
-        return {**losses, "loss": total.sum()}
+        return {**losses, "loss": self._total(losses)}
+
+    def _total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return one loss; with several ranks this rank's share of it."""
+        shares = torch.stack(list(losses.values()))
+        weights = shares.new_tensor([self.weights[name] for name in losses])
+        if self.weighting == "balanced":
+            return geometric_mean(shares, weights)
+        return (weights * shares).sum()
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> torch.Tensor:
-        """Return the weighted loss of a batch, as `shared_loss` has it."""
+        """Return the weighted loss of a batch, as `shared_loss` returns it."""
         seed = step_seed(self.seed, batches_before(self.trainer, batch_idx))
         losses = self.losses(batch, seed)
         self.train_means.add(losses, batch)
@@ -99,9 +112,7 @@ class PretrainModule(L.LightningModule):
         for name, objective in self.named().items():
             losses[name] = objective(seen[name], batch, self.seed)
             objective.update(seen[name], batch, self.seed)
-        losses["loss"] = torch.stack(
-            [self.weights[name] * losses[name] for name in self.named()]
-        ).sum()
+        losses["loss"] = self._total(losses)
         self.val_means.add(losses, batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -113,11 +124,11 @@ class PretrainModule(L.LightningModule):
             objective.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what an epoch has found so far."""
+        """Save the sums of the current epoch."""
         checkpoint["train_means"] = self.train_means.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore these sums."""
         self.train_means.restore(checkpoint["train_means"], self.device)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -126,6 +137,28 @@ class PretrainModule(L.LightningModule):
         per_epoch = max(1, steps // (self.trainer.max_epochs or 1))
         groups = [(list(self.parameters()), self.optimizer_settings.lr)]
         return make_optimizer(groups, self.optimizer_settings, steps, per_epoch)
+
+
+def geometric_mean(shares: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return this rank's share of the weighted geometric mean of several losses.
+
+    The shares of all ranks add up to it, and so do their gradients. Only the relative
+    change of each loss counts, not its scale. A loss of 0 is left out; an objective has
+    it if it learns nothing from a batch.
+
+    Source: S. Chennupati, G. Sistu, S. Yogamani and S. Rawashdeh, CVPR Workshops 2019,
+    arXiv:1904.08492.
+
+    Args:
+        shares: (L,), this rank's shares of losses that are never negative.
+        weights: (L,); only their ratios matter.
+    """
+    whole = sum_over_ranks(shares.detach())  # (L,)
+    known = (whole > 0) & (weights > 0)
+    whole = torch.where(known, whole, torch.ones_like(whole))
+    power = weights * known
+    power = power / power.sum().clamp(min=torch.finfo(power.dtype).tiny)
+    return (power * whole.log()).sum().exp() * (power * shares / whole).sum()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A cheap look ahead: what frozen embeddings know of a property, cross-validated."""
+"""Probes: cheap, cross-validated readouts of a property from frozen embeddings."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from crysdistill.transfer.scores import Scores
 
 FOLDS = 5
 MOST = 2_000
-"""Labelled crystals that a probe looks at."""
+"""The most labelled crystals that a probe uses."""
 
 
 @dataclass(frozen=True)
 class Probed:
-    """What one encoder's frozen embeddings were worth.
+    """The result of a probe of one encoder's frozen embeddings.
 
     Args:
         name: of the encoder.
-        score: what is wrong, averaged over targets and held-out crystals, on the scale
-            on which guessing is of order one; see `Scores`.
-        metrics: of each target by its name, in its unit.
+        score: the mean error over targets and held-out crystals, on a scale where
+            guessing gives order one; see `Scores`.
+        metrics: the metric of each target by its name, in its unit.
     """
 
     name: str
@@ -46,22 +46,21 @@ def probe(
     seed: int = 0,
     report: Callable[[Probed], None] = lambda found: None,
 ) -> list[Probed]:
-    """Cross-validate a readout on what each encoder says of labelled crystals.
+    """Cross-validate a readout of each encoder's embeddings of labelled crystals.
 
-    Encoders stay as they are. The crystals that judge a predictor are not to be among
-    these.
+    The encoders do not change. Do not include the crystals that judge a predictor.
 
     Args:
-        store: of the crystals.
-        rows: which of them; of more than `MOST` the first ones of a random order.
-        outputs: what is predicted.
-        encoders: by name; None reads the composition alone.
+        store: the store with the crystals.
+        rows: their rows; of more than `MOST`, a random subset is used.
+        outputs: the targets to predict.
+        encoders: by name; None uses the composition only.
         device: where to compute.
-        seed: of the folds.
-        report: is told each result as soon as it is there.
+        seed: of the subset and the folds.
+        report: is called with each result as soon as it is there.
 
     Returns:
-        One for each encoder, the best first.
+        A result for each encoder, the best first.
     """
     rows = np.random.default_rng(seed).permutation(rows)[:MOST]
     batches = BatchLoader(store, rows, 256, outputs.names)

@@ -1,14 +1,16 @@
-"""One run of any kind: prepare, learn on all ranks, judge on the first."""
+"""One run of any kind: prepare and train on all ranks, judge on the first."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, Literal, TypeVar
 
 import lightning as L
+from lightning.pytorch.callbacks import Callback
 
 from crysdistill.ranks import rank
 from crysdistill.schema import dump_config
@@ -22,15 +24,15 @@ from crysdistill.training.settings import OptimizerSettings, TrainerSettings
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """What all runs share.
+    """The settings of all runs.
 
     Args:
         out: the run directory.
-        optimizer: how weights move.
-        trainer: how long and on what.
-        seed: of weights and of everything drawn.
-        resume: go on with an interrupted run.
-        overwrite: delete what an earlier run left.
+        optimizer: the optimizer and its schedule.
+        trainer: how long to train, and on which devices.
+        seed: of the weights and all other random choices.
+        resume: continue an interrupted run.
+        overwrite: delete the files of an earlier run.
     """
 
     out: Path
@@ -43,14 +45,15 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class Learning:
-    """What a plan has prepared for `fit`.
+    """All that a plan has prepared for `fit`.
 
     Args:
-        module: what learns.
+        module: the module to train.
         train: training batches.
         val: validation batches.
         monitor: the validation number that chooses the epoch.
-        mode: whether a `min` or a `max` of it is best.
+        mode: whether its `min` or its `max` is best.
+        callbacks: further callbacks of the run.
     """
 
     module: L.LightningModule
@@ -58,47 +61,48 @@ class Learning:
     val: BatchLoader
     monitor: str
     mode: Literal["min", "max"]
+    callbacks: Sequence[Callback] = ()
 
 
 Config = TypeVar("Config", bound=RunConfig)
 
 
 class Plan(ABC, Generic[Config]):
-    """What one kind of run does at each point of `execute`.
+    """The steps of one kind of run, which `execute` carries out.
 
     Args:
-        config: what the user asked for.
+        config: the user's configuration.
     """
 
     data: ClassVar[str]
-    """What the store is called in messages: `corpus` or `dataset`."""
+    """The name of the store in messages: `corpus` or `dataset`."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     @abstractmethod
     def open(self) -> Store:
-        """Open the store, and refuse what can be refused before anything starts."""
+        """Open the store, and refuse unusable input before anything starts."""
 
     @abstractmethod
     def prepare(self, store: Store, trainer: TrainerSettings) -> Learning:
-        """Make what learns and its batches, on all ranks; leave no file behind.
+        """Make the module and its batches on all ranks; write no files.
 
         Args:
-            store: what `open` returned.
-            trainer: with the number of devices filled in.
+            store: the store that `open` returned.
+            trainer: the settings, with the number of devices filled in.
         """
 
     @abstractmethod
     def begin(self, learning: Learning, run: RunDirectory) -> None:
-        """Say what will be learned from what, once the folder is there; on all ranks.
+        """Print what is trained on which data, on all ranks; the folder now exists.
 
-        What takes long to compute, such as the answers of a teacher, belongs here.
+        Slow computations, such as the answers of a teacher, belong here.
         """
 
     @abstractmethod
     def judge(self, learning: Learning, run: RunDirectory) -> None:
-        """Judge the best weights and write them; on the first rank alone."""
+        """Judge the best weights and write them, on the first rank only."""
 
 
 def execute(plan: Plan) -> Path:
@@ -108,7 +112,7 @@ def execute(plan: Plan) -> Path:
         InputError: the data or a setting cannot be used.
     """
     config = plan.config
-    with ExitStack() as held:  # the run directory, to the end
+    with ExitStack() as held:  # keeps the run directory locked to the end
         store = plan.open()
         with joined(config.trainer) as trainer:
             check_same(plan.data, store.hash)
@@ -129,10 +133,11 @@ def execute(plan: Plan) -> Path:
                 trainer,
                 monitor=learning.monitor,
                 mode=learning.mode,
+                callbacks=learning.callbacks,
                 seed=config.seed,
             )
             first = rank() == 0
-        if first:  # it alone judges and writes
+        if first:  # only it judges and writes
             plan.judge(learning, run)
             run.print_tree()
         return run.weights

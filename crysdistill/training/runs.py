@@ -1,4 +1,4 @@
-"""The run directory: where everything a run makes lies, and what is what."""
+"""The run directory, which holds all files of a run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import rich
 import yaml
+from rich.text import Text
 from rich.tree import Tree
 
 from crysdistill import __version__
@@ -22,26 +23,29 @@ from crysdistill.locks import locked
 from crysdistill.ranks import on_first_rank
 from crysdistill.schema import write_value
 from crysdistill.training.checkpoints import Checkpoints
+from crysdistill.training.inputs import Inputs, find_inputs
 
 CONTENTS = {
     "config.yaml": "what ran, with every default filled in",
     "environment.json": "versions and machine",
+    "excluded.json": "corpus crystals left out, and why; a resumed run reads it",
     "split.csv": "which crystal trained, chose or judged",
     "metrics.csv": "every logged number, by epoch",
     "tensorboard": "the same for `tensorboard --logdir`",
     "checkpoints": "to resume: `resume=true`",
     "teacher": "the teacher's answers, where the dataset's folder is read-only",
     "weights.safetensors": "the result: for predict, embed, distill and finetune",
-    "candidates.csv": "what could have been chosen, by validation",
+    "candidates.csv": "all candidates and their validation numbers",
+    "probes.png": "errors of the probes on small tasks, by epoch",
     "predictions.csv": "test crystals: truth and prediction",
     "results.json": "the numbers",
-    "throughput.json": "how fast it was, what it waited for, and its memory",
+    "throughput.json": "speed, waiting times and memory",
     "diverged.json": "the crystals and losses before it stopped",
 }
 """Files of a run directory, and what each holds."""
 
 MAY_CHANGE = (
-    # How a run is begun and where it lies, not what it does.
+    # How a run starts and where its files are, not what it does.
     "resume",
     "overwrite",
     "out",
@@ -51,14 +55,14 @@ MAY_CHANGE = (
     "trainer.checkpoint_minutes",
     "trainer.checkpoint_every",
     "trainer.keep_checkpoints",
-    # Who computes: the same crystals in the same order, though sums may be rounded
-    # differently.
+    # Which hardware computes: the same crystals in the same order, though sums may be
+    # rounded differently.
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.threads",
 )
-"""Settings that a resumed run may have others of than it began with."""
+"""Settings that may differ when a run is resumed."""
 
 
 class RunDirectory:
@@ -67,13 +71,13 @@ class RunDirectory:
     Args:
         path: the folder.
         config: the resolved configuration, as YAML text.
-        resume: go on with an interrupted run.
-        overwrite: delete what an earlier run left.
-        parts: the run is made of others, in folders of their own, which go on from
-            where they were; it has no checkpoints itself.
+        resume: continue an interrupted run.
+        overwrite: delete the files of an earlier run.
+        parts: whether the run consists of others, which have their own folders and
+            checkpoints; it has no checkpoints itself.
 
     Raises:
-        InputError: there is a finished run, or nothing to resume, or it was begun
+        InputError: there is a finished run, nothing to resume, or a run that was begun
             with another configuration.
     """
 
@@ -89,14 +93,14 @@ class RunDirectory:
         self.resumed = self._prepare(config, resume, overwrite)
 
     def _prepare(self, config: str, resume: bool, overwrite: bool) -> bool:
-        """Make the folder ready; return whether there is a checkpoint to go on from."""
+        """Prepare the folder; return whether there is a checkpoint to resume from."""
         begun = (self.path / "config.yaml").exists()
         if self.path.exists() and any(map(_is_something, self.path.iterdir())):
             if resume:
                 if begun:
                     self._check_same(config)
                     remove_partials(self.path)
-                return self._find_checkpoint(begun)
+                return self._find_checkpoint(begun, config)
             if not overwrite:
                 raise InputError(
                     f"{self.path} holds an earlier run; give another `out`, or "
@@ -113,13 +117,18 @@ class RunDirectory:
                 elif path.name != "config.yaml":
                     path.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
-        # The first to come and the last to go: it makes the folder a run directory.
+        # Created first and removed last: this file marks the folder as a run directory.
         write_whole(self.path / "config.yaml", config.encode())
-        self.write_json("environment.json", _environment())
+        self._write_environment(config)
         return False
 
-    def _find_checkpoint(self, begun: bool) -> bool:
-        """Return whether a run has a checkpoint, or was killed before its first."""
+    def _write_environment(self, config: str) -> None:
+        """Write the versions, the machine, and hashes of the run's inputs."""
+        inputs = find_inputs(_which_must_stay(_settings(config)))
+        self.write_json("environment.json", {**_environment(), "inputs": inputs})
+
+    def _find_checkpoint(self, begun: bool, config: str) -> bool:
+        """Return whether a run has a checkpoint; False if killed before its first."""
         files = Checkpoints(self.checkpoints)
         if begun and self._of_parts:
             return True
@@ -133,7 +142,7 @@ class RunDirectory:
                 "`resume=false overwrite=true`"
             )
         print(f"{self.path} has no checkpoint yet: from the beginning")
-        self.write_json("environment.json", _environment())
+        self._write_environment(config)
         return False
 
     @property
@@ -155,12 +164,21 @@ class RunDirectory:
             raise InputError(
                 f"{path} is damaged; start anew with `resume=false overwrite=true`"
             ) from None
-        changed = _differences(before, _settings(config))
+        now = _settings(config)
+        changed = _differences(before, now, self._inputs(), find_inputs(now))
         if changed:
             raise InputError(
                 f"{self.path} was begun with another configuration; now different: "
                 f"{'; '.join(changed)}; give the old values, or another `out`"
             )
+
+    def _inputs(self) -> Inputs:
+        """Return the hashes of the inputs when the run began, as far as known."""
+        try:
+            found = json.loads((self.path / "environment.json").read_bytes())
+            return dict(found.get("inputs", {}))
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
         """Write a JSON file into the folder."""
@@ -180,7 +198,7 @@ class RunDirectory:
 
     def print_tree(self) -> None:
         """Print the folder with a remark on every file."""
-        tree = Tree(f"[bold]{self.path}")
+        tree = Tree(Text(str(self.path), style="bold"))
         for name, remark in CONTENTS.items():
             if (self.path / name).exists():
                 tree.add(f"{name}  [dim]{remark}")
@@ -188,7 +206,7 @@ class RunDirectory:
 
 
 def _is_something(path: Path) -> bool:
-    """Return whether a file is more than what a run killed at once has left."""
+    """Return whether a file is not just the partial one of a run killed at once."""
     return path.name != f"config.yaml{PARTIAL}"
 
 
@@ -200,14 +218,14 @@ def open_run(
     overwrite: bool = False,
     parts: bool = False,
 ) -> Iterator[RunDirectory]:
-    """Open a run directory on the first rank, and keep other runs out while it is open.
+    """Open a run directory on the first rank, and lock it against other runs.
 
     Args:
         path: the folder.
-        config: as `RunDirectory` takes it; and so are the others.
-        resume: go on with an interrupted run.
-        overwrite: delete what an earlier run left.
-        parts: whether the run is made of others.
+        config: as for `RunDirectory`, like the others.
+        resume: continue an interrupted run.
+        overwrite: delete the files of an earlier run.
+        parts: whether the run consists of others.
 
     Yields:
         The same directory on all ranks.
@@ -216,7 +234,7 @@ def open_run(
         InputError: see `RunDirectory`; or another process trains there.
     """
     path = Path(path)
-    # Beside the folder, which an `overwrite` removes.
+    # Beside the folder, because `overwrite` empties it.
     lock = path.with_name(f".{path.name}.lock")
 
     def opened() -> RunDirectory:
@@ -231,7 +249,7 @@ def open_run(
 
 
 def _settings(config: str) -> dict[str, Any]:
-    """Return the settings of a configuration, with dots between nested keys."""
+    """Return the settings of a configuration by their keys, nested ones with dots."""
     return dict(_flat(yaml.safe_load(config), ""))
 
 
@@ -243,18 +261,36 @@ def _flat(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return `key: old -> new` for every setting that differs and must not."""
+def _which_must_stay(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in MAY_CHANGE}
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], read: Inputs, found: Inputs
+) -> list[str]:
+    """Return `key: old -> new` for every setting that must not change but differs.
+
+    Paths are compared by their content: the spelling may differ, the content may not.
+
+    Args:
+        old: the settings when the run began.
+        new: the settings now.
+        read: the hashes of the inputs in `old`.
+        found: the hashes of the inputs in `new`.
+    """
 
     def shown(settings: Mapping[str, Any], key: str) -> str:
         return write_value(settings[key]) if key in settings else "absent"
 
-    pairs = {key: (shown(old, key), shown(new, key)) for key in {**old, **new}}
-    return [
-        f"{key}: {before} -> {after}"
-        for key, (before, after) in pairs.items()
-        if before != after and key not in MAY_CHANGE
-    ]
+    said = []
+    for key in _which_must_stay({**old, **new}):
+        before, after = shown(old, key), shown(new, key)
+        known = read.get(key) if key in found else None
+        if before != after and (known is None or known != found[key]):
+            said.append(f"{key}: {before} -> {after}")
+        elif known is not None and known != found[key]:
+            said.append(f"{key}: {after} has changed since the run began")
+    return said
 
 
 def _environment() -> dict[str, Any]:

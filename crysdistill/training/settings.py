@@ -1,4 +1,4 @@
-"""What a run can be told: the dataclasses behind `configs/` and the command line."""
+"""The settings of runs: the dataclasses behind `configs/` and the command line."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ __all__ = [
 
 @dataclass
 class PublishedSettings:
-    """What every encoder can be told besides its own settings.
+    """The settings that all encoders share.
 
     Args:
-        published: start from the settings of the published program and not from ours.
+        published: start from the settings of the published code instead of the defaults
+            here.
     """
 
     published: bool = False
 
 
 def _published(name: str, shared: PublishedSettings) -> Mapping[str, Any]:
-    """Return the published settings of an encoder where they are asked for."""
+    """Return the published settings of an encoder if `published` is set."""
     return ENCODERS[name].PUBLISHED if shared.published else {}
 
 
@@ -55,7 +56,7 @@ def _positive(settings: object, *names: str) -> None:
 
 @dataclass
 class OptimizerSettings:
-    """How weights move.
+    """The optimizer and its schedule.
 
     Args:
         name: the optimizer.
@@ -81,36 +82,37 @@ class OptimizerSettings:
 
 @dataclass
 class TrainerSettings:
-    """How long, on what, and when to stop.
+    """How long to train, on which devices, and when to stop.
 
     Args:
         epochs: passes over the training crystals.
-        batch_size: crystals in a batch, that of all devices together.
-        edge_budget: pack batches by edges, up to so many in one of all devices
-            together, instead of by `batch_size`; for crystals of very different sizes.
-        accumulate: batches whose gradients are added up before the weights move.
-        patience: stop after so many epochs without a better validation value.
+        batch_size: crystals in a batch of all devices together.
+        edge_budget: the most edges in a batch of all devices together; it replaces
+            `batch_size` for crystals of very different sizes.
+        accumulate: batches whose gradients are added up for each step.
+        patience: stop after this many epochs without a better validation number.
         clip: largest norm of the gradient; None does not clip.
         accelerator: `cpu`, `gpu`, or `auto`.
-        devices: GPUs, or processes on the CPU, of each node; None takes as many as
-            `torchrun` or `srun` started, and else one.
-        num_nodes: machines; None takes as many as `torchrun` or `srun` started on.
+        devices: GPUs, or CPU processes, of each node; None takes as many as `torchrun`
+            or `srun` started, or one.
+        num_nodes: machines; None takes as many as `torchrun` or `srun` use, or one.
         precision: as Lightning names it: `32-true`, `bf16-mixed`, ...
-        compile: let torch.compile make the encoder's code; pays on GPUs.
-        deterministic: choose algorithms on GPUs that repeat bit for bit.
+        compile: compile the encoder with torch.compile; worthwhile on GPUs.
+        deterministic: choose GPU algorithms that repeat bit for bit.
         threads: CPU threads of each process; None leaves torch's choice.
-        average: which weights validation sees and the run ends with: `none` for those
-            of the step; `ema`, their exponential moving average; or `swa`, the mean of
-            those of the last steps. Batch norms then see the training crystals once
-            more before each validation.
-        average_span: of the steps of the run, the share that `swa` averages, and in
-            which what `ema` remembers falls to 1 / e.
+        average: the weights that are validated and kept: `none` for those of the step;
+            `ema`, their exponential moving average; or `swa`, their mean over the last
+            steps. With an average, batch norms see the training crystals once more
+            before each validation.
+        average_span: a share of the run's steps: `swa` averages over that last share,
+            and the memory of `ema` falls to 1 / e within it.
         progress: whether to show a progress bar.
-        ceilings: measure at the end how far the run was from what the machine can do.
+        ceilings: whether to compare the run's speed with the machine's limits at the
+            end.
         checkpoint_minutes: time between checkpoints within an epoch; None writes them
-            at its end only.
-        checkpoint_every: steps after which one is written as well.
-        keep_checkpoints: how many of the last ones stay.
+            only at its end.
+        checkpoint_every: also write a checkpoint each time after this many steps.
+        keep_checkpoints: how many of the last checkpoints to keep.
     """
 
     epochs: int = 100
@@ -161,19 +163,19 @@ class TrainerSettings:
 class HeadSettings:
     """The head that turns a crystal embedding into properties.
 
-    What is None is as the encoder was published with, and else as CGCNN's.
+    None takes the value that the encoder was published with, or else that of CGCNN.
 
     Args:
         hidden: width of its hidden layers.
-        layers: how many; 0 for a single Linear.
-        activation: after each of them.
+        layers: the number of hidden layers; 0 for a single Linear.
+        activation: the function after each hidden layer.
         first: whether the activation also comes before the first layer.
-        dropout: the share of values dropped after the first hidden layer; None for
-            0.5 where all targets are classes, and else 0.
-        start: `ridge` fits the last layer to the training labels before anything
-            learns (ridge regression, and logistic for classes; A. Kumar et al., 2022,
-            arXiv:2202.10054), `random` does not; None does where the run may go
-            back to its start (`interpolate`), and else not.
+        dropout: the share of values dropped after the first hidden layer; None means
+            0.5 if all targets are classes, or else 0.
+        start: `ridge` fits the last layer to the training labels before training
+            (ridge regression, or logistic for classes; A. Kumar et al., 2022,
+            arXiv:2202.10054); `random` does not. None means `ridge` with
+            `interpolate`, or else `random`.
     """
 
     hidden: int | None = None
@@ -194,11 +196,10 @@ class HeadSettings:
 
 @dataclass
 class AugmentSettings:
-    """How training crystals are changed in each step; labels stay.
+    """How training crystals are changed in each step; their labels stay the same.
 
     Args:
-        moved: Å, the standard deviation of steps by which atoms are moved; None leaves
-            them where they are.
+        moved: Å, the standard deviation of random steps of the atoms; None moves none.
         strain: the largest component of a random strain; None strains nothing.
     """
 
@@ -224,8 +225,8 @@ class FreezeSettings:
             whole encoder); None freezes nothing.
         batch_norm: whether the statistics of frozen batch norms stay (`frozen`) or
             follow the new data (`adaptive`).
-        thaw: begin with the whole encoder frozen, and let one more of its blocks learn
-            after each so many epochs, from the top down to what stays frozen; None
+        thaw: start with the whole encoder frozen, and release one more block each time
+            after this many epochs, from the top down to those that stay frozen; None
             lets all learn from the start (J. Howard and S. Ruder, ACL 2018,
             doi:10.18653/v1/P18-1031).
     """

@@ -1,4 +1,4 @@
-"""The statistics of batch norms that belong to given weights and crystals."""
+"""Computes the statistics of batch norms for given weights and crystals."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def find_statistics(
     batches: Iterable[CrystalBatch],
     see: Callable[[CrystalBatch], Any],
 ) -> None:
-    """Let batch norms that are not frozen see crystals anew, and put all in eval mode.
+    """Compute the statistics of unfrozen batch norms anew; put all in eval mode.
 
-    All batches count alike, as in `torch.optim.swa_utils.update_bn`; unlike there
-    nothing is dropped, and frozen batch norms keep what they have.
+    All batches have the same weight, as in `torch.optim.swa_utils.update_bn`. Unlike
+    there, dropout is off, and frozen batch norms keep their statistics.
 
     Args:
         model: changed in place.
-        batches: of the crystals; of this rank, where there are several.
-        see: shows the model a batch.
+        batches: of the crystals; those of this rank if there are several ranks.
+        see: runs the model on a batch.
     """
     model.train()  # frozen blocks stay as they are
     norms = [

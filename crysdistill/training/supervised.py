@@ -1,4 +1,4 @@
-"""What learns from labels: a predictor, and where there is one, a teacher's loss."""
+"""The module that learns from labels, and from a teacher if there is one."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Companion(Protocol):
     """A second loss on a predictor's embeddings, such as that of a teacher."""
 
     def place(self, device: torch.device) -> None:
-        """Let what the loss reads be on a device, if it fits there."""
+        """Move the loss's data to a device, if it fits there."""
         ...
 
     def losses(
         self, embeddings: Embeddings, batch: CrystalBatch, property_loss: Tensor
     ) -> dict[str, Tensor]:
-        """Return this rank's share of each part, and as `loss` the sum to learn."""
+        """Return this rank's share of each part, and of the total as `loss`."""
         ...
 
 
@@ -41,16 +41,16 @@ class SupervisedModule(L.LightningModule):
     """A predictor that learns from labels.
 
     Args:
-        predictor: what learns.
-        optimizer: how weights move.
-        companion: a second loss, an `nn.Module` with `losses` as `Companion` has it.
+        predictor: the predictor to train.
+        optimizer: the settings of the optimizer.
+        companion: a second loss, an `nn.Module` with the methods of `Companion`.
         encoder_lr: learning rate of the encoder, as a share of the head's.
-        layer_decay: of that rate, from each convolution to the one below.
-        anchor: a penalty on leaving pretrained weights.
+        layer_decay: factor of that rate from each convolution to the one below.
+        anchor: a penalty on the distance from the pretrained weights.
 
     Attributes:
-        augment: how training crystals are changed in a step; None leaves them.
-        seed: of that.
+        augment: how training crystals are changed in a step; None changes nothing.
+        seed: of the augmentation.
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class SupervisedModule(L.LightningModule):
         self.train_means, self.val_means = EpochMeans(), EpochMeans()
 
     def on_fit_start(self) -> None:
-        """Let what the companion reads be where the batches are, if it fits."""
+        """Move the companion's data to the device of the batches, if it fits."""
         if self.companion is not None:
             cast(Companion, self.companion).place(self.device)
 
     def on_train_start(self) -> None:
-        """Begin in the middle of a run, where it is resumed."""
+        """Release blocks that already learn when a run is resumed."""
         self._thaw()
 
     def on_train_epoch_start(self) -> None:
-        """Let one more block learn, if it is time to."""
+        """Release one more block if its epoch has come."""
         self._thaw()
 
     def _thaw(self) -> None:
@@ -93,15 +93,15 @@ class SupervisedModule(L.LightningModule):
             self.predictor.train()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave blocks that wait out of the step."""
+        """Leave blocks that do not learn yet out of the step."""
         if isinstance(self.predictor.frozen, Thawing):
             self.predictor.frozen.hold()
 
     def losses(self, batch: CrystalBatch, seed: int) -> dict[str, Tensor]:
-        """Return this rank's share of what is learned from, as `loss`, and its parts.
+        """Return this rank's share of the total loss, as `loss`, and of its parts.
 
-        The parts are `property`, and with several targets that of each by its name;
-        what a companion adds; and `l2_sp`, where there is an anchor.
+        The parts are `property`; with several targets, the loss of each by its name;
+        those of a companion; and `l2_sp` with an anchor.
         """
         shown = batch
         if self.augment is not None and self.training:
@@ -127,7 +127,7 @@ class SupervisedModule(L.LightningModule):
         return {**dict(zip(names, each, strict=True)), "property": total}
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, as `shared_loss` has it."""
+        """Return the loss of a batch, as `shared_loss` returns it."""
         step = batches_before(self.trainer, batch_idx)
         losses = self.losses(batch, step_seed(self.seed, step))
         self.train_means.add(losses, batch)
@@ -159,11 +159,11 @@ class SupervisedModule(L.LightningModule):
         self.scores.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what an epoch has found so far."""
+        """Save the sums of the current epoch."""
         checkpoint["train_means"] = self.train_means.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore these sums."""
         self.train_means.restore(checkpoint["train_means"], self.device)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -1,4 +1,4 @@
-"""Gradual unfreezing: block by block an encoder begins to learn, from the top down."""
+"""Gradual unfreezing: an encoder starts to learn block by block, from the top down."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from crysdistill.transfer.predictor import Predictor
 
 
 class Thawing(FrozenBlocks):
-    """Blocks that do not learn yet, beside those that never do.
+    """Blocks that do not learn yet, and blocks that never learn.
 
-    All gradients are computed, since processes that train together agree at the start
-    on which they add up; those of blocks that wait are then left out of the step.
+    All gradients are computed, because parallel processes agree at the start on the
+    gradients that they add up. Those of blocks that do not learn yet are then left out
+    of the step.
 
     Source: J. Howard and S. Ruder, ACL 2018, doi:10.18653/v1/P18-1031.
 
     Args:
-        frozen: what never learns, with the policy for batch norms of both.
-        waiting: the others, in the order in which they begin to learn.
-        epochs: from one to the next; the first waits as long.
+        frozen: the blocks that never learn, with the batch-norm policy of all blocks.
+        waiting: the other blocks, in the order in which they start to learn.
+        epochs: epochs before the first block learns, and from each block to the next.
     """
 
     def __init__(
@@ -33,15 +34,15 @@ class Thawing(FrozenBlocks):
         self.go_to(0)
 
     def go_to(self, epoch: int) -> None:
-        """Let the blocks learn whose turn has come in an epoch.
+        """Release all blocks that learn in an epoch.
 
-        `Predictor.train` must follow, for those that are no longer in eval mode.
+        Call `Predictor.train` afterwards, to take released blocks out of eval mode.
         """
         self._still = self.waiting[epoch // self.epochs :]
         self.blocks = [*self.always.blocks, *self._still]
 
     def hold(self) -> None:
-        """Forget the gradients of blocks that wait, before a step uses them."""
+        """Delete the gradients of blocks that do not learn yet, before a step."""
         for block in self._still:
             for parameter in block.parameters():
                 parameter.grad = None
@@ -55,12 +56,12 @@ class Thawing(FrozenBlocks):
 
 
 def thaw(predictor: Predictor, every: int, epochs: int) -> Thawing:
-    """Let a predictor begin with its encoder frozen.
+    """Let a predictor start with its encoder frozen.
 
     Args:
-        predictor: changed in place; what is frozen in it stays so.
+        predictor: changed in place; blocks that are frozen in it stay frozen.
         every: epochs from one block to the next.
-        epochs: of the run.
+        epochs: the number of epochs of the run.
 
     Raises:
         InputError: the run ends before the last block learns.

@@ -1,4 +1,4 @@
-"""The heaviest batch first: a run that does not fit says so at its start."""
+"""Tries the heaviest batch first: a run that does not fit fails at its start."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from crysdistill.training.watch.memory import available_memory
 
 
 class Learner(Protocol):
-    """What a module offers besides what Lightning wants."""
+    """The method that a module needs in addition to Lightning's."""
 
     def losses(self, batch: CrystalBatch, seed: int) -> dict[str, Tensor]:
-        """Return this rank's share of each loss; what is learned from is `loss`."""
+        """Return this rank's share of each loss; `loss` is the one to minimise."""
         ...
 
 
 class HeaviestFirst(Callback):
-    """Computes the gradients of the heaviest batch once, and leaves nothing behind.
+    """Computes the gradients of the heaviest batch once, without any effect.
 
     Args:
         loader: of the training batches.
-        epochs: in which the heaviest is looked for.
+        epochs: the epochs that are searched for it.
     """
 
     def __init__(self, loader: BatchLoader, epochs: int) -> None:
@@ -38,7 +38,7 @@ class HeaviestFirst(Callback):
         self.epochs = epochs
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Try it, before the first step.
+        """Try the heaviest batch before the first step.
 
         Raises:
             InputError: there is not enough memory for it.
@@ -48,8 +48,7 @@ class HeaviestFirst(Callback):
         crystals = edges = 0
         failed = False
         try:
-            # Compiled functions are compiled now: where memory is short later, the
-            # compiler would end the process.
+            # Compile now: if memory is short later, the compiler would end the process.
             _try(trainer, pl_module, self.loader.few())
             batch, crystals, edges = self.loader.heaviest(self.epochs)
             if _needs(pl_module, batch) > available_memory(device):
@@ -69,14 +68,14 @@ class HeaviestFirst(Callback):
 
 
 def _needs(module: L.LightningModule, batch: CrystalBatch) -> int:
-    """Return the bytes that encoders say a batch needs."""
+    """Return the bytes that a batch needs, as encoders estimate them."""
     encoders = [part for part in module.modules() if isinstance(part, Encoder)]
     return sum(encoder.memory(batch) or 0 for encoder in encoders)
 
 
 def _try(trainer: L.Trainer, module: L.LightningModule, batch: CrystalBatch) -> None:
-    """Compute gradients and forget them."""
-    # Without the other ranks: where one runs out of memory, none waits for it.
+    """Compute gradients and discard them."""
+    # Without the other ranks: if one runs out of memory, none waits for it.
     with alone(), trainer.precision_plugin.forward_context():
         loss = module.losses(batch, 0)["loss"]  # type: ignore[operator]
         learned = [p for p in module.parameters() if p.requires_grad]
@@ -84,7 +83,7 @@ def _try(trainer: L.Trainer, module: L.LightningModule, batch: CrystalBatch) -> 
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error is about memory; on the CPU torch says so in words."""
+    """Return whether memory ran out; on the CPU only torch's message says so."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 

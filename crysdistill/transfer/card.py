@@ -1,4 +1,4 @@
-"""A card for weights: what they are, what they learned from, what may be done."""
+"""The card of a weights file: its model, training data, results and licence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crysdistill.transfer.weights import WeightsHeader, read_header
 def write_card(weights: Path) -> str:
     """Return the card of a weights file, as Markdown with the facts of model hubs.
 
-    Numbers are those of `results.json` beside the file, where that is there.
+    The numbers are read from `results.json` beside the file, if there is one.
 
     Raises:
         InputError: the file cannot be used.
@@ -45,7 +45,7 @@ def _title(header: WeightsHeader) -> str:
 
 
 def _facts(weights: Path, header: WeightsHeader) -> Iterator[str]:
-    """Yield what the file says of itself, a line for each fact."""
+    """Yield the facts in the file's header, one a line."""
     count = sum(tensor.numel() for tensor in read_tensors(weights).values())
     settings = header.encoder.get("settings", {})
     graph, source = header.graph, header.provenance
@@ -70,7 +70,7 @@ def _facts(weights: Path, header: WeightsHeader) -> Iterator[str]:
 
 
 def _table(numbers: dict[str, Any]) -> Iterator[str]:
-    """Yield a table of the held-out numbers, where there are some."""
+    """Yield a table of the held-out numbers, if there are any."""
     shown = {k: v for k, v in numbers.items() if isinstance(v, float)}
     if shown:
         rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in shown.items())

@@ -1,4 +1,4 @@
-"""Knowledge of a frozen teacher as an extra loss for a student."""
+"""A frozen teacher's knowledge as an extra loss for a student."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from crysdistill.transfer.relations import (
 )
 
 Level = Literal["atoms", "crystals"]
-"""What is compared; the names are those of the fields of `Embeddings`."""
+"""The level at which embeddings are compared; named as in `Embeddings`."""
 
 Weighting = Literal["fixed", "fading", "balanced"]
-"""How the teacher's part weighs beside the labels: see `Distillation`."""
+"""How the teacher's loss is weighted against that of the labels; see `Distillation`."""
 
 
 # ---------------------------------------------------------------------- the losses
@@ -34,19 +34,19 @@ Weighting = Literal["fixed", "fading", "balanced"]
 def atom_loss(
     student_atoms: Tensor, teacher_atoms: Tensor, batch: CrystalBatch
 ) -> Tensor:
-    """Return the distance of directions, atom by atom.
+    """Return the distance between the directions of student and teacher, by atom.
 
-    Embeddings are brought to length one; the squared difference is averaged over the
-    atoms and the width of a crystal, then over crystals. For an atom it is
-    2 (1 - cos) / F, cos being the cosine between student and teacher.
+    Embeddings are scaled to length one. The squared difference is averaged over the
+    width and the atoms of a crystal, then over crystals. For one atom it is
+    2 (1 - cos) / F, where cos is the cosine between student and teacher.
 
     Source: K. Das et al., CrysGNN, AAAI 37, 7323 (2023),
     doi:10.1609/aaai.v37i6.25892, and the code published with it.
 
     Args:
-        student_atoms: (N, F), projected where the widths differ.
+        student_atoms: (N, F), projected if the widths differ.
         teacher_atoms: (N, F).
-        batch: says which atoms make a crystal.
+        batch: the batch that assigns atoms to crystals.
 
     Returns:
         A scalar; with several ranks this rank's share of it.
@@ -58,14 +58,14 @@ def atom_loss(
 def directions(
     student: Tensor, teacher: Tensor, batch: CrystalBatch
 ) -> tuple[Tensor, Tensor]:
-    """Return both at length one, which is what `atom_loss` compares."""
+    """Return both embeddings at length one, as `atom_loss` compares them."""
     return F.normalize(student.float(), dim=1), F.normalize(teacher.float(), dim=1)
 
 
 def as_they_are(
     student: Tensor, teacher: Tensor, batch: CrystalBatch
 ) -> tuple[Tensor, Tensor]:
-    """Return both, which is what a squared error compares."""
+    """Return both embeddings unchanged, as a squared error compares them."""
     return student.float(), teacher.float()
 
 
@@ -87,9 +87,9 @@ def squared_error_of_crystals(
     """Return the squared error, averaged over width and crystals.
 
     Args:
-        student_crystals: (B, F'), projected where the widths differ.
+        student_crystals: (B, F'), projected if the widths differ.
         teacher_crystals: (B, F').
-        batch: says how many crystals there are.
+        batch: the batch of these crystals.
 
     Returns:
         A scalar; with several ranks this rank's share of it.
@@ -110,11 +110,11 @@ class DistillationLoss:
 
     Args:
         level: whether atoms or crystals are compared.
-        distance: from student, teacher and batch to this rank's share of the loss.
-        compared: from the same to the numbers that are compared, (n, F) each.
-        standardized: whether the teacher's answers are first brought to mean 0 and
-            variance 1, each of their numbers by itself.
-        relational: whether the two need not be equally wide.
+        distance: maps student, teacher and batch to this rank's share of the loss.
+        compared: maps the same to the numbers that are compared, (n, F) each.
+        standardized: whether each number of the teacher's answers is first brought to
+            mean 0 and variance 1.
+        relational: whether student and teacher may have different widths.
     """
 
     level: Level
@@ -145,15 +145,14 @@ DISTILLATION_LOSSES = {
 }
 """Distillation losses by the name that configurations use.
 
-The standardised ones are about 1 for a student that knows the means alone, and 1 - R2
-for one that knows more; relations are on that scale too. The published one is at most
-4 / F, some 0.06 at a width of 64, whatever the student says: beside the loss of a
-property it weighs little.
+A standardised loss is about 1 for a student that predicts only the means, and 1 - R2
+for a better one; relational losses are on the same scale. The published loss is at most
+4 / F, about 0.06 at a width of 64, so it weighs little beside the property loss.
 """
 
 
 def find_loss(name: str) -> DistillationLoss:
-    """Return the loss of that name.
+    """Return the loss with the given name.
 
     Raises:
         InputError: `name` is not one of `DISTILLATION_LOSSES`.
@@ -171,16 +170,15 @@ def find_loss(name: str) -> DistillationLoss:
 
 
 class Distillation(nn.Module):
-    """The embedding loss of a student, its weight, and a projector where one is needed.
+    """A student's embedding loss, its weight, and a projector if one is needed.
 
-    The projector, Linear from the student's width to the teacher's, is trained with
-    the student and is no part of it.
+    The projector is a Linear from the student's width to the teacher's. It is trained
+    with the student but is not part of it.
 
-    Weighting. `fixed`: (1 - alpha) P + alpha E, of the loss P of the property and that
-    of the embeddings, E. `fading`: the same, with an alpha that falls to 0 by the end
-    of the run, as a cosine does from its top to its foot. `balanced`: the geometric
-    mean P^(1 - alpha) E^alpha, to which a loss that is a hundred times smaller, or in
-    another unit, matters as much: no scale is to be tuned.
+    Weighting. `fixed`: (1 - alpha) P + alpha E, with the property loss P and the
+    embedding loss E. `fading`: the same, but alpha falls to 0 along a half cosine by
+    the end of the run. `balanced`: the geometric mean P^(1 - alpha) E^alpha. It does
+    not depend on the scales or units of the losses, so none must be tuned.
 
     Source of the geometric mean: S. Chennupati, G. Sistu, S. Yogamani and S. Rawashdeh,
     CVPR Workshops 2019, arXiv:1904.08492.
@@ -190,17 +188,17 @@ class Distillation(nn.Module):
         teacher_width: F of the teacher, at that level.
         alpha: the share of the embedding loss: 0 ignores the teacher, 1 the labels.
         loss: one of `DISTILLATION_LOSSES`.
-        projector: whether to project; None does not for relations, nor for
-            `published` where the widths are the same.
+        projector: whether to project; None projects except for relations, and for
+            `published` with equal widths.
         weighting: see above.
 
     Attributes:
-        level: whether `forward` wants atoms or crystals.
-        standardizes: whether it has to know the teacher's mean and variance.
+        level: whether `forward` takes atoms or crystals.
+        standardizes: whether it needs the teacher's mean and variance.
 
     Raises:
-        InputError: `alpha` is out of range, `loss` or `weighting` unknown, or the
-            widths differ, the loss wants them equal and `projector` is false.
+        InputError: `alpha` is out of range; `loss` or `weighting` is unknown; or the
+            loss needs equal widths, they differ, and `projector` is false.
     """
 
     mean: Tensor | None
@@ -232,7 +230,7 @@ class Distillation(nn.Module):
                 f"student has {student_width}; set `projector=true`"
             )
         if projector is None:
-            # Embeddings need not reach below zero, as standardised numbers do.
+            # Embeddings may never be negative, but standardised numbers are.
             projector = differ or (found.standardized and not found.relational)
         self.alpha = alpha
         self.weighting = weighting
@@ -242,7 +240,7 @@ class Distillation(nn.Module):
         self.projector: nn.Module = (
             nn.Linear(student_width, teacher_width) if projector else nn.Identity()
         )
-        # They follow from the teacher, which every run asks anew: nothing to save.
+        # Not saved: every run computes them from the teacher's answers.
         self.register_buffer("mean", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
 
@@ -254,16 +252,16 @@ class Distillation(nn.Module):
         loss: str = "published",
         **settings: Any,
     ) -> Distillation:
-        """Return the distillation for the widths that the level of the loss asks for.
+        """Return the distillation with the widths at the level of the loss.
 
         Args:
-            student: the widths of its atoms and of its crystals.
-            teacher: the same; None where it does not answer.
+            student: the widths of the student's atoms and crystals.
+            teacher: those of the teacher; None where it does not answer.
             loss: one of `DISTILLATION_LOSSES`.
             settings: see the class.
 
         Raises:
-            InputError: as the class, or the teacher does not answer at that level.
+            InputError: as for the class, or the teacher does not answer at that level.
         """
         level = find_loss(loss).level
         place = ("atoms", "crystals").index(level)
@@ -277,9 +275,9 @@ class Distillation(nn.Module):
         return cls(student[place], width, loss=loss, **settings)
 
     def standardize(self, mean: Tensor, variance: Tensor) -> None:
-        """Take the mean and the variance of the teacher's answers, (F,) each.
+        """Set the mean and the variance of the teacher's answers, (F,) each.
 
-        A number that is the same for all stays as it is, less its mean.
+        A number with variance 0 is not scaled; only its mean is subtracted.
         """
         scale = torch.where(variance > 0, variance, torch.ones_like(variance)).rsqrt()
         device = next(self.parameters(), mean).device
@@ -290,7 +288,7 @@ class Distillation(nn.Module):
 
         Args:
             student: (N, student width), or (B, ...) at the level `crystals`.
-            teacher: (N, teacher width), of the same atoms in the same order.
+            teacher: (N, teacher width), for the same atoms in the same order.
             batch: the student's batch.
 
         Raises:
@@ -331,7 +329,7 @@ class Distillation(nn.Module):
         Args:
             property_loss: this rank's share.
             embedding_loss: the same.
-            done: the share of the run that is behind, which `fading` asks for.
+            done: the fraction of the run that is done; used by `fading`.
         """
         alpha = self.alpha
         if self.weighting == "balanced":
@@ -344,7 +342,7 @@ class Distillation(nn.Module):
 def _geometric(a: Tensor, b: Tensor, alpha: float) -> Tensor:
     """Return this rank's share of A^(1 - alpha) B^alpha, from its shares of A and B.
 
-    The shares of all ranks add up to it, and so do their slopes.
+    The shares of all ranks add up to it, and so do their gradients.
     """
     tiny = torch.finfo(torch.float32).tiny
     whole = sum_over_ranks(torch.stack((a, b)).detach()).clamp(min=tiny)  # (2,)
@@ -353,21 +351,21 @@ def _geometric(a: Tensor, b: Tensor, alpha: float) -> Tensor:
 
 
 def agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:
-    """Say how much of a teacher a student has learned.
+    """Return how much of the teacher's knowledge a student has learned.
 
     Args:
-        student: (n, F), numbers that a loss compares.
-        teacher: (n, F), the same of the teacher.
+        student: (n, F), the student's numbers that a loss compares.
+        teacher: (n, F), those of the teacher.
 
     Returns:
-        `r2`, the share of the teacher's variance over rows that the student explains:
-        0 for one that knows the means alone, less for one that does not even know
-        them, and 0 where the teacher says the same of all. And `cosine`, the mean over
-        rows, where these are vectors.
+        `r2`, the share of the teacher's variance over rows that the student explains.
+        It is 0 for a student that predicts only the means, less for a worse one, and 0
+        if the teacher's answers are all the same. Also `cosine`, the mean over rows, if
+        the rows are vectors.
     """
     wrong = (student.double() - teacher.double()).square().sum()
     variance = (teacher.double() - teacher.double().mean(dim=0)).square().sum()
-    varies = variance > 1e-12 * teacher.double().square().sum()  # but for rounding
+    varies = variance > 1e-12 * teacher.double().square().sum()  # beyond rounding
     found = {"r2": (1 - wrong / variance).item() if varies else 0.0}
     if teacher.shape[1] > 1:
         found["cosine"] = F.cosine_similarity(student, teacher, dim=1).mean().item()

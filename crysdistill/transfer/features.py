@@ -1,4 +1,4 @@
-"""What frozen embeddings say of a crystal, as one vector for other learners."""
+"""Frozen embeddings of a crystal as one feature vector for other models."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from crysdistill.structures.elements import element_table
 
 
 class CrystalFeatures(nn.Module):
-    """Mean and spread over atoms: of the embeddings in every layer, and of elements.
+    """Mean and spread over atoms of the embeddings in every layer, and of elements.
 
-    A network's copy of the composition is worse than the composition itself, so that
-    both stand here. None of it depends on how large a cell was chosen.
+    The composition itself is more accurate than a network's copy of it, so the vector
+    holds both. It does not depend on the size of the chosen cell.
 
     Source: the layers side by side, H. Yamazaki et al., arXiv:2506.18497 (2025); the
     spread beside the mean, Chorna et al., arXiv:2512.05717 (2025); the composition
@@ -22,10 +22,10 @@ class CrystalFeatures(nn.Module):
     doi:10.1126/sciadv.adi3245.
 
     Args:
-        encoder: whose embeddings are read; None for the composition alone.
+        encoder: the encoder of the embeddings; None uses the composition only.
 
     Attributes:
-        width: D, of the vector.
+        width: D, the length of the vector.
     """
 
     elements: Tensor
@@ -43,7 +43,7 @@ class CrystalFeatures(nn.Module):
         """Return (B, D).
 
         Args:
-            embeddings: with all layers; None where there is no encoder.
+            embeddings: with all layers; None without an encoder.
             batch: the crystals.
         """
         layers = embeddings.layers if embeddings else ()

@@ -1,4 +1,4 @@
-"""Keeping the first blocks of a pretrained encoder as they are."""
+"""Freezes the first blocks of a pretrained encoder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FrozenBlocks:
         self.blocks = blocks
         self.convolutions = convolutions
         self.batch_norm = batch_norm
-        # What was frozen before stays so when these blocks are released.
+        # Parameters that were frozen before stay frozen after `release`.
         self._parameters = [
             parameter
             for block in blocks
@@ -44,10 +44,10 @@ class FrozenBlocks:
         self.enforce()
 
     def enforce(self) -> None:
-        """Put the blocks back into eval mode, after something called `.train()`.
+        """Put the blocks back into eval mode after a call of `.train()`.
 
-        Under the policy `adaptive` the batch norms, and they alone, follow the mode
-        of the model: neither dropout nor anything else in a frozen block is random.
+        Under the policy `adaptive`, only the batch norms follow the mode of the model.
+        Dropout and other randomness in a frozen block stay off.
         """
         for block in self.blocks:
             for module in block.modules():
@@ -72,9 +72,9 @@ class FrozenBlocks:
             model: the encoder, or the predictor that contains it.
 
         Returns:
-            `convolutions` and `batch_norm`, each None where nothing is frozen;
-            `frozen_parameters`, `trainable_parameters`, and `fixed_batch_norms`:
-            those whose running statistics do not move.
+            `convolutions` and `batch_norm`, each None if nothing is frozen;
+            `frozen_parameters`, `trainable_parameters`, and `fixed_batch_norms`, the
+            number of batch norms with fixed running statistics.
         """
         count = {True: 0, False: 0}
         for parameter in model.parameters():
@@ -101,21 +101,21 @@ def freeze(
 ) -> FrozenBlocks:
     """Freeze the embedding and the first convolutions of an encoder.
 
-    The parameters of batch norms are frozen with their block under either policy.
-    The policy is about their running statistics: `frozen` keeps those of pretraining
-    and normalises with them; `adaptive` lets them follow the new data, so that a
-    frozen block does not compute what it computed in pretraining.
+    The parameters of batch norms are frozen with their block under either policy. The
+    policy concerns their running statistics. `frozen` keeps those of pretraining and
+    normalises with them. `adaptive` lets them follow the new data, so the output of a
+    frozen block differs from that in pretraining.
 
     Args:
         encoder: changed in place.
-        convolutions: how many; 0 freezes the embedding alone, `all` the whole
+        convolutions: how many to freeze; 0 freezes only the embedding, `all` the whole
             encoder, None nothing.
         batch_norm: the policy.
-        before: what an earlier call froze; it is released first.
+        before: the blocks that an earlier call froze; they are released first.
 
     Returns:
         The frozen blocks. Their `enforce` must be called after each `.train()`;
-        `Predictor.freeze` sees to that.
+        `Predictor` does so once `Predictor.freeze` was called.
 
     Raises:
         InputError: the encoder has fewer convolutions, or the policy is unknown.

@@ -18,15 +18,15 @@ from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.readouts import READOUTS, GaussianProcess, Logistic, Scaling
 
 LEAST = 10
-"""Labels of a target without which nothing is fitted."""
+"""The fewest labels of a target to which a readout is fitted."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of some crystals.
+    """Features and labels of some crystals.
 
     Args:
-        features: (n, D), as `CrystalFeatures` makes them.
+        features: (n, D), from `CrystalFeatures`.
         labels: (n, T), NaN where not known.
     """
 
@@ -39,17 +39,16 @@ class Known:
 
 
 class FrozenPredictor(nn.Module):
-    """A readout for each target on `CrystalFeatures`, fitted and not trained.
+    """A readout for each target on `CrystalFeatures`; fitted, not trained by steps.
 
     Args:
-        encoder: gives the embeddings and does not change; None reads the composition
-            alone.
-        readouts: one for each target, in order; several targets share the features.
-        outputs: what the output means.
+        encoder: the frozen encoder of the embeddings; None uses the composition only.
+        readouts: one for each target, in order; all targets share the features.
+        outputs: the targets that the output columns stand for.
         graph: the graph that batches must have.
 
     Raises:
-        InputError: the readouts do not give what `outputs` needs.
+        InputError: the number of readouts differs from that of the targets.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class FrozenPredictor(nn.Module):
 
     @staticmethod
     def read(encoder: Encoder | None, batches: Iterable[CrystalBatch]) -> Known:
-        """Return what an encoder says of labelled batches, with the labels."""
+        """Return the features and the labels of labelled batches."""
         features = CrystalFeatures(encoder)
         parts = []
         for batch in batches:
@@ -90,14 +89,14 @@ class FrozenPredictor(nn.Module):
         graph: GraphSettings,
         seed: int = 0,
     ) -> FrozenPredictor:
-        """Learn from what `read` returned.
+        """Fit readouts to what `read` returned.
 
         Args:
-            encoder: that of `read`.
-            known: of the training crystals.
-            outputs: what is to be predicted.
-            graph: that of the crystals.
-            seed: of what is drawn; see the readouts.
+            encoder: the encoder given to `read`.
+            known: features and labels of the training crystals.
+            outputs: the targets to predict.
+            graph: the graph of the crystals.
+            seed: the seed of random choices; see the readouts.
 
         Raises:
             InputError: a target has fewer than `LEAST` labels.
@@ -121,7 +120,7 @@ class FrozenPredictor(nn.Module):
         outputs: Outputs,
         graph: GraphSettings,
     ) -> FrozenPredictor:
-        """Return one whose numbers are still to be filled, from `describe_readouts`."""
+        """Return a predictor built from `describe_readouts`, without its weights."""
         made = [READOUTS[one["name"]](**one["settings"]) for one in readouts]
         return cls(encoder, made, outputs, graph)
 
@@ -142,13 +141,13 @@ class FrozenPredictor(nn.Module):
         return self.read_out(_features(self.encoder, self.features, batch))
 
     def read_out(self, features: Tensor) -> Tensor:
-        """Return what `forward` does, from `CrystalFeatures` (B, D)."""
+        """Return the result of `forward`, from `CrystalFeatures` (B, D)."""
         x = self.scaling(features)
         return torch.cat([readout(x) for readout in self.readouts], dim=1)
 
     @torch.no_grad()
     def answer(self, batch: CrystalBatch) -> Tensor:
-        """Return what `forward` does; the name that all predictors share."""
+        """Return the result of `forward`; all predictors have this method."""
         return self(batch)
 
 

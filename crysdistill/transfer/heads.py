@@ -22,24 +22,23 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """Activations by the name that configurations and weights files use."""
 
 CLASSIFIER_DROPOUT = 0.5
-"""What the published CGCNN drops of a classifier's first hidden layer."""
+"""The dropout rate after a classifier's first hidden layer in the published CGCNN."""
 
 
 class PropertyHead(nn.Module):
     """Hidden layers between the embedding of a crystal and its properties.
 
-    By default that of CGCNN: softplus, then Linear and softplus for each hidden layer,
-    then a last Linear.
+    The default is the head of CGCNN: softplus, then Linear and softplus for each hidden
+    layer, then a last Linear. Other encoders define theirs in `Encoder.HEAD`.
 
     Source: T. Xie and J. C. Grossman, Phys. Rev. Lett. 120, 145301 (2018),
-    doi:10.1103/PhysRevLett.120.145301, and the code published with it, where the
-    softplus before the first layer stands. Other encoders name theirs in
-    `Encoder.HEAD`.
+    doi:10.1103/PhysRevLett.120.145301, and the code published with it, which has the
+    softplus before the first layer.
 
     Args:
         width: F', of the crystal embeddings.
         hidden: width of the hidden layers.
-        layers: how many hidden layers; 0 leaves the last Linear alone.
+        layers: how many hidden layers; 0 leaves only the last Linear.
         outputs: O, numbers per crystal; see `Outputs`.
         activation: after each hidden layer.
         first: whether the activation also comes before the first layer.
@@ -98,9 +97,8 @@ class PropertyHead(nn.Module):
 
         Args:
             crystal_embeddings: (B, F').
-            rows: (B,) rows of the crystals in their store. With them, what is dropped
-                depends on torch's seed and the crystal alone: not on the batch around
-                it, nor on the rank that has it.
+            rows: (B,) rows of the crystals in their store. With them, dropout depends
+                only on torch's seed and the crystal, not on the batch or the rank.
 
         Returns:
             (B, O).
@@ -110,7 +108,7 @@ class PropertyHead(nn.Module):
     def features(
         self, crystal_embeddings: Tensor, rows: Tensor | None = None
     ) -> Tensor:
-        """Return what the last Linear sees, (B, hidden) or without layers (B, F')."""
+        """Return the input of the last Linear: (B, hidden), or (B, F') if none."""
         x = crystal_embeddings
         if self.activates_first:
             x = self.activation(x)

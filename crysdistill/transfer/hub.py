@@ -1,4 +1,4 @@
-"""Weights to hand out: pushed with card and checksum, pulled and verified.
+"""Sharing weights: push them with card and checksum; pull and verify them.
 
 A place is a folder, or `hf:OWNER/NAME` on Hugging Face. It holds `weights.safetensors`,
 `weights.sha256` and the card, `README.md`.
@@ -25,10 +25,10 @@ def push(weights: str | Path, place: str) -> str:
 
     Args:
         weights: the file.
-        place: a folder, created where it is not there, or `hf:OWNER/NAME`.
+        place: a folder, created if it does not exist, or `hf:OWNER/NAME`.
 
     Returns:
-        Where it is now.
+        The published path or address.
 
     Raises:
         InputError: the file cannot be used, the place holds other weights, or Hugging
@@ -53,15 +53,15 @@ def push(weights: str | Path, place: str) -> str:
 
 
 def pull(place: str, out: str | Path) -> Path:
-    """Fetch weights, and see that they arrived as they were published.
+    """Fetch published weights and verify their checksum.
 
     Args:
-        place: a folder or `hf:OWNER/NAME`, as `push` takes it.
+        place: a folder or `hf:OWNER/NAME`, as for `push`.
         out: the file to write.
 
     Raises:
-        InputError: there are no weights, they are not what the checksum says, or they
-            cannot be used.
+        InputError: there are no weights, they do not match the checksum, or they cannot
+            be used.
     """
     out = Path(out)
     if not out.parent.is_dir():
@@ -102,7 +102,7 @@ def _client() -> Any:
 
 
 def _upload(folder: Path, name: str) -> str:
-    """Upload what a folder holds; return the address."""
+    """Upload a folder; return its address."""
     hub = _client()
     try:
         api = hub.HfApi()

@@ -1,4 +1,4 @@
-"""What earlier versions wrote into weights files, in the words of this one."""
+"""Converts the metadata of weights files that earlier versions wrote."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 def upgrade(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the description of a weights file as if this version had written it.
 
-    Format 1 (version 0.1) has one target and one normalizer. Its head knows the task,
-    and a classifier has two classes that nobody counted. Some of its files have a list
-    `excluded`, which is always empty. The names of all tensors are as they are today.
+    Format 1 (version 0.1) has one target and one normalizer. Its head records the task,
+    and a classifier always has two classes, which are not recorded. Some of its files
+    have a list `excluded`, which is always empty. Tensor names have not changed since.
 
     Args:
         facts: the JSON of the file, of any known format.

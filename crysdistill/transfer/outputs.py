@@ -1,4 +1,4 @@
-"""What the numbers of a head mean: which of them belong to which target."""
+"""Assigns the output columns of a head to its targets."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from crysdistill.transfer.targets import Normalizer, Target
 class Outputs:
     """Targets side by side in the output of one head.
 
-    A number takes one column of the output, a class as many as there are classes.
+    A regression target takes one column of the output, a classification target one for
+    each class.
 
     Args:
-        targets: in the order of the columns.
-        normalizers: of each, fitted on the training crystals.
+        targets: the targets in the order of the columns.
+        normalizers: one for each target, fitted on the training crystals.
 
     Raises:
-        InputError: there is no target, a name comes twice, or a normalizer belongs to
+        InputError: there is no target, a name occurs twice, or a normalizer belongs to
             another task.
     """
 
@@ -43,28 +44,28 @@ class Outputs:
 
     @property
     def names(self) -> list[str]:
-        """Of the targets."""
+        """The names of the targets."""
         return [target.name for target in self.targets]
 
     @property
     def size(self) -> int:
-        """O, how many columns the head has."""
+        """O, the number of columns of the head."""
         return sum(self.sizes)
 
     def losses(self, output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far the output is from the labels, target by target.
+        """Return the loss of each target.
 
-        The mean squared error in the transformed and normalised target, or the mean
-        negative log-likelihood, over the labels that are known on all ranks.
+        It is the mean squared error of the transformed and normalised target, or the
+        mean negative log-likelihood, over the known labels of all ranks.
 
         Args:
             output: (B, O), of the head.
-            labels: (B, T) in the targets' units, NaN where not known, as
-                `Target.check` accepts them; others make the loss NaN or infinite.
+            labels: (B, T) in the targets' units, NaN where not known. Labels that
+                `Target.check` refuses make the loss NaN or infinite.
 
         Returns:
-            (T,), this rank's share of each loss, 0 where no label is known; and (T,),
-            how many labels are known on all ranks.
+            (T,), this rank's share of each loss, 0 without known labels; and (T,), the
+            number of known labels on all ranks.
         """
         known = ~torch.isnan(labels)  # (B, T)
         counts = sum_over_ranks(known.sum(dim=0))  # (T,)
@@ -81,14 +82,14 @@ class Outputs:
             classes = labels.nan_to_num().long()  # (B,)
             return F.cross_entropy(part, classes, reduction="none")
         wanted = normalizer.normalize(target.forward(labels))  # (B,)
-        # An unknown label is no error; NaN times 0 would still be NaN.
+        # An unknown label adds no error; NaN times 0 would still be NaN.
         return (part[:, 0] - torch.where(known, wanted, part[:, 0])).square()
 
     def predictions(self, output: Tensor) -> Tensor:
         """Return one number for each target, (B, T).
 
-        Values in the target's unit; of two classes the probability of class 1; of more
-        the most likely one.
+        It is a value in the target's unit, the probability of class 1 of two classes,
+        or the most likely of more classes.
         """
         return torch.stack(
             [self._prediction(t, part) for t, part in enumerate(self._parts(output))],
@@ -105,10 +106,10 @@ class Outputs:
         return part.argmax(dim=1).to(part.dtype)
 
     def columns(self, output: Tensor) -> dict[str, Tensor]:
-        """Return what a table of predictions holds, a column (B,) for each name.
+        """Return the columns of a table of predictions, (B,) for each name.
 
-        Beside the most likely of more than two classes stand their probabilities, as
-        `NAME_0`, `NAME_1`, ...
+        With more than two classes, the probabilities of all classes follow the most
+        likely one as `NAME_0`, `NAME_1`, ...
         """
         found: dict[str, Tensor] = {}
         for t, part in enumerate(self._parts(output)):
@@ -124,7 +125,7 @@ class Outputs:
 
 
 def check_names(targets: Sequence[Target]) -> None:
-    """Refuse no target, and a target that comes twice.
+    """Refuse a list of targets that is empty or names one twice.
 
     Raises:
         InputError: see above.
@@ -138,18 +139,18 @@ def check_names(targets: Sequence[Target]) -> None:
 
 
 class Balance(nn.Module):
-    """One loss from those of several targets.
+    """Combines the losses of several targets into one.
 
-    With a weight on any target the sum is weighted, and a target without one has
-    weight 1. Otherwise each loss has a learned variance sigma^2: a regression adds
-    L / (2 sigma^2) + ln sigma, a classification L / sigma^2 + ln sigma. A target whose
-    labels are unknown in a batch adds nothing. One target alone is its own loss.
+    If any target has a weight, the losses are summed with their weights, 1 for targets
+    without one. Otherwise each loss has a learned variance sigma^2: a regression adds
+    L / (2 sigma^2) + ln sigma, a classification L / sigma^2 + ln sigma. A target
+    without known labels in a batch adds nothing. The loss of a single target is kept.
 
     Source: A. Kendall, Y. Gal and R. Cipolla, CVPR 2018, arXiv:1705.07115, Eqs. 7 and
     10.
 
     Args:
-        targets: whose losses are added.
+        targets: the targets of the losses.
     """
 
     halves: Tensor
@@ -170,11 +171,11 @@ class Balance(nn.Module):
 
         Args:
             losses: (T,), this rank's shares, as `Outputs.losses` returns them.
-            counts: (T,), known labels on all ranks.
+            counts: (T,), the number of known labels on all ranks.
         """
         if self.fixed is not None:
             return (losses * losses.new_tensor(self.fixed)).sum()
         weighted = self.halves * torch.exp(-self.log_variances) * losses  # (T,)
         known = (counts > 0).to(losses.dtype)
-        # The second term belongs to no rank: each takes an equal share of it.
+        # The second term is divided equally among the ranks.
         return (weighted + 0.5 * self.log_variances * known / world_size()).sum()

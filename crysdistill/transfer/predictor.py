@@ -1,4 +1,4 @@
-"""An encoder with a head: from crystals to properties in their units."""
+"""An encoder with a head; predicts properties of crystals in their units."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from crysdistill.transfer.targets import Normalizer, Target
 
 
 class Predictor(nn.Module):
-    """What training makes and `predict` needs, in one place.
+    """A trained model with all that `predict` needs.
 
     Args:
-        encoder: gives the embeddings.
-        head: gives the output from them.
-        outputs: what the output means.
+        encoder: computes the embeddings.
+        head: computes the output from them.
+        outputs: the targets that the output columns stand for.
         graph: the graph that batches must have.
 
     Raises:
@@ -56,7 +56,7 @@ class Predictor(nn.Module):
 
     @property
     def target(self) -> Target:
-        """What is predicted; of several targets the first."""
+        """The target, or the first of several."""
         return self.outputs.targets[0]
 
     @property
@@ -94,7 +94,7 @@ class Predictor(nn.Module):
         convolutions: int | Literal["all"] | None,
         batch_norm: BatchNormPolicy = "frozen",
     ) -> FrozenBlocks:
-        """Freeze the first blocks of the encoder, and release those frozen before.
+        """Freeze the encoder's first blocks; first release those frozen before.
 
         See `crysdistill.transfer.freezing.freeze` for arguments and errors.
         """
@@ -107,9 +107,9 @@ class Predictor(nn.Module):
         return self.frozen.report(self)
 
     def train(self, mode: bool = True) -> Predictor:
-        """Set the mode of all but the frozen blocks.
+        """Set the mode of all blocks that are not frozen.
 
-        Lightning and others call this at will; what is frozen stays frozen.
+        Frozen blocks stay frozen, even when Lightning or others call this.
         """
         super().train(mode)
         self.frozen.enforce()
@@ -118,7 +118,7 @@ class Predictor(nn.Module):
 
 @torch.no_grad()
 def answered(model: nn.Module, batch: CrystalBatch) -> Tensor:
-    """Return what a model says in eval mode, and leave it in the mode that it had."""
+    """Return a model's output in eval mode; restore the mode that it had."""
     mode = model.training
     model.eval()
     try:

@@ -50,8 +50,8 @@ _NAMES = (
 def import_cgcnn(path: str | Path) -> Predictor:
     """Read a checkpoint of the published CGCNN code, without executing its pickle.
 
-    The eight checkpoints that come with the code are known by the label they were
-    trained on and get its unit; one that a user trained is called after the file.
+    The eight checkpoints published with the code are recognised by the label that they
+    were trained on, and get its unit. Other checkpoints are named after their file.
 
     Source: T. Xie and J. C. Grossman, Phys. Rev. Lett. 120, 145301 (2018),
     doi:10.1103/PhysRevLett.120.145301, and the code published with it.
@@ -63,7 +63,8 @@ def import_cgcnn(path: str | Path) -> Predictor:
         A predictor in eval mode that reads the published graph, `PUBLISHED_GRAPH`.
 
     Raises:
-        InputError: the file is absent, no checkpoint, or one of another model.
+        InputError: the file does not exist, is no checkpoint, or is a checkpoint of
+            another model.
     """
     path = Path(path)
     checkpoint = _load(path)
@@ -98,8 +99,8 @@ def import_cgcnn(path: str | Path) -> Predictor:
     predictor = Predictor(encoder, head, outputs, PUBLISHED_GRAPH)
     tensors = _rename(path, state)
     own = predictor.state_dict()
-    # The element table is not in the checkpoint; neither is, before PyTorch 0.4.1,
-    # the number of batches that batch norms have seen, which they do not use.
+    # The checkpoint lacks the element table. Before PyTorch 0.4.1 it also lacks the
+    # number of batches that batch norms have seen; they do not use it.
     for name, tensor in own.items():
         if name.endswith(("element_table", "num_batches_tracked")):
             tensors.setdefault(name, tensor)
@@ -108,15 +109,15 @@ def import_cgcnn(path: str | Path) -> Predictor:
 
 
 def published_provenance(path: str | Path, predictor: Predictor) -> Provenance:
-    """Return what a weights file should say of an imported checkpoint.
+    """Return the provenance of an imported checkpoint, for a weights file.
 
-    Which crystals it was trained on is not in the checkpoint, so the overlap with
-    other data is unknown. The eight published models have the licence of their code;
-    that of a user's model is the user's to say.
+    The checkpoint does not list its training crystals, so the overlap with other data
+    is unknown. The eight published models have the licence of their code; users choose
+    the licence of their own models.
 
     Args:
         path: the checkpoint.
-        predictor: what `import_cgcnn` made of it.
+        predictor: the predictor that `import_cgcnn` returned.
     """
     published = predictor.target in PUBLISHED_TARGETS.values()
     return Provenance(
@@ -132,8 +133,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file")
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the checkpoint in it")
-    # One of the eight keeps its best score as a numpy scalar, and names the function
-    # that restores it as numpy 1 did.
+    # One of the eight holds its best score as a numpy scalar, and refers to the
+    # function that restores it by the name it had in numpy 1.
     restore = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [
         (restore, "numpy.core.multiarray.scalar"),
@@ -145,13 +146,13 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(allowed):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged stream raises nearly anything.
+    # A damaged file can raise almost any exception.
     except Exception as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign:
             raise InputError(
-                f"{path} holds a Python object ({foreign[1]}), which is not loaded, "
-                "because that may execute code; save tensors and plain values only"
+                f"{path} holds a Python object ({foreign[1]}), which is not loaded "
+                "because loading may execute code; save tensors and plain values only"
             ) from None
         raise InputError(
             f"{path} is not a readable PyTorch checkpoint; it may be cut short"
@@ -165,7 +166,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _task(args: dict[str, Any]) -> Literal["regression", "classification"]:
-    """Return the task, refusing what the published code does not know."""
+    """Return the task; refuse tasks that the published code does not have."""
     task = args["task"]
     if task == "classification":
         return "classification"
@@ -177,7 +178,7 @@ def _task(args: dict[str, Any]) -> Literal["regression", "classification"]:
 def _target(
     path: Path, args: dict[str, Any], task: Literal["regression", "classification"]
 ) -> Target:
-    """Return the target by the label's name, or one called after the file."""
+    """Return the target of a known label, or one named after the file."""
     options = args.get("data_options") or [""]
     known = PUBLISHED_TARGETS.get(str(options[-1]))
     if known is not None and known.task == task:
@@ -186,9 +187,10 @@ def _target(
 
 
 def _rename(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of the published code our names.
+    """Rename the tensors of the published code to the names of this package.
 
-    What it keeps as one tensor for gate and core, the gate's half first, are two.
+    The published code has one tensor for gate and core, the gate's half first; it is
+    split into two.
     """
     renamed = {}
     for name, tensor in state.items():

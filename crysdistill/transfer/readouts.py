@@ -1,4 +1,4 @@
-"""Learners on frozen features: a Gaussian process for numbers, a line for classes."""
+"""Readouts of frozen features: a Gaussian process, or a linear one for classes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from crysdistill.errors import InputError
 from crysdistill.transfer.ridge import logistic
 
 SEARCHED = 500
-"""Crystals on which the scales of the kernel are searched: each step is cubic."""
+"""Crystals used to optimise the kernel's scales; each step takes cubic time."""
 
 MOST = 5_000
-"""Crystals that a Gaussian process remembers; of more, it remembers so many."""
+"""The most crystals that a Gaussian process keeps; from more it draws this many."""
 
-_LONGEST = 5.0  # standard deviations; further out a feature says nothing more
+_LONGEST = 5.0  # standard deviations; scaled features are clipped to this
 
 
 class Scaling(nn.Module):
-    """Brings features to mean 0 and variance 1 over the crystals that it was fitted to.
+    """Scales features to mean 0 and variance 1 over the crystals of the fit.
 
-    A feature that was the same for all of them becomes 0 for every crystal.
+    A feature that was constant over them becomes 0 for every crystal.
 
     Args:
         width: D.
@@ -40,7 +40,7 @@ class Scaling(nn.Module):
         self.register_buffer("scale", torch.zeros(width))
 
     def fit(self, x: Tensor) -> None:
-        """Take mean and variance of features (n, D)."""
+        """Set the mean and variance from features (n, D)."""
         spread = x.double().std(dim=0, correction=0)  # (D,)
         self.mean = x.double().mean(dim=0).float()
         self.scale = torch.where(spread > 1e-6, 1 / spread, 0.0).float()
@@ -51,17 +51,19 @@ class Scaling(nn.Module):
 
 
 class GaussianProcess(nn.Module):
-    """Kernel regression whose scales maximise the likelihood of the labels.
+    """Kernel regression with scales that maximise the likelihood of the labels.
 
     k(x, x') = a (1 + |x - x'|^2 / (2 s l^2))^(-s), plus noise on the labels.
 
     Source: C. E. Rasmussen and C. K. I. Williams, Gaussian Processes for Machine
-    Learning, MIT Press (2006), Eqs. 2.25 and 4.19. The distances of features are taken
-    once for all steps of the search, which scikit-learn takes in each.
+    Learning, MIT Press (2006), Eqs. 2.25 and 4.19.
+
+    The distances of features are computed once for all steps of the search;
+    scikit-learn computes them in each step.
 
     Args:
         width: D, of the features.
-        crystals: n, how many it remembers.
+        crystals: n, the number of crystals that it keeps.
     """
 
     known: Tensor
@@ -83,7 +85,7 @@ class GaussianProcess(nn.Module):
         Args:
             x: (n, D).
             y: (n,).
-            seed: of the choice of crystals where there are more than `MOST`.
+            seed: of the choice of crystals if there are more than `MOST`.
         """
         order = np.random.default_rng(seed).permutation(len(x))[:MOST]
         x, y = x[order], y[order].double()
@@ -108,7 +110,7 @@ class GaussianProcess(nn.Module):
 
 
 def log_likelihood(square: Tensor, y: Tensor, scales: Tensor) -> Tensor:
-    """Return the logarithm of the likelihood of labels, a scalar.
+    """Return the log-likelihood of labels, a scalar.
 
     Source: Rasmussen and Williams, Eq. 2.30.
 
@@ -132,7 +134,7 @@ def _rational(square: Tensor, scales: Tensor) -> Tensor:
 
 
 def _likely_scales(x: Tensor, y: Tensor) -> Tensor:
-    """Return a, l, s and the variance of the noise where the labels are likeliest."""
+    """Return a, l, s and the noise variance that maximise the labels' likelihood."""
     from scipy.optimize import minimize  # takes half a second to import
 
     square = torch.cdist(x, x).square()  # (n, n)
@@ -144,7 +146,7 @@ def _likely_scales(x: Tensor, y: Tensor) -> Tensor:
         scales = torch.tensor(logarithms, requires_grad=True)
         try:
             loss = -log_likelihood(square, y, scales.exp())
-        except torch.linalg.LinAlgError:  # scales at which nothing can be computed
+        except torch.linalg.LinAlgError:  # no Cholesky factor at these scales
             return 1e10, np.zeros(len(logarithms))
         loss.backward()
         assert scales.grad is not None  # noqa: S101 - for the type checker
@@ -158,7 +160,7 @@ def _likely_scales(x: Tensor, y: Tensor) -> Tensor:
 
 
 class Logistic(nn.Module):
-    """Logistic regression, whose penalty cross-validation chooses; see `logistic`.
+    """Logistic regression with a cross-validated penalty; see `logistic`.
 
     Args:
         width: D, of the features.

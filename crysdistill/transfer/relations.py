@@ -1,14 +1,15 @@
-"""Relations as a teacher sees them: who is far from whom, and at which angle.
+"""Relational losses: distances and angles between the embeddings of a batch.
 
-They need no projector, since they are the same in spaces of any width.
+They need no projector, since distances and angles do not depend on the width.
 
 Source: W. Park, D. Kim, Y. Lu and M. Cho, CVPR 2019, 3967,
 doi:10.1109/CVPR.2019.00409: distances over their mean, cosines of angles, Huber's loss
 of their differences, and angles with twice the weight of distances.
 
-Differs from the paper: each part is divided by what is left of it where all distances
-(or all cosines) are the same, so that it is about 1 for a student that knows nothing,
-as the standardised losses are; and relations between atoms are those within a crystal.
+Differs from the paper: each part is divided by the loss of a student whose distances
+(or cosines) are all equal to the mean. It is then about 1 for a student that has
+learned nothing, as the standardised losses are. Relations between atoms are those
+within a crystal.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.ranks import gather_rows, sum_over_ranks
 
-_LEAST = 1e-3  # relations that hardly vary in a batch are no reason for large steps
+_LEAST = 1e-3  # limits the steps from batches whose relations hardly vary
 _CLOSE = 1e-3  # of the mean distance
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -28,7 +29,7 @@ _TINY = torch.finfo(torch.float32).tiny
 def crystal_relations(student: Tensor, teacher: Tensor, batch: CrystalBatch) -> Tensor:
     """Return the loss of distances and angles between the crystals of a batch.
 
-    Angles take memory that grows with the cube of the number of crystals: some 20 MB
+    The memory for angles grows with the cube of the number of crystals: about 20 MB
     for 128 of them, and 1 GB for 512.
 
     Args:
@@ -51,12 +52,13 @@ def crystal_relations(student: Tensor, teacher: Tensor, batch: CrystalBatch) -> 
 def atom_relations(student: Tensor, teacher: Tensor, batch: CrystalBatch) -> Tensor:
     """Return the loss of distances between the atoms of each crystal.
 
-    Crystals count alike, whatever their number of pairs; those with one atom do not.
+    Every crystal has the same weight, whatever its number of pairs; a crystal with one
+    atom does not count.
 
     Args:
         student: (N, F).
         teacher: (N, F'), of any width.
-        batch: says which atoms make a crystal.
+        batch: the batch that assigns atoms to crystals.
 
     Returns:
         A scalar; with several ranks this rank's share of it.
@@ -91,7 +93,7 @@ def compared_atoms(
 
 def _distances(x: Tensor) -> Tensor:
     """Return all distances over their mean, (n, n)."""
-    # By matrix products it would be faster, and wrong where two are nearly the same.
+    # Matrix products would be faster, but wrong for two nearly equal embeddings.
     found = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     mean = found.sum() / max(1, len(x) * (len(x) - 1))
     return found / mean.clamp(min=_TINY)
@@ -101,18 +103,18 @@ def _cosines(x: Tensor, own: slice) -> Tensor:
     """Return the cosines of the angles at our own crystals, (B, n, n)."""
     to_all = x.unsqueeze(0) - x[own].unsqueeze(1)  # (B, n, F)
     length = torch.linalg.vector_norm(to_all, dim=2, keepdim=True)
-    # Between two that are nearly the same, a direction is noise and its slope is huge.
+    # Between two nearly equal embeddings the direction is noise, its gradient huge.
     mean = sum_over_ranks(length.sum()) / max(1, len(x) * (len(x) - 1))
     unit = to_all / length.clamp(min=(_CLOSE * mean).clamp(min=_TINY))
     return unit @ unit.transpose(1, 2)
 
 
 def _pairs(batch: CrystalBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return both atoms of every pair of a crystal, and 1 / pairs of that crystal."""
+    """Return both atoms of every pair within a crystal, and 1 / its number of pairs."""
     atoms = batch.ptr.diff()  # (B,)
     owner = batch.batch  # (N,)
     after = batch.ptr[1:][owner] - torch.arange(len(owner), device=owner.device) - 1
-    i = torch.repeat_interleave(after)  # (P,), each with all that stand behind it
+    i = torch.repeat_interleave(after)  # (P,), each with all later atoms of its crystal
     start = torch.cumsum(after, 0) - after
     j = i + 1 + torch.arange(len(i), device=i.device) - start[i]
     pairs = (atoms * (atoms - 1) / 2)[owner[i]]
@@ -120,19 +122,19 @@ def _pairs(batch: CrystalBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _between(x: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """Return the distance of each pair, (P,); its slope is 0 where it is 0."""
+    """Return the distance of each pair, (P,); its gradient is 0 at distance 0."""
     return torch.linalg.vector_norm(x.float()[i] - x.float()[j], dim=1)
 
 
 def _over_mean(distances: Tensor, weight: Tensor) -> Tensor:
-    """Return distances over their mean over all ranks, through which gradients go."""
+    """Return distances over their mean on all ranks; gradients include the mean's."""
     sums = torch.stack((weight @ distances, weight.sum())).unsqueeze(0)  # (1, 2)
     total = gather_rows(sums)[0].sum(dim=0)
     return distances * total[1] / total[0].clamp(min=_TINY)
 
 
 def _share(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-    """Return this rank's share of the loss over that of always saying the mean."""
+    """Return this rank's share of the loss over the loss of the constant mean."""
     mean = _ratio((weight * teacher).sum(), weight.sum())
     total = sum_over_ranks((weight * _huber(mean, teacher)).sum())
     least = _LEAST * sum_over_ranks(weight.sum())

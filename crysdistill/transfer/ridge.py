@@ -1,4 +1,4 @@
-"""A head that begins with the best linear answer from what its encoder knows."""
+"""Starts a head from a linear fit of the labels to the encoder's embeddings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.outputs import Outputs
 
 PENALTIES = np.logspace(-3, 5, 17)
-"""To choose among, the smallest first, for features whose mean variance is one."""
+"""The penalties to choose from, smallest first, for features of mean variance one."""
 
 
 @torch.no_grad()
@@ -21,27 +21,27 @@ def fit_last_layer(
 ) -> None:
     """Fit the last Linear of a head; the layers below stay as they are.
 
-    Numbers by ridge regression, whose penalty the leave-one-out error chooses; classes
-    by logistic regression, whose penalty the cross-validated likelihood chooses. It is
-    the largest that is worse than the best by no more than a standard error: large
-    weights would multiply every step of the encoder. Each target sees the crystals that
-    have its label, in the scale in which it is learned.
+    Numbers are fitted by ridge regression with a penalty chosen by the leave-one-out
+    error, classes by logistic regression with a penalty chosen by the cross-validated
+    likelihood. Of the penalties within a standard error of the best, the largest is
+    taken, because large weights would amplify every step of the encoder. Each target is
+    fitted to the crystals that have its label, on its scale of learning.
 
     Source: the first step of LP-FT, A. Kumar et al., ICLR 2022, arXiv:2202.10054.
 
-    Differs from the paper: the hidden layers below, if there are some, are random.
+    Differs from the paper: hidden layers below, if any, are random.
 
     Args:
         head: changed in place.
-        outputs: what its output means.
+        outputs: the targets that the output columns stand for.
         embeddings: (B, F'), of the training crystals, by the encoder in eval mode.
         labels: (B, T) in the targets' units, NaN where not known.
     """
     features = head.features(embeddings).double().cpu().numpy()  # (B, H)
     known = labels.double().cpu()
     mean = features.mean(axis=0)
-    # One scale for all: each feature at unit variance would give those that hardly
-    # vary, and their errors, weights of three times the size for the same answers.
+    # One scale for all features. Scaling each to unit variance would give features
+    # that hardly vary, and their errors, three times larger weights for equal fits.
     scale = float(np.sqrt(features.var(axis=0).mean())) or 1.0
     weights, biases = [], []
     for t, target in enumerate(outputs.targets):
@@ -91,7 +91,7 @@ def logistic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             fitted, {"C": strengths}, scoring="neg_log_loss", cv=folds, refit=choose
         )
         fitted = search.fit(x, y).best_estimator_
-    else:  # a class of one: nothing to choose by
+    else:  # a class with one crystal: no cross-validation is possible
         fitted.fit(x, y)
     weight, bias = fitted.coef_, fitted.intercept_
     if len(weight) == 1:  # two classes share one line: half of it for each

@@ -1,4 +1,4 @@
-"""Numbers that judge predictions: one for each target, and one for all."""
+"""Metrics of predictions: one for each target, and one for all together."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
 from crysdistill.transfer.outputs import Outputs
 
 WORDS = {"mae": "MAE", "auc": "AUC", "accuracy": "accuracy", "score": "score"}
-"""Metrics as people write them."""
+"""The usual spelling of the metrics."""
 
 
 def metric_of(classes: int) -> str:
-    """Return which metric judges a target: of numbers, of two classes, of more."""
+    """Return the metric for a number (0 classes), for two classes, or for more."""
     if not classes:
         return "mae"
     return "auc" if classes == 2 else "accuracy"
@@ -25,16 +25,16 @@ def metric_of(classes: int) -> str:
 class Scores(nn.Module):
     """Metrics of several targets over batches and ranks; unknown labels are left out.
 
-    Numbers are judged by their mean absolute error in the target's unit (`mae`), two
-    classes by the area under the ROC curve (`auc`), more by the share that is right
-    (`accuracy`).
+    The metric is the mean absolute error in the target's unit (`mae`) for numbers, the
+    area under the ROC curve (`auc`) for two classes, and the share of correct
+    predictions (`accuracy`) for more classes.
 
-    With several targets `score` chooses between epochs: the mean over targets of what
-    is wrong, each on a scale where guessing is of order one - the mean absolute error
-    of the normalised target, 1 - AUC, or 1 - accuracy.
+    With several targets, `score` chooses between epochs. It is the mean over targets of
+    an error for which guessing gives a value of order one: the mean absolute error of
+    the normalised target, 1 - AUC, or 1 - accuracy.
 
     Args:
-        outputs: what predictions mean.
+        outputs: the targets that the output columns stand for.
     """
 
     def __init__(self, outputs: Outputs) -> None:
@@ -43,12 +43,12 @@ class Scores(nn.Module):
         classes = [one.classes for one in outputs.normalizers]
         self.kinds = [metric_of(count) for count in classes]
         self.metrics = nn.ModuleList(map(_metric, classes))
-        # Of numbers, the error on the scale of learning as well.
+        # For numbers, also the error on the scale of learning.
         self.scaled = nn.ModuleList(MeanAbsoluteError() for _ in classes)
 
     @property
     def chooses(self) -> str:
-        """The number that chooses the epoch: the metric of one target, or `score`."""
+        """The number that chooses the epoch: a single target's metric, or `score`."""
         return self.kinds[0] if len(self.kinds) == 1 else "score"
 
     def update(self, output: Tensor, labels: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What weights have seen of a dataset: is it clean, transductive, or not known."""
+"""Whether weights have seen a dataset: clean, transductive or unknown."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ Word = Literal["clean", "transductive", "unknown"]
 
 
 class Learned(Protocol):
-    """What is known of something that has learned: weights, or a foreign model."""
+    """What is known of a trained model: a weights file or a foreign model."""
 
     @property
     def kind(self) -> str:
-        """`encoder`, `foreign`, or a word for what learned labels."""
+        """`encoder`, `foreign`, or the kind of a model trained on labels."""
 
     @property
     def provenance(self) -> Provenance:
-        """What it learned from, and under which licence."""
+        """Its training data and licence."""
 
 
 def seen(before: Learned | None, dataset: str) -> tuple[Word, str]:
-    """Say whether weights were made without the crystals of a dataset.
+    """Return whether weights were trained without the crystals of a dataset.
 
     Args:
-        before: of the weights that a run starts from or learns from; None where there
-            are none.
+        before: the pretrained weights or the teacher of a run; None if it has neither.
         dataset: the `structures_hash` of the dataset.
 
     Returns:
-        The word, and a sentence with it for results and reports.
+        The word, and a sentence that begins with it for results and reports.
     """
     if before is None:
         return "clean", "clean (no pretraining: nothing was seen but labels)"
@@ -55,9 +54,9 @@ def seen(before: Learned | None, dataset: str) -> tuple[Word, str]:
             "compared its crystals with this dataset)"
         )
     if before.kind in ("predictor", "frozen", "stack"):
-        # Its labels may be those of any crystal, whatever its corpus was cleared of.
+        # Its labels may belong to any crystals, whatever its corpus was cleared of.
         return "unknown", (
-            "unknown (the weights learned from labels, of crystals that nobody has "
+            "unknown (the weights learned from labels of crystals that nobody has "
             "compared with this dataset)"
         )
     if check is None:
@@ -69,14 +68,15 @@ def seen(before: Learned | None, dataset: str) -> tuple[Word, str]:
 
 
 def with_teachers(own: Provenance, teachers: Iterable[Learned]) -> Provenance:
-    """Return what weights say of themselves that have also learned from teachers.
+    """Return the provenance of weights that have also learned from teachers.
 
-    They have seen what their teachers have: clean of a dataset is only what was
-    compared with it on all sides, and of a stranger nothing is known.
+    The weights have seen all that their teachers have seen. They are clean of a dataset
+    only if the corpus and every teacher's data were compared with it; nothing is known
+    of a foreign teacher's data.
 
     Args:
-        own: of their corpus.
-        teachers: what these have learned from.
+        own: the provenance from their corpus.
+        teachers: what is known of the teachers.
     """
     teachers = list(teachers)
     if not teachers:
@@ -107,7 +107,7 @@ def with_teachers(own: Provenance, teachers: Iterable[Learned]) -> Provenance:
 
 
 def overlap_in_words(provenance: Provenance) -> str:
-    """Say of which datasets weights are clean, and of which not."""
+    """Return in words which datasets the weights are clean of, and which not."""
     said = statement(provenance.checks)
     if not provenance.taught_by:
         return said

@@ -1,4 +1,4 @@
-"""Several predictors that answer together."""
+"""A predictor that averages several others."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from crysdistill.transfer.predictor import Predictor, answered
 
 
 class Stack(nn.Module):
-    """The weighted mean of what its members answer.
+    """The weighted mean of its members' outputs.
 
-    It is taken on the scale on which they learned: of the transformed target, and of
-    logits.
+    The mean is taken on the scale of learning: of transformed targets, and of logits.
 
     Args:
         members: predictors of the same targets, fitted on the same labels.
-        shares: of each; they sum to 1. Equal ones where None.
+        shares: the weight of each member, scaled to sum to 1; None means equal shares.
 
     Raises:
         InputError: there is no member, or they differ in targets, scale or graph.
@@ -62,7 +61,7 @@ class Stack(nn.Module):
         self.graph = first.graph
 
     def predictors(self) -> list[Predictor | FrozenPredictor]:
-        """Return its members, as what they are."""
+        """Return its members, typed as predictors."""
         found = list(self.members)
         return [one for one in found if isinstance(one, Predictor | FrozenPredictor)]
 
@@ -76,5 +75,5 @@ class Stack(nn.Module):
         ).sum(dim=0)
 
     def answer(self, batch: CrystalBatch) -> Tensor:
-        """Return the raw output (B, O), every member without dropout."""
+        """Return the raw output (B, O) with all members in eval mode."""
         return answered(self, batch)

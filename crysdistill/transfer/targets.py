@@ -1,4 +1,4 @@
-"""What a predictor is asked for: a property, its unit, and the scale it learns in."""
+"""Targets of a predictor: a property, its unit, and its scale of learning."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from crysdistill.errors import InputError, did_you_mean
 TASKS = ("regression", "classification")
 
 MOST_CLASSES = 1000
-"""A larger number in a column of classes is taken for a mistake."""
+"""A class number of this or more is refused as a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """A function that a property is learned through, and its way back.
+    """A function that transforms a property for learning, and its inverse.
 
     Args:
         forward: from the unit to the scale of learning.
         inverse: from the scale of learning to the unit.
-        accepts: which values `forward` is defined for.
-        needs: the same in words, for messages.
+        accepts: returns for which values `forward` is defined.
+        needs: these values in words, for messages.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -60,17 +60,17 @@ class Target:
     """One property to be learned.
 
     Args:
-        name: the label's column; the column of predictions too.
-        unit: of labels and of predictions, "" for a plain number.
-        task: `classification` has the classes 0, 1, ..., as many as the training
-            crystals show.
-        transform: one of `TRANSFORMS`. Elastic moduli are learned as `log10`.
-        weight: of this target's loss beside those of others; None lets training
+        name: the column of the labels, and of the predictions.
+        unit: of labels and predictions; "" for a plain number.
+        task: `regression` or `classification`. Classes are 0, 1, ..., up to the highest
+            one of the training crystals.
+        transform: one of `TRANSFORMS`; use `log10` for elastic moduli.
+        weight: of this target's loss beside those of other targets; None lets training
             balance them.
 
     Raises:
-        InputError: `task` or `transform` is unknown, a class is to be transformed, or
-            `weight` is not positive.
+        InputError: `task` or `transform` is unknown, a classification target has a
+            transform, or `weight` is not positive.
     """
 
     name: str
@@ -101,14 +101,14 @@ class Target:
     def check(
         self, labels: np.ndarray, material_ids: Sequence[str] | None = None
     ) -> None:
-        """Refuse labels that cannot be learned from. Unknown ones (NaN) may stay.
+        """Refuse labels that cannot be learned; unknown ones (NaN) are accepted.
 
-        `forward` does not look at its values, because in a training step on a GPU
-        that would wait for them; call this once on all labels.
+        `forward` does not check its values, because a training step would have to wait
+        for the GPU. Call this once on all labels.
 
         Args:
             labels: (B,) in the target's unit.
-            material_ids: their names for messages; numbered where None.
+            material_ids: their names for messages; None uses their numbers.
 
         Raises:
             InputError: a label is infinite, outside the transform's domain, or not a
@@ -133,11 +133,11 @@ class Target:
         raise InputError(f"{which}: {self.name} is {labels[first]} {need}{more}")
 
     def forward(self, values: Tensor) -> Tensor:
-        """Bring values from the unit to the scale of learning; any shape."""
+        """Convert values from the unit to the scale of learning; any shape."""
         return TRANSFORMS[self.transform].forward(values)
 
     def inverse(self, values: Tensor) -> Tensor:
-        """Bring values from the scale of learning to the unit; any shape."""
+        """Convert values from the scale of learning to the unit; any shape."""
         return TRANSFORMS[self.transform].inverse(values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,18 +147,19 @@ class Target:
 
 @dataclass(frozen=True)
 class Normalizer:
-    """What the training labels of a target say of its scale.
+    """The scale of a target, from its training labels.
 
-    Values are shifted and scaled to mean 0 and standard deviation 1, after the
-    transform; classes are counted.
+    After the transform, values are shifted and scaled to mean 0 and standard deviation
+    1. Classes are only counted.
 
     Args:
-        mean: subtracted.
-        std: divided by.
-        classes: how many classes; 0 for numbers.
+        mean: the number that is subtracted.
+        std: the number by which values are divided.
+        classes: the number of classes; 0 for a regression target.
 
     Raises:
-        InputError: `std` is not positive, a number is not finite, or a class is alone.
+        InputError: `std` is not positive, a number is not finite, or there is only one
+            class.
     """
 
     mean: float = 0.0
@@ -177,7 +178,7 @@ class Normalizer:
 
     @property
     def outputs(self) -> int:
-        """How many outputs of a head this target takes."""
+        """The number of columns that this target takes in a head's output."""
         return self.classes or 1
 
     @classmethod
@@ -187,9 +188,9 @@ class Normalizer:
         labels: np.ndarray,
         material_ids: Sequence[str] | None = None,
     ) -> Normalizer:
-        """Fit the labels of the training crystals, and of no others.
+        """Fit the labels of the training crystals only.
 
-        Classes are not normalised but counted.
+        Classes are counted, not normalised.
 
         Args:
             target: gives the transform.
@@ -197,9 +198,9 @@ class Normalizer:
             material_ids: their names, for messages.
 
         Raises:
-            InputError: `Target.check` refuses a label; there are fewer than two
-                labels, or all are equal, so that there is no scale; or a class below
-                the highest one has no label.
+            InputError: `Target.check` refuses a label; there are fewer than two labels
+                or all are equal, so there is no scale; or a class below the highest one
+                has no label.
         """
         target.check(labels, material_ids)
         known = np.asarray(labels, dtype=np.float64)

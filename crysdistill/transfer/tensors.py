@@ -1,4 +1,4 @@
-"""Safetensors files, told apart from what looks like one, and put into modules."""
+"""Reads safetensors files, explains unusable ones, and loads tensors into modules."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from crysdistill.errors import InputError
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read the metadata of a safetensors file, telling apart what can be wrong.
+    """Read the metadata of a safetensors file; report precisely what is wrong with it.
 
-    The library reports most of these as one kind of error. The layout is eight bytes
-    with the length of a JSON header, the header, and the tensors at its offsets.
+    The library reports most problems as the same error. The layout is eight bytes with
+    the length of the JSON header, the header, and the tensors at its offsets.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the weights file in it")
@@ -57,7 +57,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a file whose header is in order."""
+    """Read all tensors of a file with a sound header."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -67,7 +67,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Put tensors into a module that needs exactly these.
+    """Load tensors into a module that needs exactly these.
 
     Args:
         module: changed in place.
@@ -75,8 +75,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
         source: the file, for messages.
 
     Raises:
-        InputError: a tensor is missing, left over, of another shape, or is an
-            element table that differs from the one of this version.
+        InputError: a tensor is missing, unexpected or of another shape, or an element
+            table differs from that of this version.
     """
     own = module.state_dict()
     missing = [name for name in own if name not in tensors]

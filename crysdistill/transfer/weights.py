@@ -1,8 +1,8 @@
-"""The weights file: what leaves a run, and all that is needed to use it.
+"""The weights file: the result of a run, with all that is needed to use it.
 
-One safetensors file. Its metadata entry `crysdistill` holds JSON: what kind of model
-it is, how to build it, what graph it reads, what it predicts and in which unit, and
-where it comes from. Loading one executes no code.
+It is one safetensors file. Its metadata entry `crysdistill` holds JSON: the kind of
+model, how to build it, the graph it reads, its targets and their units, and its
+provenance. Loading a weights file executes no code.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from crysdistill.transfer.targets import Normalizer, Target
 from crysdistill.transfer.tensors import fill, read_metadata, read_tensors
 
 FORMAT = 2
-"""Of the metadata. Older ones are converted when they are read."""
+"""The format of the metadata. Older formats are converted when they are read."""
 
 _ENTRY = "crysdistill"
 _KINDS = ("encoder", "predictor", "frozen", "stack")
@@ -42,25 +42,25 @@ _OVERLAPS = ("clean", "transductive", "unknown")
 _Built = TypeVar("_Built")
 
 AnyPredictor = Predictor | FrozenPredictor | Stack
-"""What predicts: a network with a head, readouts on frozen embeddings, or several."""
+"""A network with a head, readouts of frozen embeddings, or a mean of several."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where weights come from, and what may be done with them.
+    """Where weights come from, and their licence.
 
     Args:
-        corpus: the hash of the store that the encoder learned from.
-        overlap: whether that corpus was cleared of the crystals that judged the
-            predictor (`clean`), was not (`transductive`), or `unknown`.
-        licence: of the weights, which the sources of the corpus decide.
+        corpus: the hash of the store that the encoder was pretrained on.
+        overlap: `clean` if that corpus was cleared of the crystals that judge the
+            predictor, `transductive` if not, or `unknown`.
+        licence: of the weights; it follows from the sources of the corpus.
         origin: the run or the published file, in words.
         checks: the datasets that the corpus was compared with.
-        taught_by: the teachers whose crystals nobody has compared with anything, in
-            words; what they have seen, the weights may know.
+        taught_by: teachers with training data that nobody has compared with a dataset,
+            in words. The weights may know what these teachers have seen.
 
     Raises:
-        InputError: `overlap` is none of the three.
+        InputError: `overlap` is none of the three words.
     """
 
     corpus: str = ""
@@ -76,7 +76,7 @@ class Provenance:
                 f"`overlap` is {self.overlap!r} but must be one of "
                 f"{', '.join(_OVERLAPS)}{did_you_mean(str(self.overlap), _OVERLAPS)}"
             )
-        # From JSON they come as plain values.
+        # Read from JSON, they are plain values.
         checks = [c if isinstance(c, DatasetCheck) else DatasetCheck(**c)
                   for c in self.checks]  # fmt: skip
         object.__setattr__(self, "checks", checks)
@@ -89,19 +89,19 @@ class Provenance:
 
 @dataclass(frozen=True)
 class WeightsHeader:
-    """What a weights file says of itself.
+    """The description of a model in its weights file.
 
     Args:
-        kind: `encoder`; `predictor` for one with a head; `frozen` for one with
-            readouts; `stack` for several predictors that answer together.
-        encoder: `name` and `settings`, which rebuild it; empty where there is none.
-        graph: the graph that it reads.
-        provenance: where it comes from.
-        version: of crysdistill, which wrote the file.
-        head: the head's settings; None where there is none.
-        readouts: name and settings of each; none where there is a head.
-        members: what each predictor of a stack says of itself.
-        targets: what is predicted; none for an encoder.
+        kind: `encoder`; `predictor` with a head; `frozen` with readouts; or `stack`, a
+            mean of several predictors.
+        encoder: `name` and `settings`, which rebuild it; empty without an encoder.
+        graph: the graph that the model reads.
+        provenance: where the weights come from.
+        version: of the crysdistill that wrote the file.
+        head: the head's settings; None without a head.
+        readouts: name and settings of each; empty for a model with a head.
+        members: the description of each predictor in a stack.
+        targets: the targets; empty for an encoder.
         normalizers: the scale of each target.
     """
 
@@ -118,7 +118,7 @@ class WeightsHeader:
 
     @property
     def target(self) -> Target | None:
-        """What is predicted; of several targets the first, None for an encoder."""
+        """The target, or the first of several; None for an encoder."""
         return self.targets[0] if self.targets else None
 
     @property
@@ -141,13 +141,13 @@ def save_weights(
     The file appears complete or not at all.
 
     Args:
-        path: where; its folder must exist.
-        model: what to write; it stays where it is.
-        graph: the graph that an encoder reads; a predictor knows its own.
+        path: the file to write; its folder must exist.
+        model: the model; it stays on its device.
+        graph: the graph that an encoder reads; a predictor has its own.
         provenance: where the weights come from.
 
     Raises:
-        InputError: the graph of an encoder is not given, or that of a predictor is.
+        InputError: `graph` is missing for an encoder, or given for a predictor.
     """
     path = Path(path)
     if isinstance(model, Encoder):
@@ -176,12 +176,12 @@ def save_weights(
 
 
 def _recipe(encoder: Encoder | None) -> dict[str, Any]:
-    """Return what rebuilds an encoder."""
+    """Return the name and settings that rebuild an encoder."""
     return {"name": encoder.name, "settings": encoder.settings} if encoder else {}
 
 
 def _describe(model: AnyPredictor) -> dict[str, Any]:
-    """Return what rebuilds a predictor."""
+    """Return the entries of a header that rebuild a predictor."""
     facts: dict[str, Any] = {
         "targets": [target.to_dict() for target in model.outputs.targets],
         "normalizers": [one.to_dict() for one in model.outputs.normalizers],
@@ -199,11 +199,11 @@ def _describe(model: AnyPredictor) -> dict[str, Any]:
 
 
 def read_header(path: str | Path) -> WeightsHeader:
-    """Read what a weights file says of itself, without its tensors.
+    """Read the description in a weights file, without its tensors.
 
     Raises:
-        InputError: the file is absent, cut short, no weights file, or of another
-            format.
+        InputError: the file does not exist, is cut short, is no weights file, or has
+            another format.
     """
     path = Path(path)
     text = read_metadata(path).get(_ENTRY)
@@ -234,7 +234,7 @@ def read_header(path: str | Path) -> WeightsHeader:
 
 
 def _header(facts: Mapping[str, Any], path: Path) -> WeightsHeader:
-    """Return what a file says of itself, or a stack of one of its members."""
+    """Return the description of a file, or of one member of a stack."""
     shared = {key: facts[key] for key in ("graph", "provenance", "version")}
     members = [_header({**one, **shared}, path) for one in facts.get("members", ())]
     return WeightsHeader(
@@ -252,7 +252,7 @@ def _header(facts: Mapping[str, Any], path: Path) -> WeightsHeader:
 
 
 def load_encoder(path: str | Path) -> Encoder:
-    """Load the encoder of a weights file, that of a predictor too, in eval mode.
+    """Load the encoder of an encoder's or a predictor's weights file, in eval mode.
 
     Raises:
         InputError: the file cannot be used; the text says why.
@@ -286,7 +286,7 @@ def load_predictor(path: str | Path) -> AnyPredictor:
             f"{path} holds an encoder without a head, which cannot predict; make a "
             "predictor from it with `crysdistill finetune`"
         )
-    # What is drawn here is then replaced: no reason to disturb the caller's draws.
+    # The random weights are replaced below: leave the caller's random state alone.
     with torch.random.fork_rng(devices=[]):
         predictor = _make_predictor(path, header)
     fill(predictor, read_tensors(path), str(path))
@@ -294,7 +294,7 @@ def load_predictor(path: str | Path) -> AnyPredictor:
 
 
 def _make_predictor(path: Path, header: WeightsHeader) -> AnyPredictor:
-    """Build what a header describes, with numbers still to be filled."""
+    """Build the predictor that a header describes, without its weights."""
     if header.kind == "stack":
         made = [_make_predictor(path, member) for member in header.members]
         members = [one for one in made if not isinstance(one, Stack)]
@@ -323,7 +323,7 @@ def _make_predictor(path: Path, header: WeightsHeader) -> AnyPredictor:
 
 
 def _build(kind: type[_Built], values: Any, path: Path, name: str) -> _Built:
-    """Call a class with the values of a file, in whose name errors speak."""
+    """Call a class with values from a file; errors name the file."""
     try:
         return kind(**values)
     except TypeError as error:
@@ -344,12 +344,12 @@ def _build(kind: type[_Built], values: Any, path: Path, name: str) -> _Built:
 def _all(
     kind: type[_Built], facts: Mapping[str, Any], path: Path, name: str
 ) -> tuple[_Built, ...]:
-    """Build what a predictor's file has one of for each target."""
+    """Build the objects that a predictor's file has for each target."""
     return tuple(_build(kind, values, path, name) for values in facts.get(name, ()))
 
 
 def _make_encoder(path: Path, header: WeightsHeader) -> Encoder:
-    """Build the encoder that a header describes, with weights still to be filled."""
+    """Build the encoder that a header describes, without its weights."""
     name = header.encoder.get("name")
     settings = header.encoder.get("settings", {})
     elements = settings.get("elements")
@@ -359,7 +359,7 @@ def _make_encoder(path: Path, header: WeightsHeader) -> Encoder:
             f"{__version__} knows {', '.join(ELEMENT_TABLES)}"
         )
     try:
-        # Weights are drawn and then replaced: no reason to disturb the caller's.
+        # The random weights are replaced later: leave the caller's random state alone.
         with torch.random.fork_rng(devices=[]):
             return find_encoder(str(name))(**settings)
     except InputError as error:

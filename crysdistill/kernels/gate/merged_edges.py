@@ -16,6 +16,10 @@ from crysdistill.machine_code import machine_code
 
 SAME = 1e-6  # Å; float32 coordinates know distances no better
 
+BUCKET, LONGEST = 1e-4, 1e6  # Å
+SPREAD = 0x9E3779B1
+"""A large odd number: lengths that are near each other come far apart."""
+
 PART = 4096
 """Edges from which on a batch is worked on in parts. They depend on the batch alone:
 sums in the same order are the same on any number of threads."""
@@ -190,43 +194,59 @@ def merge(
         lengths: what to fill; zeros.
         known: Å, what to fill: the lengths of all crystals, (L,).
     """
-    order = np.empty(len(distance), np.int64)  # of each centre's edges by their length
-    kind = np.empty(len(distance), np.int64)  # of the crystal's lengths
-    stop = np.empty(len(first), np.int64)
+    # Where the lengths of a crystal are found again: by their bucket, in a table
+    # that is at most half full. Buckets are wide: nearly all lengths lie in one.
+    room = 2
+    while room < 2 * len(distance):
+        room *= 2
+    slots = np.empty(room, np.int32)
     begin, new, found = 0, 0, 0
     for b in range(len(atoms) - 1):
         end = begin
-        for i in range(atoms[b], atoms[b + 1]):
-            stop[i] = end
-            while end < len(distance) and edge_index[1, end] == i:
-                end += 1
-        for e in begin + np.argsort(distance[begin:end], kind="mergesort"):
-            # NaN is like no other.
-            if found == lengths[b] or not distance[e] - known[found - 1] <= SAME:
-                known[found] = distance[e]
+        while end < len(distance) and edge_index[1, end] < atoms[b + 1]:
+            end += 1
+        size = 2
+        while size < 2 * (end - begin):
+            size *= 2
+        slots[:size] = -1
+        i = atoms[b]
+        for e in range(begin, end):
+            while i < edge_index[1, e]:
+                i += 1
+                first[i] = new
+            d, kind = distance[e], -1
+            bucket = low = high = 0
+            if d < LONGEST:  # NaN is like no other, whatever its bucket
+                bucket = int(d / BUCKET)
+                low, high = int((d - SAME) / BUCKET), int((d + SAME) / BUCKET)
+            for near in range(low, high + 1):
+                slot = (near * SPREAD) & (size - 1)
+                while kind < 0 and slots[slot] >= 0:
+                    if abs(d - known[slots[slot]]) <= SAME:
+                        kind = int(slots[slot])
+                    slot = (slot + 1) & (size - 1)
+            if kind < 0:
+                kind = found
+                known[found] = d
                 found += 1
-            kind[e] = found - 1 - lengths[b]
-            i = edge_index[1, e]
-            order[stop[i]] = e
-            stop[i] += 1
+                slot = (bucket * SPREAD) & (size - 1)
+                while slots[slot] >= 0:
+                    slot = (slot + 1) & (size - 1)
+                slots[slot] = kind
+            kind -= lengths[b]
+            same = new - 1
+            while same >= first[i] and (
+                length[same] != kind or neighbour[same] != edge_index[0, e]
+            ):
+                same -= 1
+            if same < first[i]:
+                neighbour[new], length[new] = edge_index[0, e], kind
+                times[new] = 0
+                same = new
+                new += 1
+            times[same] += 1
+        while i < atoms[b + 1]:
+            i += 1
+            first[i] = new
         lengths[b + 1] = found
-        k = begin
-        for i in range(atoms[b], atoms[b + 1]):
-            while k < stop[i]:
-                e = order[k]
-                same = new - 1
-                while (
-                    same >= first[i]
-                    and length[same] == kind[e]
-                    and neighbour[same] != edge_index[0, e]
-                ):
-                    same -= 1
-                if same < first[i] or length[same] != kind[e]:
-                    neighbour[new], length[new] = edge_index[0, e], kind[e]
-                    times[new] = 0
-                    same = new
-                    new += 1
-                times[same] += 1
-                k += 1
-            first[i + 1] = new
         begin = end

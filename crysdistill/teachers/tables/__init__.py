@@ -10,10 +10,10 @@ from crysdistill.teachers.tables.parquet import ParquetTable
 
 
 def open_table(path: Path) -> Table:
-    """Open a table; what kind it is follows from its first bytes.
+    """Open a table; its first bytes tell which kind of file it is.
 
     Raises:
-        InputError: it is no table, or a part of it is missing.
+        InputError: the file is no table, or a part of it is missing.
     """
     with path.open("rb") as file:
         start = file.read(8)

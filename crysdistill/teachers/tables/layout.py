@@ -1,4 +1,4 @@
-"""What every table of embeddings has, whatever its file."""
+"""What all tables of embeddings have in common, in any kind of file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from crysdistill.errors import InputError
 
 ABOUT = "crysdistill"
-"""The entry in which a table of ours says which weights made it, as JSON."""
+"""The entry of a table from `embed` that describes its weights, as JSON."""
 
 LAYER = re.compile(r"layer(\d+)$")
-"""The name of a block of atoms of one layer."""
+"""The name of the block of one layer's atom embeddings."""
 
 
 def is_block(name: str) -> bool:
@@ -30,7 +30,7 @@ class Atoms(NamedTuple):
 
     Args:
         numbers: (N,), atomic numbers.
-        frac_coords: (N, 3) float64; None where the table has none.
+        frac_coords: (N, 3) float64; None if the table has none.
     """
 
     numbers: np.ndarray
@@ -38,17 +38,17 @@ class Atoms(NamedTuple):
 
 
 class Table(ABC):
-    """A table of embeddings, of which little but the names has been read.
+    """A table of embeddings; little more than the names is read on opening.
 
     Args:
         path: the file, for messages.
         ids: R names.
-        counts: (R,) int64, atoms of each crystal; None in a table of crystals alone.
+        counts: (R,) int64, atoms of each crystal; None if the table has no atoms.
         widths: the width of each block: `atoms`, `crystals`, `layer0`, ...
-        about: what the file says of itself, as text by name.
+        about: the file's metadata, as text by name.
 
     Raises:
-        InputError: it has no block.
+        InputError: the table has no block.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class Table(ABC):
 
     @abstractmethod
     def take(self, block: str, rows: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """Return an array that holds the vectors of some crystals at least.
+        """Return an array that holds at least the vectors of some crystals.
 
         Returns:
-            (all, F), and (rows,) int64: where those of each crystal begin.
+            (all, F), and (rows,) int64: where the vectors of each crystal begin.
         """
 
 

@@ -1,6 +1,6 @@
 """Tables of embeddings that stay in their file: safetensors and HDF5.
 
-Every process that opens one shares one copy in the page cache.
+All processes that open a table share one copy in the page cache.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from crysdistill.errors import InputError
 from crysdistill.teachers.tables.layout import Atoms, Table, is_block, ranges
 
 _ABOUT_ATOMS = {"ptr": (), "atomic_numbers": (), "frac_coords": (3,)}
-"""Arrays beside the blocks, and the shape of one of their entries."""
+"""The arrays beside the blocks, and the shape of one entry of each."""
 
 
 class MappedTable(Table):
-    """Arrays with offsets, as a store has them.
+    """A table of arrays with offsets, as in a store.
 
     Args:
         path: the file.
         blocks: the embeddings by name.
-        arrays: what is in the file of `ptr`, `atomic_numbers` and `frac_coords`.
+        arrays: those of `ptr`, `atomic_numbers` and `frac_coords` that the file has.
         ids: R names.
-        about: what the file says of itself.
+        about: the file's metadata.
 
     Raises:
         InputError: an array is missing, or is not as long as the others.
@@ -117,7 +117,7 @@ def open_safetensors(path: Path) -> MappedTable:
     """Open a table in a safetensors file.
 
     Raises:
-        InputError: it is damaged, or no table.
+        InputError: the file is damaged, or no table.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -135,10 +135,10 @@ def open_safetensors(path: Path) -> MappedTable:
 
 
 def open_hdf5(path: Path) -> MappedTable:
-    """Open a table in an HDF5 file; arrays in chunks are read into memory.
+    """Open a table in an HDF5 file; chunked arrays are read into memory.
 
     Raises:
-        InputError: it is damaged, or no table.
+        InputError: the file is damaged, or no table.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -169,7 +169,7 @@ def open_hdf5(path: Path) -> MappedTable:
 
 
 def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    """Map a contiguous dataset; read one that is not, or that has other bytes."""
+    """Map a contiguous dataset; read one in chunks or in the other byte order."""
     offset = dataset.id.get_offset()
     if dataset.size == 0 or offset is None or not dataset.dtype.isnative:
         return dataset[:].astype(dataset.dtype.newbyteorder("="), copy=False)
@@ -188,7 +188,7 @@ def _check_shapes(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _lines(path: Path, text: bytes) -> list[str]:
-    """Return names that stand in lines."""
+    """Return the names, one a line."""
     try:
         return text.decode().split("\n") if text else []
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
 """Tables of embeddings in Parquet: a row for each crystal, with lists of numbers.
 
-What is asked for is read into memory, since its pages are compressed and random access
-to them is slow. Tables that are larger than memory belong into one of the other files.
+The requested rows are read into memory, because Parquet pages are compressed and random
+access to them is slow. Tables larger than memory need one of the other formats.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ParquetTable(Table):
         path: the file.
 
     Raises:
-        InputError: it cannot be read, or a column is missing.
+        InputError: the file cannot be read, or a column is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +76,7 @@ class ParquetTable(Table):
         return Atoms(numbers[places, 0], None if frac is None else frac.astype(float))
 
     def take(self, block: str, rows: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """Return the vectors of these crystals alone, in memory."""
+        """Return the vectors of only these crystals, in memory."""
         if block == "crystals" and "crystals" not in self._names:
             return torch.from_numpy(self._plain_columns(rows)), np.arange(len(rows))
         counts = None if block == "crystals" else self.counts
@@ -89,7 +89,7 @@ class ParquetTable(Table):
     def _columns(self, name: str, wanted: np.ndarray) -> Iterator[tuple[int, Any]]:
         """Yield parts of a column, and the row where each begins.
 
-        Row groups without a wanted row are passed over.
+        Row groups without a wanted row are skipped.
         """
         start = 0
         for group in range(self._file.num_row_groups):
@@ -109,7 +109,7 @@ class ParquetTable(Table):
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def _width(self, name: str, counts: np.ndarray | None) -> int:
-        """Return the width of a block, from the first of its lists."""
+        """Return the width of a block, from its first list."""
         for batch in self._batches([name]):
             first = int(_lengths(batch.column(0))[0])
             width = first // int(1 if counts is None else counts[0] or 1)
@@ -140,14 +140,14 @@ class ParquetTable(Table):
         Args:
             name: the column.
             width: the numbers of one vector.
-            counts: (R,) vectors of each row; one each where None.
-            rows: which rows.
+            counts: (R,) vectors of each row; None means one each.
+            rows: the rows to read.
 
         Returns:
-            (all, width); and (rows,) where those of each row begin.
+            (all, width); and (rows,) where the vectors of each row begin.
 
         Raises:
-            InputError: a list is not as long as that.
+            InputError: a list has another length.
         """
         wanted = np.zeros(len(self.ids), dtype=bool)
         wanted[rows] = True
@@ -173,7 +173,7 @@ class ParquetTable(Table):
 
 
 def _lengths(column: Any) -> np.ndarray:
-    """Return how many values each list has; one that is missing has none."""
+    """Return the length of each list; a missing list has length 0."""
     return (
         column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(int)
     )

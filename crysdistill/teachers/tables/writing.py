@@ -1,4 +1,4 @@
-"""Writing a table of embeddings part by part, so that it need not fit into memory."""
+"""Writes a table of embeddings part by part, so it need not fit into memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crysdistill.errors import InputError
-from crysdistill.files import whole
+from crysdistill.files import check_space, whole
 
-_GROUP = 4096  # crystals of a row group of Parquet
+_GROUP = 4096  # crystals in a Parquet row group
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Contents:
         ids: R names.
         ptr: (R + 1,) int64, the first atom of each crystal, and the number of atoms.
         widths: the width of each block: `crystals`, or `atoms`, `layer0`, ...
-        about: what the file shall say of itself, as text by name.
+        about: the file's metadata, as text by name.
     """
 
     ids: Sequence[str]
@@ -39,11 +39,11 @@ class Contents:
 
     @property
     def by_atom(self) -> bool:
-        """Whether there are vectors of atoms."""
+        """Whether the table has vectors of atoms."""
         return any(name != "crystals" for name in self.widths)
 
     def shapes(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """Return type and shape of each array that comes in parts."""
+        """Return the type and shape of each array that is written in parts."""
         atoms = int(self.ptr[-1])
         found: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
         for name, width in self.widths.items():
@@ -55,7 +55,7 @@ class Contents:
         return found
 
     def fixed(self) -> dict[str, np.ndarray]:
-        """Return the arrays that are known from the beginning."""
+        """Return the arrays that are known from the start."""
         wrong = next((name for name in self.ids if "\n" in name), None)
         if wrong is not None:
             raise InputError(f"{wrong!r} has a line break, which no table can hold")
@@ -65,14 +65,14 @@ class Contents:
 
 
 Part = Mapping[str, np.ndarray]
-"""The arrays of some more crystals, by the names of `Contents.shapes`."""
+"""The arrays of the next crystals, by the names of `Contents.shapes`."""
 
 
 def check_ending(path: Path, level: str) -> None:
     """Refuse a file that cannot hold a table of that level.
 
     Raises:
-        InputError: the text names endings that would do.
+        InputError: it cannot; the text names the endings that can.
     """
     endings = (".csv", ".safetensors", ".h5", ".hdf5", ".parquet", "")
     if path.suffix not in endings:
@@ -88,14 +88,14 @@ def check_ending(path: Path, level: str) -> None:
 
 
 def write_table(path: Path, contents: Contents, parts: Iterable[Part]) -> None:
-    """Write a table; its ending says which kind, and without one it is Parquet.
+    """Write a table in the format of its file ending; Parquet if it has none.
 
     The file appears complete or not at all.
 
     Args:
-        path: a file that is there is replaced.
-        contents: what the parts together are.
-        parts: some crystals each, in order.
+        path: the file; an existing one is replaced.
+        contents: what all parts together hold.
+        parts: the crystals in order, some in each part.
 
     Raises:
         InputError: a name cannot be written.
@@ -106,10 +106,10 @@ def write_table(path: Path, contents: Contents, parts: Iterable[Part]) -> None:
 
 
 def _write_safetensors(path: Path, contents: Contents, parts: Iterable[Part]) -> None:
-    """Write the header first, since all shapes are known, and each array in its place.
+    """Write the header first, since all shapes are known, then each array in place.
 
-    The layout is eight bytes with the length of a JSON header, the header, and the
-    arrays at its offsets: the widest numbers first, so that all are aligned.
+    The layout is eight bytes with the length of the JSON header, the header, and the
+    arrays at its offsets. The widest numbers come first, so all are aligned.
     """
     fixed, kinds = contents.fixed(), contents.shapes()
     kinds |= {name: (x.dtype, x.shape) for name, x in fixed.items()}
@@ -137,7 +137,11 @@ def _write_safetensors(path: Path, contents: Contents, parts: Iterable[Part]) ->
 
 
 def _write_hdf5(path: Path, contents: Contents, parts: Iterable[Part]) -> None:
-    """Write contiguous arrays, which readers can map."""
+    """Write contiguous arrays, so that readers can map them."""
+    shapes = contents.shapes().values()
+    rows = sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in shapes)
+    ids = sum(x.nbytes for x in contents.fixed().values())
+    check_space(path, rows + ids + (1 << 16))
     with h5py.File(path, "w") as file:
         for key, value in contents.about.items():
             file.attrs[key] = value
@@ -219,4 +223,4 @@ _WRITERS: dict[str, Callable[[Path, Contents, Iterable[Part]], None]] = {
     ".parquet": _write_parquet,
     ".csv": _write_csv,
 }
-"""What writes a table, by the ending of its name."""
+"""The function that writes a table, by its file ending."""

@@ -1,1 +1,1 @@
-"""Stopping at any moment, and going on there."""
+"""Stopping a run at any moment, and resuming it there."""

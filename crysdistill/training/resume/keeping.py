@@ -1,4 +1,4 @@
-"""Keeping a run's work: when to save, stopping between steps, and going on there."""
+"""Keeping a run's work: saves it, stops it between steps, and resumes it there."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from crysdistill.training.resume.metrics_log import MetricsLog
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import TrainerSettings
 
-_KEY = "crysdistill"  # of what we add to Lightning's checkpoint
+_KEY = "crysdistill"  # of our entry in Lightning's checkpoint
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 AGAIN = 1.0
-"""Seconds after which a second Ctrl-C is meant as one."""
+"""Seconds after which another Ctrl-C counts as a second one."""
 
 
 class KeepWork(Checkpoint):
-    """Saves a run so that it can be killed at any moment and goes on bit for bit.
+    """Saves a run, so that it can be killed at any moment and resumed bit for bit.
 
-    A checkpoint is written between two steps: after every epoch, and within one as
-    often as the settings say. It counts batches of all ranks together, so that a run
-    can go on with another number of them.
+    A checkpoint is written between two steps: after every epoch, and within an epoch as
+    often as the settings say. It counts batches of all ranks together, so a run can
+    continue on another number of ranks.
 
-    Ctrl-C, and the signals that SLURM sends before a time limit, let the step finish;
-    then it is saved and the run stops. A second Ctrl-C, a second later, stops it at
-    once. All ranks stop after the same step.
+    After Ctrl-C, or a signal that SLURM sends before a time limit, the step finishes;
+    then the run is saved and stops. A second Ctrl-C, at least a second later, stops it
+    at once. All ranks stop after the same step.
 
-    `with keeper:` stands around `Trainer.fit`. Lightning calls a `Checkpoint` after the
-    other callbacks, so that what they know of a step is in it.
+    Call `Trainer.fit` inside `with keeper:`. Lightning calls a `Checkpoint` after the
+    other callbacks, so a checkpoint includes their state after the step.
 
     Args:
-        run: where checkpoints go.
-        loader: the training batches, to go on among them.
-        log: the logged numbers, which belong to a checkpoint.
+        run: the run directory for the checkpoints.
+        loader: the training batches; a resumed run continues among them.
+        log: the logged numbers; a checkpoint includes them.
         settings: how often to save, and how many checkpoints to keep.
     """
 
@@ -90,16 +90,16 @@ class KeepWork(Checkpoint):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the signals back; say what to do about a stop or a full disk.
+        """Restore the signal handlers; report a stop or a full disk.
 
         Raises:
             KeyboardInterrupt: the run was asked to stop; the text says what is saved.
-            InputError: there is no room to write something.
+            InputError: the disk is full.
         """
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
-        # SystemExit is what Lightning makes of Ctrl-C.
+        # Lightning turns Ctrl-C into SystemExit.
         if error is None or isinstance(error, SystemExit | KeyboardInterrupt):
             if self._stopped_after is not None:
                 raise KeyboardInterrupt(self._kept()) from None
@@ -118,8 +118,8 @@ class KeepWork(Checkpoint):
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked is None:
             self.asked, self._asked_at = number, time.monotonic()
-        # SLURM sends several signals, and torchrun passes each on once more: only who
-        # presses Ctrl-C again means it.
+        # SLURM sends several signals, and torchrun repeats each. Only a later Ctrl-C
+        # shows that the user wants to stop at once.
         elif number == signal.SIGINT and time.monotonic() > self._asked_at + AGAIN:
             raise KeyboardInterrupt
 
@@ -128,11 +128,11 @@ class KeepWork(Checkpoint):
     def setup(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
     ) -> None:
-        """Let Lightning write checkpoints our way."""
+        """Let Lightning write checkpoints with `Checkpoints`."""
         trainer.strategy.checkpoint_io = self.files
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen to signals, instead of Lightning: it listened from a moment ago on."""
+        """Handle signals; Lightning has set its own handlers just before."""
         self._saved_at = time.monotonic()
         self._steps = trainer.global_step
         if threading.current_thread() is threading.main_thread():
@@ -142,9 +142,9 @@ class KeepWork(Checkpoint):
     def on_train_epoch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> None:
-        """Save the epoch that has ended, with all that was logged of it."""
+        """Save the epoch that has ended, with all numbers logged for it."""
         if self._between_epochs:
-            # Of an epoch that has not begun, Lightning has nothing to go on with.
+            # The epoch has not begun, so Lightning must not restart within it.
             trainer.fit_loop.epoch_loop.restarting = False
             self._between_epochs = False
         self.loader.go_to(trainer.current_epoch, 0)
@@ -159,9 +159,9 @@ class KeepWork(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save after a step if it is time to."""
+        """Save after a step if a checkpoint is due."""
         if trainer.global_step == self._steps:
-            return  # gradients are still being added up, and no checkpoint holds them
+            return  # gradients are still being added up; checkpoints do not hold them
         self._steps = trainer.global_step
         self._position = (trainer.current_epoch, batch_idx + 1)
         every, minutes = (
@@ -181,7 +181,7 @@ class KeepWork(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stop here if asked to: validation begins again when the run goes on."""
+        """Stop here if asked to; a resumed run starts validation again."""
         self._pause(trainer, pl_module, save=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -204,9 +204,9 @@ class KeepWork(Checkpoint):
             raise KeyboardInterrupt
 
     def _agree(self, pl_module: L.LightningModule, save: bool) -> tuple[bool, bool]:
-        """Return whether any rank is to stop, and whether any is to save.
+        """Return whether any rank must stop, and whether any must save.
 
-        Signals reach ranks one after another, and their clocks differ.
+        Signals reach the ranks at different times, and their clocks differ.
         """
         stop = self.asked is not None
         if world_size() == 1:
@@ -216,7 +216,7 @@ class KeepWork(Checkpoint):
         return stops > 0, saves > 0
 
     def _save(self, trainer: L.Trainer) -> None:
-        """Write a checkpoint, unless this moment has one."""
+        """Write a checkpoint, unless this position already has one."""
         if self._saved == self._position:
             return
         step = trainer.global_step
@@ -235,7 +235,7 @@ class KeepWork(Checkpoint):
         pl_module: L.LightningModule,
         checkpoint: dict[str, Any],
     ) -> None:
-        """Add where the run stands, and what it has logged."""
+        """Add the position of the run and its logged numbers."""
         epoch, batches = self._position
         checkpoint[_KEY] = {
             "epoch": epoch,
@@ -250,7 +250,7 @@ class KeepWork(Checkpoint):
         pl_module: L.LightningModule,
         checkpoint: dict[str, Any],
     ) -> None:
-        """Go on where the checkpoint stands.
+        """Continue from the checkpoint's position.
 
         Raises:
             InputError: the run was begun with other crystals.
@@ -258,9 +258,9 @@ class KeepWork(Checkpoint):
         kept = checkpoint[_KEY]
         if kept["crystals"] != self._crystals:
             raise InputError(
-                f"{self.loader.store.path} holds other training crystals than those "
-                f"that the run in {self.files.folder.parent} began with; give it back "
-                "the same ones, or start anew with `resume=false overwrite=true`"
+                f"{self.loader.store.path} holds other training crystals than the run "
+                f"in {self.files.folder.parent} began with; give the same store, or "
+                "start anew with `resume=false overwrite=true`"
             )
         self.metrics.restore(kept["metrics"])
         self._position = self._saved = (kept["epoch"], kept["batches"])
@@ -274,27 +274,27 @@ class KeepWork(Checkpoint):
 
     @cached_property
     def _crystals(self) -> str:
-        """Return what tells one set of training crystals from another."""
+        """Return a text that identifies the set of training crystals."""
         rows = hashlib.sha256(self.loader.rows.tobytes()).hexdigest()
         return f"{self.loader.store.hash} {rows}"
 
 
-# Lightning goes on among the batches of an epoch by itself. At the end of one it would
-# pass over the validation, or over hooks; so its counters are set to what they are at a
-# moment from which it goes on as if nothing had happened.
+# Lightning itself can resume among the batches of an epoch. At the end of an epoch it
+# would skip the validation, or hooks. Its counters are therefore set to those of a
+# moment from which it continues correctly.
 
 _STAGES = ("ready", "started", "processed", "completed")
 
 
 def _count(progress: dict[str, Any], *counts: int) -> None:
-    """Set the counters of one progress that are there."""
+    """Set those counters of a progress that it has."""
     for stage, count in zip(_STAGES, counts, strict=True):
         if stage in progress:
             progress[stage] = count
 
 
 def _begin_epoch(loops: dict[str, Any], epoch: int) -> None:
-    """Let a run go on with the first batch of an epoch."""
+    """Let a run continue with the first batch of an epoch."""
     for progress in ("total", "current"):
         _count(loops["epoch_progress"][progress], epoch, epoch, epoch, epoch)
     batches = loops["epoch_loop.batch_progress"]
@@ -303,18 +303,18 @@ def _begin_epoch(loops: dict[str, Any], epoch: int) -> None:
 
 
 def _begin_validation(loops: dict[str, Any]) -> None:
-    """Let a run go on with the validation that follows the last batch of an epoch."""
+    """Let a run continue with the validation after the last batch of an epoch."""
     batches = loops["epoch_loop.batch_progress"]
     for progress in ("total", "current"):
         done = batches[progress]["processed"]
         _count(batches[progress], done, done, done, done)
-        # As if it had been stopped in the first batch.
+        # As if the run had stopped in the first validation batch.
         _count(loops["epoch_loop.val_loop.batch_progress"][progress], 1, 1, 0, 0)
     batches["is_last_batch"] = True
 
 
 class BestWeights(Callback):
-    """Keeps the weights that validation likes best, in memory and in checkpoints.
+    """Keeps the weights with the best validation number, in memory and checkpoints.
 
     Args:
         monitor: the validation number.
@@ -330,7 +330,7 @@ class BestWeights(Callback):
     def on_validation_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> None:
-        """Keep the weights if there were none so good; the first of equal ones stay."""
+        """Keep the weights if they are better than all before."""
         if trainer.sanity_checking:
             return
         score = self.sign * float(trainer.callback_metrics[self.monitor])
@@ -348,18 +348,18 @@ class BestWeights(Callback):
             module.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what belongs into a checkpoint."""
+        """Return the state for a checkpoint."""
         return {"score": self.score, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.score, self.weights = state_dict["score"], state_dict["weights"]
 
 
 class Patience(EarlyStopping):
-    """Stops a run that no longer improves, and leaves it so when it is resumed."""
+    """Stops a run that no longer improves, and keeps it stopped when resumed."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Do not begin an epoch that the run before did not begin."""
+        """Stop at once if the run had already stopped for lack of improvement."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""The table of logged numbers, of which a resumed run writes the same."""
+"""The table of logged numbers; a resumed run writes the same table."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from crysdistill.files import write_whole
 
 
 class MetricsLog(Logger):
-    """Writes `metrics.csv`, a line as soon as there is one.
+    """Writes `metrics.csv`, each line at once.
 
-    Checkpoints hold the rows, so that what a kill or a full disk has made of the file
-    does not matter.
+    Checkpoints hold the rows, so a file damaged by a kill or a full disk is restored.
 
     Args:
         path: the file.
 
     Attributes:
-        rows: what was logged so far.
-        failure: why a row could not be written. It is not raised at once: other ranks
-            do not know of it, and would wait.
+        rows: the rows logged so far.
+        failure: why a row could not be written. It is not raised at once, because other
+            ranks do not know of it and would wait.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +37,7 @@ class MetricsLog(Logger):
 
     @property
     def name(self) -> str:
-        """The name of the experiment: none, the folder says it."""
+        """The name of the experiment: none, the folder has it."""
         return ""
 
     @property
@@ -68,7 +67,7 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def restore(self, rows: Sequence[dict[str, float]]) -> None:
-        """Go on after the rows that a checkpoint holds."""
+        """Continue after the rows of a checkpoint."""
         self.rows = list(rows)
         if rows:
             self._write()

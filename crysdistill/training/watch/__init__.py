@@ -1,1 +1,1 @@
-"""How fast a run is, what it waits for, and whether it still learns."""
+"""Watches a run: its speed, its waiting times, and whether it still learns."""

@@ -1,4 +1,4 @@
-"""What the machine can do at most: products of matrices, and copies in memory."""
+"""Measures the machine's limits: matrix products and copies in memory."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import torch
 from crysdistill.ranks import sum_over_ranks
 
 PATIENCE = 0.15
-"""Seconds that each measurement may take, more or less."""
+"""Seconds that each measurement may take, approximately."""
 
-_SMALLEST, _LARGEST = 64 * 2**20, 256 * 2**20  # bytes that a CPU copies
+_SMALLEST, _LARGEST = 64 * 2**20, 256 * 2**20  # bytes of an array to copy on a CPU
 _ON_GPU = 2**30
 _SIDES = (256, 512, 1024, 2048, 4096, 8192)
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The most that a device does in a second, of all ranks together.
+    """The highest rates of a device, of all ranks together.
 
     Args:
         gflops: 10^9 floating-point operations, in products of square matrices.
         gbytes: 10^9 bytes read and written, in copies much larger than the caches.
         dtype: the precision of the matrices.
-        threads: of each process on a CPU.
+        threads: the threads of each process on a CPU.
     """
 
     gflops: float
@@ -40,17 +40,18 @@ class Ceilings:
 def measure_ceilings(
     device: torch.device, precision: str, ranks: int = 1
 ) -> Ceilings | None:
-    """Measure a device, in about half a second; only once in a process.
+    """Measure a device in about half a second, only once in a process.
 
-    With several ranks all call this at the same moment, as they share the machine.
+    With several ranks, all must call this at the same moment, since they share the
+    machine.
 
     Args:
         device: where the run computed.
         precision: of the run, as Lightning names it.
-        ranks: how many measure together.
+        ranks: how many ranks measure together.
 
     Returns:
-        None where there is no memory left to measure in.
+        The limits; None if there is too little memory to measure.
     """
     dtype = torch.float32
     if precision.startswith("bf16"):
@@ -73,19 +74,19 @@ def _measure(
 ) -> tuple[float, float]:
     try:
         return _gflops(device, dtype), _gbytes(device, ranks)
-    except (RuntimeError, MemoryError):  # how torch says that memory is out
+    except (RuntimeError, MemoryError):  # torch raises these when memory runs out
         return 0.0, 0.0
 
 
 @torch.no_grad()
 def _gflops(device: torch.device, dtype: torch.dtype) -> float:
-    """Multiply larger and larger matrices, as long as patience allows."""
+    """Multiply larger and larger matrices, for about `PATIENCE` seconds."""
     best, end = 0.0, time.perf_counter() + PATIENCE
     for side in _SIDES:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
         multiply = partial(torch.mm, a, b, out=out)
-        _seconds(multiply, device)  # the first one prepares
+        _seconds(multiply, device)  # warm-up
         taken = min(_seconds(multiply, device) for _ in range(2))
         best = max(best, 2.0 * side**3 / taken / 1e9)
         if time.perf_counter() + 3 * 8 * taken > end:
@@ -95,7 +96,7 @@ def _gflops(device: torch.device, dtype: torch.dtype) -> float:
 
 @torch.no_grad()
 def _gbytes(device: torch.device, ranks: int) -> float:
-    """Copy an array that no cache holds; each byte is read once and written once."""
+    """Copy an array larger than the caches; each byte is read and written once."""
     if device.type == "cpu":
         size = min(max(8 * _cache_bytes(), _SMALLEST), _LARGEST)
         size = max(size // ranks, _SMALLEST // 2)
@@ -115,7 +116,7 @@ def _gbytes(device: torch.device, ranks: int) -> float:
 
 
 def _seconds(do: Callable[[], object], device: torch.device) -> float:
-    """Return how long something takes, until the device has done it."""
+    """Return how long a call takes, until the device has finished it."""
     _wait_for(device)
     begun = time.perf_counter()
     do()
@@ -129,7 +130,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _cache_bytes() -> int:
-    """Return the size of the last cache of the first core, where the system tells."""
+    """Return the size of the largest cache of the first core, at least 32 MiB."""
     sizes = [2**25]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()

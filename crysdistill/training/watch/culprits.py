@@ -1,4 +1,4 @@
-"""Which crystals alone give a loss that is not finite."""
+"""Finds the crystals that alone give a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Loss = Callable[[CrystalBatch], float]
 def find_culprits(
     rows: Sequence[int], is_bad: Callable[[Sequence[int]], bool]
 ) -> list[int]:
-    """Return the crystals that alone make a batch bad, by halving it.
+    """Return the crystals that are bad alone, by repeatedly halving the batch.
 
     Args:
         rows: the crystals of the batch.
-        is_bad: whether a batch of some of them is.
+        is_bad: returns whether a batch of some of them is bad.
 
     Returns:
-        The first few of them. None where no crystal is bad alone, or where every one
-        that was tried is: then it is not the crystals.
+        The first few of them. It is empty if no crystal is bad alone, or if all that
+        were tried are: then the crystals are not the cause.
     """
     found: list[int] = []
     tried = 0
@@ -56,11 +56,11 @@ def find_culprits(
 
 
 class Judge:
-    """Looks for the crystals of this rank that broke a run, and leaves it as it was.
+    """Looks for this rank's crystals that broke a run, without changing the run.
 
     Args:
-        trainer: what runs.
-        module: what learns; it has `losses` and `validation_step`.
+        trainer: the trainer of the run.
+        module: the trained module; it has `losses` and `validation_step`.
         train: the training batches.
         val: the validation batches.
     """
@@ -78,13 +78,13 @@ class Judge:
     ) -> list[int]:
         """Return the rows that alone give a loss that is not finite.
 
-        Where training crystals that were well a step ago (`control`) give one too, it
-        is the weights and not the crystals.
+        If training crystals that were fine a step ago (`control`) give one too, the
+        weights are the cause and not the crystals.
 
         Args:
-            loader: the training or the validation batches, where `rows` are from.
+            loader: the training or the validation batches, to which `rows` belong.
             rows: the crystals of a bad batch.
-            control: training crystals that should not be bad; may be none.
+            control: training crystals that should not be bad; may be empty.
         """
         loss = self._validation_loss if loader is self.val else self._training_loss
 
@@ -96,7 +96,7 @@ class Judge:
         return self._judging(look)
 
     def bad_validation_batch(self) -> list[int] | None:
-        """Return the rows of the first one whose loss is not finite."""
+        """Return the rows of the first batch whose loss is not finite."""
 
         def look() -> list[int] | None:
             for batch in self.val:
@@ -110,7 +110,7 @@ class Judge:
         return float(self.module.losses(batch, 0)["loss"])
 
     def _validation_loss(self, batch: CrystalBatch) -> float:
-        """Return the loss as validation has it; the run's own sums are lost."""
+        """Return the validation loss of a batch; this discards the run's own sums."""
         means = self.module.val_means
         means.compute()
         self.module.validation_step(batch, 0)
@@ -123,13 +123,13 @@ class Judge:
             batch = loader.store.batch(rows, loader.targets).to(self.module.device)
             try:
                 return not math.isfinite(loss(batch))
-            except (RuntimeError, ValueError):  # cannot do with so few crystals
+            except (RuntimeError, ValueError):  # the module needs more crystals
                 return False
 
         return is_bad
 
     def _judging(self, look: Callable[[], Any]) -> Any:
-        """Look with a module that judges and does not learn, on this rank alone."""
+        """Call `look` with the module in eval mode, on this rank only."""
         module, precision = self.module, self.trainer.precision_plugin
         buffers = [buffer.clone() for buffer in module.buffers()]
         training = [part for part in module.modules() if part.training]

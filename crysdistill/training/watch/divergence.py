@@ -1,4 +1,4 @@
-"""When a loss has diverged, and whether weights have."""
+"""Tells whether a loss or the weights have diverged."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ FACTOR = 1e3
 """How many times larger than usual an exploding loss is."""
 
 STREAK = 5
-"""Steps running for which it must be."""
+"""The number of consecutive steps for which it must be that large."""
 
 WINDOW = 100
-"""Steps that say what is usual."""
+"""The number of steps that define the usual loss."""
 
 
 class LossWatch:
-    """Tells a diverged loss from a noisy one, step by step.
+    """Distinguishes a diverged loss from a noisy one, step by step.
 
-    A loss that is not finite has diverged. So has one that for 5 steps running is more
-    than 1000 times as large as usual: the median of the last 100 steps before, or 1
-    where that is smaller. Targets are normalised, and cross-entropies and contrastive
-    losses are of the order of 1 by nature: a healthy run with tiny losses may see them
-    rise by any factor, a rise to 1000 is none that it sees five times in a row.
+    A loss that is not finite has diverged. So has a loss that is more than 1000 times
+    as large as usual for 5 consecutive steps. The usual loss is the median of the 100
+    steps before, but at least 1. Targets are normalised, and cross-entropies and
+    contrastive losses are naturally of order 1. In a healthy run, tiny losses may rise
+    by any factor, but not to 1000 five times in a row.
     """
 
     def __init__(self) -> None:
@@ -35,16 +35,16 @@ class LossWatch:
         self._high: list[float] = []
 
     def state_dict(self) -> dict[str, list[float]]:
-        """Return what it has seen, for a checkpoint."""
+        """Return the recent losses, for a checkpoint."""
         return {"usual": list(self._usual), "high": list(self._high)}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self._usual.extend(state["usual"])
         self._high.extend(state["high"])
 
     def add(self, loss: float) -> str | None:
-        """Take the loss of a step; return what is wrong with it, such as "is nan"."""
+        """Add the loss of a step; return what is wrong with it, such as "is nan"."""
         if not math.isfinite(loss):
             return f"is {loss}"
         size = abs(loss)
@@ -64,7 +64,7 @@ class LossWatch:
 
 
 def all_finite(module: nn.Module) -> bool:
-    """Return whether weights and batch norms are finite; asks the device once."""
+    """Return whether weights and batch norms are finite; waits for the device once."""
     tensors = [p.detach() for p in module.parameters()]
     for statistic, _ in _statistics(module):
         tensors.append(statistic)
@@ -74,14 +74,14 @@ def all_finite(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def mend_statistics(module: nn.Module) -> None:
-    """Let batch norms that saw a bad batch judge others again."""
+    """Reset batch-norm statistics that a bad batch made infinite or NaN."""
     for statistic, neutral in _statistics(module):
         if not bool(statistic.isfinite().all()):
             statistic.fill_(neutral)
 
 
 def _statistics(module: nn.Module) -> Iterator[tuple[Tensor, float]]:
-    """Yield the statistics of batch norms, each with its value at the start."""
+    """Yield the statistics of batch norms, each with its initial value."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm1d):
             for statistic, start in ((part.running_mean, 0.0), (part.running_var, 1.0)):

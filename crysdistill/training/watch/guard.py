@@ -1,4 +1,4 @@
-"""Stops a run whose loss has diverged, with the crystals at hand and advice."""
+"""Stops a run whose loss has diverged; names the crystals and gives advice."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Step:
     weights: list[Tensor] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the file says of it."""
+        """Return its entry for the file."""
         return {
             "epoch": self.epoch,
             "batch": self.batch,
@@ -59,20 +59,20 @@ class _Step:
 class Guard(Callback):
     """Stops a run when its loss or its gradient is not finite, or its loss explodes.
 
-    What counts as exploding: see `LossWatch`. On the CPU the loss is looked at before
-    the gradient is computed, and the gradient before the weights move, so that they
-    stay as they were. A GPU is not made to wait: the loss of a step comes over while it
-    computes the next, and the weights of before the bad one are put back from a copy
-    there. Its gradients are not looked at: with `16-mixed` some are infinite by design,
-    and Lightning skips their steps. No checkpoint is written before the last loss was
-    looked at and all weights are finite.
+    `LossWatch` defines an exploding loss. On the CPU, the loss is checked before the
+    gradient is computed, and the gradient before the step, so the weights do not
+    change. A GPU need not wait: the loss of a step is transferred while the GPU
+    computes the next one, and the weights before the bad step are restored from a copy
+    on the GPU. Gradients on a GPU are not checked: with `16-mixed` some are infinite by
+    design, and Lightning skips their steps. A checkpoint is written only after the last
+    loss was checked and if all weights are finite.
 
-    With several ranks each sees the loss of the whole batch, by one number that they
-    add up in each step, and so all stop in the same one. What a module returns is its
-    rank's share of the loss, times the number of ranks (`engine.shared_loss`).
+    With several ranks, each sees the loss of the whole batch: the ranks add up one
+    number in each step, and all stop in the same step. A module returns its rank's
+    share of the loss times the number of ranks (`engine.shared_loss`).
 
     Args:
-        run: where `diverged.json` goes.
+        run: the run directory, for `diverged.json`.
         train: the training batches.
         val: the validation batches.
     """
@@ -88,14 +88,14 @@ class Guard(Callback):
 
     @property
     def last_loss(self) -> float | None:
-        """The loss of the last step that was looked at, of the batch of all ranks."""
+        """The last checked loss, of the batch of all ranks."""
         known = (step.loss for step in reversed(self._steps))
         return next((loss for loss in known if loss is not None), None)
 
     # --------------------------------------------------------------------- each step
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget what an earlier attempt at this run had written."""
+        """Remove the file of an earlier attempt at this run."""
         if rank() == 0:
             (self.run.path / FILE).unlink(missing_ok=True)
 
@@ -106,24 +106,24 @@ class Guard(Callback):
         batch: CrystalBatch,
         batch_idx: int,
     ) -> None:
-        """Remember which crystals these are."""
+        """Remember the crystals of the batch."""
         groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
         lr = max((float(group["lr"]) for group in groups), default=None)
         rows = getattr(batch, "rows", None)
         step = _Step(trainer.current_epoch, batch_idx, rows, lr)
         self._steps.append(step)
         if len(self._steps) > 3:
-            self._steps[-4].rows = None  # keeps no batch of a device for long
+            self._steps[-4].rows = None  # do not keep batches on a device for long
         if _runs_ahead(pl_module):
             self._keep_weights(step, pl_module)
 
     def on_before_backward(
         self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
     ) -> None:
-        """Look at the loss at once, where nothing has to wait for it.
+        """Check the loss at once, unless a GPU would have to wait.
 
         Raises:
-            InputError: the run has diverged; as in all that follow.
+            InputError: the run has diverged; so do the methods below.
         """
         if not _runs_ahead(pl_module):
             value = float(_whole(loss, trainer))
@@ -132,7 +132,7 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
     ) -> None:
-        """Look at the gradient before it moves the weights; all ranks have the same."""
+        """Check the gradient before the step; all ranks have the same one."""
         if _runs_ahead(pl_module):
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
@@ -149,7 +149,7 @@ class Guard(Callback):
         batch: CrystalBatch,
         batch_idx: int,
     ) -> None:
-        """On a GPU: look at the last step's loss, and send for that of this one."""
+        """On a GPU: check the last step's loss, and request that of this step."""
         if _runs_ahead(pl_module):
             self._look_at_sent(trainer, pl_module)
             loss = _whole(outputs["loss"], trainer)
@@ -167,17 +167,17 @@ class Guard(Callback):
 
     @torch.no_grad()
     def _restore_weights(self, step: _Step, module: L.LightningModule) -> None:
-        """Take back what steps have done since the bad one began."""
+        """Restore the weights from before the bad step."""
         learned = [p for p in module.parameters() if p.requires_grad]
         for weights, before in zip(learned, step.weights or [], strict=False):
             weights.copy_(before)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is usual, so that a resumed run stops where it would have."""
+        """Return the recent losses, so a resumed run stops at the same step."""
         return self._watch.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self._watch.load_state_dict(state_dict)
 
     # ------------------------------------------------------------------ now and then
@@ -185,13 +185,13 @@ class Guard(Callback):
     def on_validation_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> None:
-        """Do not validate what has diverged."""
+        """Check the last loss, so that a diverged run is not validated."""
         self._look_at_sent(trainer, pl_module)
 
     def on_train_epoch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> None:
-        """Look at the weights."""
+        """Check the weights."""
         self._look_at_weights(trainer, pl_module)
 
     def on_save_checkpoint(
@@ -200,13 +200,13 @@ class Guard(Callback):
         pl_module: L.LightningModule,
         checkpoint: dict[str, Any],
     ) -> None:
-        """Keep what has diverged out of a checkpoint."""
+        """Check the weights, so that a diverged run is not saved."""
         self._look_at_weights(trainer, pl_module)
 
     def on_validation_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> None:
-        """Look at the validation loss; find the batch only if it is not finite."""
+        """Check the validation loss; search for the batch only if it is not finite."""
         loss = trainer.callback_metrics.get("val_loss")
         if trainer.sanity_checking or loss is None or math.isfinite(float(loss)):
             return
@@ -232,7 +232,7 @@ class Guard(Callback):
             self._stop(trainer, module, step, f"loss {wrong}")
 
     def _look_at_sent(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Look at the loss that was sent for, if one was."""
+        """Check the requested loss, if there is one."""
         if self._on_way is None:
             return
         (step, read), self._on_way = self._on_way, None
@@ -253,7 +253,7 @@ class Guard(Callback):
         what: str,
         validation: list[int] | None = None,
     ) -> None:
-        """Write what is known, and end the run, on all ranks."""
+        """Write a record of the failure and end the run, on all ranks."""
         if validation is None:
             self._restore_weights(step, module)
         finite = all(bool(p.isfinite().all()) for p in module.parameters())
@@ -309,12 +309,12 @@ class Guard(Callback):
 
 
 def _runs_ahead(module: L.LightningModule) -> bool:
-    """Return whether the host is ahead of the device and should stay so."""
+    """Return whether the host runs ahead of the device and should not wait for it."""
     return module.device.type == "cuda"
 
 
 def _send_for(value: Tensor) -> Callable[[], float]:
-    """Let a number come over from a GPU; return what waits for it and reads it."""
+    """Request a number from a GPU; return a function that waits for it and reads it."""
     host = torch.empty((), dtype=torch.float32, pin_memory=True)
     host.copy_(value, non_blocking=True)
     there = torch.cuda.Event()
@@ -328,7 +328,7 @@ def _send_for(value: Tensor) -> Callable[[], float]:
 
 
 def _whole(loss: Tensor, trainer: L.Trainer) -> Tensor:
-    """Return the loss of the batch of all ranks from what Lightning made of a share."""
+    """Return the loss of the whole batch from a rank's loss as Lightning scaled it."""
     loss = loss.detach().float() * trainer.accumulate_grad_batches
     return sum_over_ranks(loss) / world_size()
 
@@ -340,21 +340,21 @@ def _rows(step: _Step | None) -> list[int]:
 
 
 def _plain(value: float | None) -> float | str | None:
-    """Return a number as JSON has it; there is none for NaN."""
+    """Return a number for JSON; NaN and infinities become text."""
     return value if value is None or math.isfinite(value) else str(value)
 
 
 def _advice(
     culprits: list[str], lr: float | None, clip: float | None, trainer: L.Trainer
 ) -> str:
-    """Say what to do about it."""
+    """Return advice on what to do."""
     if culprits:
         names = ", ".join(culprits[:_NAMED])
         more = len(culprits) - _NAMED
         names += f" and {more} more" if more > 0 else ""
         return (
             f"{names} alone {'gives' if len(culprits) == 1 else 'give'} a loss that is "
-            "not finite: look at structure and label, or build the store without"
+            "not finite: check structure and label, or leave it out of the store"
         )
     ways = [f"lower `optimizer.lr` (here {lr:.3g})" if lr else "lower `optimizer.lr`"]
     ways.append(f"lower `trainer.clip` ({clip:g})" if clip else "set `trainer.clip=1`")

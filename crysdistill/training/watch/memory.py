@@ -1,4 +1,4 @@
-"""The most memory that a run held: of the process, and of its GPU."""
+"""The peak memory of a run: of the process, and of its GPU."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _MEMORY = Path("/proc/meminfo")
 
 
 class PeakMemory:
-    """Measures from its making on, where the system can forget an earlier peak.
+    """Measures the peak from its creation on, if the system can reset the peak.
 
-    What counts is what is resident, mapped pages of a store included.
+    Resident memory counts, including mapped pages of a store.
 
     Args:
-        device: the GPU that is measured as well, if it is one.
+        device: the device of the run; a GPU is measured too.
 
     Attributes:
-        of_run: whether the peak is that of the run alone; otherwise it is that of the
+        of_run: whether the peak is that of the run only; otherwise it is that of the
             process since its start.
     """
 
@@ -48,10 +48,10 @@ class PeakMemory:
 
 
 def available_memory(device: torch.device) -> float:
-    """Return the bytes that a device could still give; infinite where it says itself.
+    """Return the bytes that a CPU can still allocate; infinite for other devices.
 
-    A GPU refuses what it does not have. Linux promises more than it has, and ends the
-    process later.
+    A GPU refuses to allocate more than it has. Linux grants more memory than it has,
+    and ends the process later.
     """
     if device.type != "cpu" or not _MEMORY.exists():
         return float("inf")
@@ -62,7 +62,7 @@ def available_memory(device: torch.device) -> float:
 
 
 def _forget_peak() -> bool:
-    """Let Linux measure the peak anew; return whether it does."""
+    """Let Linux reset the peak; return whether it does."""
     try:
         _CLEAR.write_text("5")
         return "VmHWM:" in _STATUS.read_text()

@@ -1,4 +1,4 @@
-"""From the steps of a run to its steady speed."""
+"""Computes the steady speed of a run from its steps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 WINDOW = 0.5
-"""Seconds of a window; longer in runs so long that there would be too many."""
+"""Seconds of a window; longer in very long runs, to limit the number of windows."""
 
 FEWEST = 5
-"""Steps that a window has at least."""
+"""The fewest steps in a window."""
 
 _MOST = 2000
 
@@ -18,20 +18,20 @@ _MOST = 2000
 class Pace:
     """Adds up steps, and finds their speed as a median over windows.
 
-    A window is as many steps as last half a second, and five at least. Their median is
-    what a run does in the long run: a pause, or another program for a while, does not
-    move it.
+    A window lasts half a second and has at least five steps. The median over windows is
+    the long-term speed of a run: a pause, or another program for a while, does not
+    change it.
 
     Args:
-        warm_up: first steps that belong to no window.
+        warm_up: the number of first steps that belong to no window.
 
     Attributes:
-        steps: all of them, as the sums below.
+        steps: the number of all steps, including the warm-up.
         crystals: of all steps.
         atoms: of all steps.
         edges: of all steps.
         seconds: of all steps.
-        waited: seconds of them, for batches.
+        waited: seconds of all steps that were spent waiting for batches.
     """
 
     def __init__(self, warm_up: int) -> None:
@@ -54,8 +54,8 @@ class Pace:
         """Add steps.
 
         Args:
-            seconds: (S,) that each step took.
-            waited: (S,) of them for its batch.
+            seconds: (S,) the time of each step.
+            waited: (S,) the part of it spent waiting for the batch.
             counts: (S, 3) crystals, atoms and edges of all ranks.
             edges: (R, S) edges of each rank.
         """
@@ -94,24 +94,24 @@ class Pace:
 
     @property
     def fill(self) -> float:
-        """Edges of the mean batch over those of the heaviest."""
+        """Edges of the mean batch over those of the heaviest one."""
         return self.edges / self.steps / self._heaviest if self._heaviest else 1.0
 
     @property
     def stall(self) -> float:
-        """The share of the time of steps, warm-up left out, spent on waiting."""
+        """The share of the steps' time spent waiting, without the warm-up."""
         _, seconds, waited = self._chosen()[:3]
         return float(waited / seconds) if seconds else 0.0
 
     def _chosen(self) -> np.ndarray:
-        """Return the sums of all steps after the warm-up, or of all if it is all."""
+        """Return the sums of the steps after the warm-up, or else of all."""
         if self._steady[0]:
             return self._steady
         counts = (self.crystals, self.atoms, self.edges)
         return np.array([self.steps, self.seconds, self.waited, *counts])
 
     def rates(self) -> dict[str, Any]:
-        """Return crystals, atoms and edges per second, and what these are."""
+        """Return crystals, atoms and edges per second, and how they were computed."""
         names = ("crystals_per_s", "atoms_per_s", "edges_per_s")
         if self._windows:
             table = np.array(self._windows)

@@ -1,4 +1,4 @@
-"""How a run gets on: a bar in a terminal, and a line for each epoch elsewhere."""
+"""Shows the progress of a run: a bar in a terminal, or a line for each epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crysdistill.training.watch.guard import Guard
 from crysdistill.training.watch.throughput import Throughput
 
 STALL = 0.02
-"""The share of time spent waiting for batches from which on the bar shows it."""
+"""The bar shows the share of time spent waiting for batches if it is above this."""
 
 
 class ProgressBar(TQDMProgressBar):
@@ -21,19 +21,19 @@ class ProgressBar(TQDMProgressBar):
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Return what stands at the end of the bar."""
+        """Return the numbers at the end of the bar."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
         return {**_now(trainer), **shown}
 
 
 class EpochLines(Callback):
-    """Prints a line after each epoch, for logs, which a bar would fill."""
+    """Prints a line after each epoch, for logs that a bar would clutter."""
 
     def on_train_epoch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> None:
-        """Print it, with what the bar would show."""
+        """Print the numbers that the bar would show."""
         numbers: dict[str, Any] = dict(trainer.progress_bar_metrics)
         if "val_loss" in trainer.callback_metrics:
             numbers = {"val_loss": trainer.callback_metrics["val_loss"], **numbers}
@@ -41,11 +41,11 @@ class EpochLines(Callback):
         shown = {**_now(trainer), **chosen}
         text = ", ".join(f"{name} {value}" for name, value in shown.items())
         line = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {text}"
-        rich.get_console().print(line, soft_wrap=True)
+        rich.get_console().print(line, soft_wrap=True, markup=False)
 
 
 def _now(trainer: L.Trainer) -> dict[str, int | str | float | dict[str, float]]:
-    """Return the loss of the last step, the speed, and waiting where there is some."""
+    """Return the last loss, the speed, and the share of waiting if above `STALL`."""
     shown: dict[str, int | str | float | dict[str, float]] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Guard) and callback.last_loss is not None:

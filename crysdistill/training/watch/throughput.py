@@ -1,4 +1,4 @@
-"""How fast a run is, what it waits for and holds, and what the machine could do."""
+"""Measures a run: its speed, waiting times, memory, and the machine's limits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import rich
 import torch
 from lightning.pytorch.callbacks import Callback
+from rich.markup import escape
 
 from crysdistill.encoders import Encoder
 from crysdistill.graphs.batch import CrystalBatch
@@ -26,22 +27,22 @@ from crysdistill.training.watch.pace import Pace
 FILE = "throughput.json"
 
 WARM_UP = 3
-"""First steps of a process that tell nothing of its speed: compilers, caches."""
+"""The first steps of a process, which compilers and caches slow down."""
 
 
 class Throughput(Callback):
     """Measures a run; at its end prints a few lines and writes `throughput.json`.
 
-    A step costs two readings of the clock and a few appends: no question to other
-    ranks or to a GPU. A step lasts from the end of the one before to its own end, so
-    that waiting for the batch is part of it; validation and the writing of checkpoints
-    are not, and are told apart. On a GPU a step's end is when it is queued, which over
-    a window of steps makes no difference.
+    Measuring a step takes two readings of the clock and a few appends; it does not wait
+    for other ranks or a GPU. A step lasts from the end of the previous one to its own
+    end, including the wait for its batch. Validation and the writing of checkpoints are
+    not included but measured separately. On a GPU a step ends when it is queued; over a
+    window of steps this makes no difference.
 
     Args:
-        run: where the file goes.
-        loader: of the training batches; its `seconds_waited` is the stall.
-        ceilings: whether to measure at the end what the machine can do.
+        run: the run directory, for the file.
+        loader: of the training batches; its `seconds_waited` is the waiting time.
+        ceilings: whether to measure the machine's limits at the end.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Throughput(Callback):
     # -------------------------------------------------------------------- measuring
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin, and take the time of every checkpoint that is written."""
+        """Start the clock, and measure the time of every checkpoint."""
         self._memory = PeakMemory(trainer.strategy.root_device)
         self._begun = time.perf_counter()
         save = trainer.save_checkpoint
@@ -78,13 +79,13 @@ class Throughput(Callback):
         trainer.save_checkpoint = timed  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Steps begin here in a run that goes on in the middle of an epoch."""
+        """Start the first step of a run that is resumed within an epoch."""
         self._set_mark()
 
     def on_train_epoch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> None:
-        """In others, they begin here."""
+        """Start the first step of an epoch."""
         self._set_mark()
 
     def on_train_batch_end(
@@ -95,7 +96,7 @@ class Throughput(Callback):
         batch: CrystalBatch,
         batch_idx: int,
     ) -> None:
-        """Note what a step was and how long it took."""
+        """Record the size of a step and how long it took."""
         saved = self.saving - self._saved
         seconds = time.perf_counter() - self._mark - saved
         waited = self.loader.seconds_waited - self._waited
@@ -122,7 +123,7 @@ class Throughput(Callback):
     def on_validation_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> None:
-        """Go on with it."""
+        """Start the clock of the steps again."""
         saved = self.saving - self._saved_before
         self.validating += time.perf_counter() - self._validation_begun - saved
         self._set_mark()
@@ -130,13 +131,13 @@ class Throughput(Callback):
     def on_train_epoch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> None:
-        """Add up the ranks, once in an epoch."""
+        """Add up the numbers of all ranks, once in an epoch."""
         self.pace.add(*self._columns.of_all_ranks(trainer.strategy.root_device))
         self._columns = _Columns()
 
     @property
     def recent(self) -> tuple[float, float]:
-        """Crystals per second of late, and the share of time spent waiting."""
+        """Recent crystals per second, and the share of time spent waiting."""
         seconds = sum(step[0] for step in self._recent)
         if not seconds:
             return 0.0, 0.0
@@ -146,7 +147,7 @@ class Throughput(Callback):
     # -------------------------------------------------------------------- reporting
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the numbers together, while all ranks are still there."""
+        """Put the report together while all ranks are still there."""
         if not self.pace.steps or self._memory is None:
             return
         device = trainer.strategy.root_device
@@ -190,16 +191,16 @@ class Throughput(Callback):
         }
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print and write."""
+        """Print and write the report."""
         if not self.report or rank() > 0:
             return
         self.run.write_json(FILE, self.report)
         for line in lines(self.report):
-            rich.print(line)
+            rich.print(escape(line))
 
 
 class _Columns:
-    """What the steps of an epoch were on this rank, a column for each number."""
+    """The steps of an epoch on this rank, a column for each number."""
 
     def __init__(self) -> None:
         self.seconds, self.waited = array("d"), array("d")
@@ -211,7 +212,7 @@ class _Columns:
         self.counts.extend(counts)
 
     def of_all_ranks(self, device: torch.device) -> tuple[np.ndarray, ...]:
-        """Return what `Pace.add` takes."""
+        """Return the arguments of `Pace.add`."""
         ranks = world_size()
         mine = torch.tensor(self.counts, dtype=torch.int64).reshape(-1, 3)  # (S, 3)
         clock = torch.tensor([self.seconds, self.waited], dtype=torch.float64)  # (2, S)
@@ -220,8 +221,8 @@ class _Columns:
         if ranks > 1:
             each, clock = each.to(device), clock.to(device)
         each = sum_over_ranks(each).cpu()  # (R, S, 3)
-        # Ranks wait for each other in every step: their clocks agree, but for the
-        # waiting, which delays all.
+        # Ranks wait for each other in every step, so their step times agree; only the
+        # time spent waiting for batches differs, and each wait delays all.
         seconds, waited = (sum_over_ranks(clock).cpu() / ranks).numpy()
         counts, edges = each.sum(0).numpy(), each[:, :, 2].numpy()
         return seconds, waited, counts, edges
@@ -233,7 +234,7 @@ def _largest(values: list[int]) -> list[int]:
 
 
 def _covers(resumed: bool, ranks: int) -> str:
-    """Say what the numbers are about."""
+    """Return which part of the run the numbers cover."""
     what = "all ranks" if ranks > 1 else "the run"
     if resumed:
         return f"{what}, since the run was resumed"
@@ -253,7 +254,7 @@ def _work(
     rates: dict[str, Any],
     ceilings: Ceilings | None,
 ) -> dict[str, Any] | None:
-    """Estimate what the encoder did in a second, beside what the machine could."""
+    """Estimate the encoder's work per second, beside the machine's limits."""
     encoder = next((m for m in module.modules() if isinstance(m, Encoder)), None)
     if encoder is None or not all(p.requires_grad for p in encoder.parameters()):
         return None  # the estimate is for layers that learn
@@ -291,7 +292,7 @@ def _views(module: L.LightningModule) -> int:
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:
-    """Yield what a report says, in a few lines."""
+    """Yield a summary of a report, in a few lines."""
     rates, seconds, memory = report["rates"], report["seconds"], report["memory"]
     yield (
         f"speed: {rates['crystals_per_s']:,.0f} crystals/s, "

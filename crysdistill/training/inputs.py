@@ -1,0 +1,54 @@
+"""Hashes of a run's input files: two spellings of one path count as equal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from crysdistill.sources.contents import tree_hash
+
+Inputs = Mapping[str, list[str]]
+"""The hashes of all files and folders that a setting names, by key."""
+
+
+def find_inputs(settings: Mapping[str, Any]) -> Inputs:
+    """Return the hashes of the paths among some settings.
+
+    Args:
+        settings: plain values by key; a text, or the texts of a list, may be paths.
+    """
+    found: dict[str, list[str]] = {}
+    for key, value in settings.items():
+        texts = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) and text for text in texts) or not texts:
+            continue
+        hashes = [content for text in texts if (content := _content(Path(text)))]
+        if len(hashes) == len(texts):
+            found[key] = hashes
+    return found
+
+
+def _content(path: Path) -> str:
+    """Return a hash of the file or folder at a path; "" if there is none."""
+    try:
+        if not path.exists():
+            return ""
+    except OSError:  # a text too long for a name
+        return ""
+    return _of_store(path) or tree_hash(path)
+
+
+def _of_store(path: Path) -> str:
+    """Return the hash recorded in a store, with the names of its labels."""
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return ""
+    try:
+        with h5py.File(path, "r") as file:
+            facts = json.loads(file.attrs["facts"])
+            return f"{facts['hash']} {' '.join(facts['properties'])}"
+    except (OSError, KeyError, ValueError, TypeError):
+        return ""
