@@ -1,7 +1,7 @@
 """Small-data property predictors from crystal encoders pretrained without labels.
 
-The names of `__all__` are found when they are first asked for, so that the command
-starts without loading torch.
+The names in `__all__` are imported on first use, so that the command starts without
+loading torch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = ["__version__", *sorted(_MODULES)]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of `__all__` from the module where it lives."""
+    """Import a name in `__all__` from its module."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

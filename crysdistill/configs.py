@@ -1,15 +1,15 @@
 """Configurations: a YAML file and `key=value` on the command line, strictly read.
 
-What may be given stands in dataclasses (see `crysdistill.schema`). Text is read by the
-type that the schema asks for: `1e-3` is a number where a number is wanted, and `no` is
-the text "no" where text is wanted.
+Dataclasses define the allowed keys (see `crysdistill.schema`). Text is converted to the
+type in the schema: `1e-3` is a number if the key takes a number, and `no` is the text
+"no" if the key takes text.
 
-Why this is not jsonargparse or pydantic alone: jsonargparse converts the plain values
-here, but it names a thing by `class_path` and `init_args` where users of this field
-write `encoder: {name: alignn, width: 64}`, and it does not say which key was meant.
-pydantic would need a model made from the signature and docstring of every encoder and
-objective, which is what `schema.py` does; and its errors, of several lines each, would
-have to be written anew to name the key in one line as it was typed.
+Why not only jsonargparse or pydantic? jsonargparse converts the plain values here. But
+it selects a class by `class_path` and `init_args`, while users in this field write
+`encoder: {name: alignn, width: 64}`, and it does not suggest the intended key. pydantic
+would need a model made from the signature and docstring of every encoder and objective,
+which is the work of `schema.py`. Its errors take several lines each, and would have to
+be rewritten to name the key in one line as the user typed it.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def load_config(
     is the home directory.
 
     Args:
-        path: a YAML file; None starts from the defaults alone.
-        overrides: `key=value`, with dots between nested keys; of two for the same
-            key the later one counts. A value is written as in YAML, in one line.
+        path: a YAML file; None starts from the defaults.
+        overrides: `key=value`, with dots between nested keys; the last one for a key
+            counts. A value is written as in YAML, in one line.
         schema: the dataclass of the run.
 
     Raises:
-        InputError: a file or a key is not known, a value has the wrong type, or one
-            that has no default is missing.
+        InputError: a file or a key is unknown, a value has the wrong type, or a key
+            without a default is missing.
     """
     tree = {} if path is None else read_yaml(find_config(path))
     for override in overrides:
@@ -94,7 +94,7 @@ def find_config(name: str | Path) -> Path:
 
 
 class _TextLoader(yaml.SafeLoader):
-    """YAML in which every plain scalar but null stays text; keys come once."""
+    """YAML in which plain scalars except null stay text, and keys must not repeat."""
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's own interface
 
@@ -175,8 +175,8 @@ def _assign(
     kind, mark, _ = unwrap(parameter.annotation if parameter else None)
     inner = tree.get(key, ABSENT)
     if inner is ABSENT:
-        # What a file does not mention keeps its default where one part of it changes;
-        # a `Choice` sees to that itself, since another name drops the settings.
+        # If one part of a default changes, parts that no file mentions keep theirs. A
+        # `Choice` handles this itself, since another name drops the settings.
         default = parameter.default if parameter else ABSENT
         one = mark is not None and not isinstance(mark, Choices)
         inner = default if isinstance(default, Mapping) and not one else {}
@@ -193,10 +193,10 @@ def _assign(
 
 
 class _Reader:
-    """Turns text into what a schema asks for.
+    """Turns text into the types of a schema.
 
     Args:
-        schema: the dataclass of the run, to look for keys that were meant.
+        schema: the dataclass of the run, to suggest intended keys.
     """
 
     def __init__(self, schema: type) -> None:
@@ -241,7 +241,7 @@ class _Reader:
         return _convert(annotation, given, path)
 
     def _listed(self, kind: type, given: Any, path: str) -> list[Any]:
-        """Read a list of sections; one alone may stand without the list."""
+        """Read a list of sections; a single section needs no list."""
         if isinstance(given, str) and given[:1] in ("[", "{"):
             given = _parse(given, f"`{path}`")
         found = [given] if isinstance(given, Mapping) else given
@@ -292,7 +292,7 @@ class _Reader:
     def _settings(
         self, mark: Choice, name: str, given: Any, path: str
     ) -> dict[str, Any]:
-        """Read the settings of something named; its own defaults stay its own."""
+        """Read the settings of a named option; its own defaults are not written out."""
         shared = mark.shared
         always = parameters(shared) if shared else {}
         known = {**always, **parameters(mark.options[name], mark.supplied)}
@@ -312,13 +312,13 @@ class _Reader:
     def _unknown_key(
         self, key: str, known: Mapping[str, Parameter], prefix: str
     ) -> InputError:
-        """Say what was probably meant: a key beside it, or of that name elsewhere."""
+        """Suggest the intended key: a similar one, or one of that name elsewhere."""
         hint = did_you_mean(key, known).replace("mean `", f"mean `{prefix}")
         if not hint:
             ending = f".{key.rpartition('.')[2]}"
             every = [found.name for found in list_keys(self.schema)]
             named = [name for name in every if f".{name}".endswith(ending)]
-            # A setting of another encoder has this very name.
+            # Another encoder has a setting of exactly this name.
             named = [name for name in named if name != f"{prefix}{key}"]
             hint = f"; did you mean `{named[0]}`?" if named else ""
         if not hint:
@@ -342,7 +342,7 @@ def _mapping(given: Any, path: str, known: Iterable[str]) -> Mapping[str, Any]:
 
 
 def _make(kind: type, settings: Mapping[str, Any], path: str) -> Any:
-    """Make a dataclass; in its own errors, name the keys as the user writes them."""
+    """Make a dataclass; rewrite its errors with the keys that the user writes."""
     try:
         return kind(**settings)
     except InputError as error:
@@ -353,7 +353,7 @@ def _make(kind: type, settings: Mapping[str, Any], path: str) -> Any:
 
 def _convert(annotation: Any, given: Any, path: str) -> Any:
     """Read a plain value by its type."""
-    # Imported late: what needs no configuration should not wait for it.
+    # Imported late, so that verbs without a configuration start faster.
     from jsonargparse import ArgumentParser
 
     kind, _, optional = unwrap(annotation)
@@ -402,7 +402,7 @@ def _not_one_of(path: str, given: Any, known: Sequence[str]) -> InputError:
 
 
 def _show(given: Any) -> str:
-    """Write a value as the user would recognise it: only true text has quotes."""
+    """Return a value in the user's form; only text has quotes."""
     if isinstance(given, str):
         try:
             plain = not isinstance(yaml.safe_load(given), str | list | dict)

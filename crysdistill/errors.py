@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend."""
+"""Errors that a user can cause and mend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class BadStructure(InputError):  # noqa: N818 - says what the error is about
     """One structure cannot be used; its entry goes to the quarantine table.
 
     Args:
-        reason: what is wrong and how to mend it, without the material's name.
+        reason: the fault and its mend, without the material's name.
     """
 
 
@@ -29,7 +29,7 @@ def not_installed(package: str, extra: str) -> InputError:
 
     Args:
         package: its name.
-        extra: the extra of this package that brings it.
+        extra: the extra of crysdistill that installs it.
     """
     return InputError(
         f"`{package}` is not installed; `pip install crysdistill[{extra}]`"
@@ -37,5 +37,5 @@ def not_installed(package: str, extra: str) -> InputError:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what the error of a library says, short enough for one line."""
+    """Return the message of a library's error, cut to one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a crash or on a full disk."""
+"""Files that are written whole or not at all, even in a crash or on a full disk."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def whole(path: Path, own: bool = False) -> Iterator[Path]:
-    """Yield where to write a file that is at `path` once nothing has gone wrong.
+    """Yield a temporary path; after success, the file written there moves to `path`.
 
     Even a power cut leaves the old file or the new one. The partial file lies in the
-    same folder, since only within a file system is a rename one step. It must be on the
-    disk before the rename is: otherwise a crash may leave the new name with nothing
-    behind it.
+    same folder, since a rename is one step only within a file system. It must be on the
+    disk before the rename. Otherwise a crash may leave the new name without content.
 
     Args:
-        path: a file that is there is replaced.
+        path: the final path; an existing file is replaced.
         own: whether others may be writing the same file; the last one stays.
 
     Raises:
-        OSError: it cannot be written; what was there before is as it was.
+        OSError: it cannot be written; an earlier file is unchanged.
     """
     name = f"{path.name}.{secrets.token_hex(8)}" if own else path.name
     partial = path.with_name(name + PARTIAL)
@@ -42,7 +41,7 @@ def whole(path: Path, own: bool = False) -> Iterator[Path]:
         _sync_folder(path.parent)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        # A write does not say of which file.
+        # The error of a write does not name the file.
         if isinstance(error, OSError) and error.filename in (None, str(partial)):
             error.filename = str(path)
         raise
@@ -56,7 +55,7 @@ def write_whole(path: Path, content: bytes | memoryview, own: bool = False) -> P
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk, where the system can."""
+    """Write the names in a folder to the disk, if the system can."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -68,20 +67,20 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what writers left that were killed."""
+    """Remove the partial files of killed writers."""
     for path in folder.glob(f"*{PARTIAL}"):
         path.unlink()
 
 
 def check_space(path: Path, size: int) -> None:
-    """Meet a full disk here, as a clear error: within HDF5 it crashes the process.
+    """Raise a clear error for a full disk, which would crash the process in HDF5.
 
     Args:
-        path: a file that is not there yet.
-        size: how many bytes it will have.
+        path: a file that does not exist yet.
+        size: the size that it will have, in bytes.
 
     Raises:
-        OSError: there is no room for them.
+        OSError: there is no room for the file.
     """
     if not hasattr(os, "posix_fallocate"):
         return

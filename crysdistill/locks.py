@@ -1,4 +1,4 @@
-"""Files that are made in parts: by one process at a time, and while there is room."""
+"""Locks and full disks, for files that are made in parts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from crysdistill.errors import InputError
 
 @contextmanager
 def only_one(parts: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock of a folder of parts, which is made if it is not there.
+    """Hold the lock of a folder of parts; a missing folder is made.
 
     Args:
-        parts: where the parts of the file lie.
-        refusal: what to say if another process holds it.
+        parts: the folder with the parts of the file.
+        refusal: the message if another process holds the lock.
 
     Raises:
         InputError: another process holds it.
@@ -30,14 +30,14 @@ def only_one(parts: Path, refusal: str) -> Iterator[None]:
 
 @contextmanager
 def locked(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock that a file stands for.
+    """Hold a lock on a file.
 
-    The system lets go of it when the process dies, however it dies. On a disk without
-    locks nobody is refused.
+    The system releases it when the process dies, however it dies. On a disk without
+    locks, no process is refused.
 
     Args:
         lock: the file, which is made.
-        refusal: what to say if another process holds it.
+        refusal: the message if another process holds the lock.
 
     Raises:
         InputError: another process holds it.
@@ -48,8 +48,8 @@ def locked(lock: Path, refusal: str) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(refusal) from None
         except OSError:
-            pass  # a disk without locks: there is nothing to ask
-        # One that has just finished removes the file, or the folder that it is in.
+            pass  # a disk without locks
+        # A process that has just finished removes the file or its folder.
         here = os.fstat(file.fileno())
         if not (lock.exists() and os.path.samestat(here, lock.stat())):
             raise InputError(refusal)
@@ -58,14 +58,14 @@ def locked(lock: Path, refusal: str) -> Iterator[None]:
 
 @contextmanager
 def room_for(parts: Path, kept: str) -> Iterator[None]:
-    """Say what to do about a full disk.
+    """Turn the error of a full disk into a message with its mend.
 
     Args:
-        parts: where the parts of the file lie.
-        kept: what they are.
+        parts: the folder with the parts of the file.
+        kept: the name of the parts, for the message.
 
     Raises:
-        InputError: the disk is full, or a quota used up.
+        InputError: the disk is full, or a quota is used up.
     """
     try:
         yield

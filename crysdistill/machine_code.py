@@ -1,4 +1,4 @@
-"""Functions that become machine code, kept for the next process where there is room."""
+"""Compiling functions to machine code, which is kept for the next process."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ import numba
 import numpy as np
 from numba.extending import is_jitted
 
-_NUMBA: Any = numba.config  # whose attributes are made when it is imported
+_NUMBA: Any = numba.config  # its attributes are made when it is imported
 
 
 def machine_code(function: Callable, **options: Any) -> Any:
-    """Compile a function when it is first called, and let go of Python's lock in it.
+    """Compile a function on its first call; it runs without Python's lock.
 
-    What was compiled is kept in `$NUMBA_CACHE_DIR`, in the user's cache folder, or
-    beside the source, under a name that changes with all that the function says. Where
-    nothing can be written, as in a container with another user, each process compiles
-    anew.
+    The machine code is kept in `$NUMBA_CACHE_DIR`, in the user's cache folder, or
+    beside the source. Its name changes with the code of the function. If no folder is
+    writable, as in a container with another user, each process compiles again.
 
     Args:
-        function: of arrays and numbers.
-        options: of `numba.njit`.
+        function: a function of arrays and numbers.
+        options: options of `numba.njit`.
     """
     before = _NUMBA.CACHE_DIR
     _NUMBA.CACHE_DIR = _folder(function)  # read while a function is decorated
@@ -40,7 +39,7 @@ def machine_code(function: Callable, **options: Any) -> Any:
 
 
 def _folder(function: Callable) -> str:
-    """Return a folder for what is compiled, the first that can be written, or ''."""
+    """Return the first writable folder for machine code, or ''."""
     name = hashlib.sha256("\n".join(_says(function, set())).encode()).hexdigest()[:16]
     places = [Path(function.__code__.co_filename).parent / "__pycache__"]
     with suppress(RuntimeError):  # nobody's home
@@ -58,10 +57,10 @@ def _folder(function: Callable) -> str:
 
 
 def _says(function: Callable, seen: set[Callable]) -> Iterator[str]:
-    """Yield what a function says, and what the compiled functions say that it calls.
+    """Yield the code of a function and of the compiled functions that it calls.
 
-    Numba knows when the file of a function changes, but not when another does from
-    which it takes functions, numbers or named tuples.
+    Numba notices a change in the file of a function, but not in other files from which
+    the function takes functions, numbers or named tuples.
     """
     if function in seen:
         return

@@ -1,7 +1,7 @@
-"""Small sums of the processes of one machine, through pipes between them.
+"""Small sums over the processes of one machine, through pipes between them.
 
-Batch norms add up a few hundred numbers a dozen times in each step. Gloo hands each
-sum to threads of its own, in every process; here the one that needs it reads it.
+Batch norms add up a few hundred numbers a dozen times in each step. Gloo hands each sum
+to its own threads in every process. Here the thread that needs the sum reads it itself.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 MOST = 7168
-"""Bytes that may go at a time. All processes send before they read, so that they must
-fit into a pipe that nobody reads: macOS has 8 KiB."""
+"""The most bytes to send at a time. All processes send before they read, so the bytes
+must fit into a pipe without a reader: macOS has 8 KiB."""
 
 MANY = 64
-"""Processes up to which each has a pipe to each other one."""
+"""Up to this many processes, each has a pipe to every other."""
 
 
 class ProcessLostError(RuntimeError):
-    """Another process of a run does not answer any more."""
+    """Another process of a run no longer answers."""
 
 
 class Pipes:
@@ -31,8 +31,8 @@ class Pipes:
 
     Args:
         own: the number of this process.
-        ends: our end of the pipe to each other one, by its number.
-        patience: seconds to wait for another.
+        ends: our end of the pipe to every other process, by its number.
+        patience: seconds to wait for another process.
     """
 
     def __init__(self, own: int, ends: dict[int, Connection], patience: float) -> None:
@@ -43,7 +43,7 @@ class Pipes:
     def sum(self, amounts: np.ndarray) -> np.ndarray:
         """Add up arrays of all processes, which all have the same shape and type.
 
-        They are added in the order of processes, so that all have the same bits.
+        They are added in the order of processes, so that all get the same bits.
 
         Raises:
             ProcessLostError: another process ended, or does not answer.
@@ -61,7 +61,7 @@ class Pipes:
         except (EOFError, OSError) as error:
             raise ProcessLostError("another process of this run ended") from error
         total = parts[0].reshape(own.shape).copy()
-        with np.errstate(all="ignore"):  # a loss that is no number is told elsewhere
+        with np.errstate(all="ignore"):  # a loss that is NaN is reported elsewhere
             for number in range(1, len(parts)):
                 total += parts[number].reshape(own.shape)
         return total
@@ -79,11 +79,11 @@ def connect(
 
     Args:
         own: the number of this process.
-        ask_all: returns the value that each process gives it, in their order.
+        ask_all: returns the values of all processes, in their order.
         patience: see `Pipes`.
 
     Returns:
-        None on all of them if they are many, or not on the same machine.
+        None on all processes if there are too many, or they are on several machines.
     """
     ends: dict[int, Connection] = {}
     with (
@@ -113,7 +113,7 @@ def connect(
 def _listen(folder: str) -> Listener | None:
     """Listen to others; None if the folder's name is too long for a socket."""
     try:
-        # Room for all to wait: they are let in once it is known that all have come.
+        # All must be able to wait: we accept them only when all have come.
         return Listener(f"{folder}/socket", backlog=MANY)
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""Where a command has several processes: which this is, and who answers Ctrl-C."""
+"""The processes of a command: which one this is, and which one answers Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ def is_first() -> bool:
 
 
 def is_started_by_first() -> bool:
-    """Return whether the first process of a run, here or on this node, started this."""
+    """Return whether the first process of a run, or of this node, started this one."""
     env = os.environ
     return "RANK" not in env and env.get("LOCAL_RANK", "0") != "0"
 
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Let threads that start now, and all processes that they start, ignore Ctrl-C.
+    """Make threads that start now, and the processes they start, ignore Ctrl-C.
 
-    It reaches every process of a terminal; only this one has something to say to it.
-    A process that ignored it by its own first line would end with a traceback before.
+    Ctrl-C reaches every process of a terminal, but only this one should answer. If a
+    process ignored it only from its own first line on, an earlier Ctrl-C would end it
+    with a traceback.
     """
     if signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
         resource_tracker.ensure_running()  # lifts the block in the thread it starts in
@@ -42,5 +43,5 @@ def interrupts_held() -> Iterator[None]:
 
 
 def let_interrupt() -> None:
-    """Answer Ctrl-C from now on, also one that came since this process began."""
+    """Answer Ctrl-C from now on, even if it came earlier in this process."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -1,4 +1,4 @@
-"""Several processes as one: what a loss or a statistic sees of the other ranks.
+"""Several processes as one: exchanging losses and statistics between ranks.
 
 In one process every function here is the identity. With several, each rank holds a part
 of a batch; losses and statistics are those of the whole. A loss is then returned as the
@@ -43,10 +43,10 @@ _pipes: Pipes | None = None
 
 
 def speak_on_cpu(patience: timedelta) -> None:
-    """Let ranks exchange what is in their memory, also if their tensors are on GPUs.
+    """Let ranks exchange tensors in CPU memory, even if they train on GPUs.
 
-    NCCL knows GPUs only, and asking one would make it finish its work first. All ranks
-    call this once, after they have found each other.
+    NCCL supports only GPUs, and an exchange there would wait until the GPU has finished
+    its work. All ranks call this once, after they have connected.
 
     Args:
         patience: how long they wait for each other.
@@ -57,7 +57,7 @@ def speak_on_cpu(patience: timedelta) -> None:
 
 
 def hang_up() -> None:
-    """Let the other ranks know, when they next ask, that this one has gone."""
+    """Close the connections, so that other ranks notice that this one has gone."""
     global _pipes
     if _pipes is not None:
         _pipes.close()
@@ -65,7 +65,7 @@ def hang_up() -> None:
 
 
 def leave() -> None:
-    """Take leave of the other ranks, which do so too."""
+    """Leave the other ranks; all ranks call this."""
     global _on_cpu
     hang_up()
     _on_cpu = None
@@ -74,12 +74,12 @@ def leave() -> None:
 
 
 def _group(device: torch.device) -> dist.ProcessGroup | None:
-    """Return the group in which tensors on a device travel; None is the first one."""
+    """Return the group that exchanges tensors on a device; None is the default group."""
     return _on_cpu if device.type == "cpu" else None
 
 
 def world_size() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes that train together."""
     together = dist.is_available() and dist.is_initialized() and not _alone
     return dist.get_world_size() if together else 1
 
@@ -91,7 +91,7 @@ def rank() -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Compute for a while as if there were no other rank."""
+    """Compute within this context as if there were no other rank."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -126,11 +126,11 @@ def _sum_through_pipes(pipes: Pipes, amounts: Tensor) -> Tensor:
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of all ranks, with gradients, and where ours begin.
+    """Return the rows of all ranks, with gradients, and the start of our rows.
 
     Args:
-        x: (B, ...), as many rows as this rank has; the other dimensions are the same on
-            all ranks.
+        x: (B, ...), the rows of this rank; the other dimensions are the same on all
+            ranks.
 
     Returns:
         All rows in the order of ranks, and the number of rows before our first.
@@ -148,7 +148,7 @@ class _GatherRows(torch.autograd.Function):
         counts = torch.zeros(world_size(), dtype=torch.int64)  # no wait for a GPU
         counts[rank()] = len(x)
         sizes = sum_over_ranks(counts).tolist()
-        # Collectives take equal shapes: the shorter ones are padded.
+        # Collectives need equal shapes, so shorter tensors are padded.
         padded = x.new_zeros(max(sizes), *x.shape[1:])
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in sizes]
@@ -164,7 +164,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def tell_all(value: Result) -> Result:
-    """Return the value that the first rank has, on all ranks."""
+    """Return the value of the first rank, on all ranks."""
     if world_size() == 1:
         return value
     box = [value]
@@ -173,7 +173,7 @@ def tell_all(value: Result) -> Result:
 
 
 def ask_all(value: Result) -> list[Result]:
-    """Return the value that each rank has, in their order."""
+    """Return the values of all ranks, in their order."""
     if world_size() == 1:
         return [value]
     everyone = [value] * world_size()
@@ -182,11 +182,11 @@ def ask_all(value: Result) -> list[Result]:
 
 
 def on_first_rank(do: Callable[[], Result]) -> Result:
-    """Do something on the first rank alone, and return its result on all.
+    """Call a function on the first rank only, and return its result on all ranks.
 
     Raises:
-        InputError: on all ranks, where it was raised on the first.
-        SystemExit: on the others, where the first failed otherwise.
+        InputError: on all ranks, if the first rank raised it.
+        SystemExit: on the other ranks, if the first failed with another error.
     """
     if world_size() == 1:
         return do()
@@ -207,5 +207,5 @@ def on_first_rank(do: Callable[[], Result]) -> Result:
     if failure is not None:
         raise failure
     if failed:
-        raise SystemExit(1)  # the first tells what it was
+        raise SystemExit(1)  # the first rank reports the error
     return result

@@ -1,9 +1,9 @@
-"""What a configuration may hold, said once: by the signatures of what it configures.
+"""The keys of a configuration, taken from the signatures of the code it configures.
 
 The configuration of a run is a dataclass. Its fields hold plain values, further
-dataclasses, or things chosen by name, whose settings are the parameters of what was
-named; `Choice` and `Choices` mark those. Nothing here reads a file: see
-`crysdistill.configs`.
+dataclasses, or options chosen by name. The settings of an option are the parameters of
+its class or function; `Choice` and `Choices` mark such fields. Nothing here reads a
+file: see `crysdistill.configs`.
 """
 
 from __future__ import annotations
@@ -33,20 +33,19 @@ ABSENT: Any = inspect.Parameter.empty
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """Marks a field that names one thing and holds its settings.
+    """Marks a field that names one option and holds its settings.
 
     `encoder: Annotated[dict[str, Any], Choice(ENCODERS)]` takes
-    `{name: cgcnn, width: 128}`: what may stand beside `name` are the parameters of the
-    encoder. Where the field has a default of the same name, its settings stand unless
-    others are given. Parameters that nobody gives are left out, so that what was named
-    keeps its own defaults, and a run can fill in what follows from its data.
+    `{name: cgcnn, width: 128}`: the parameters of the encoder are the keys beside
+    `name`. If the field's default has the same name, its settings apply unless others
+    are given. Parameters that are not given are left out. So the option keeps its own
+    defaults, and a run can set parameters that follow from its data.
 
     Args:
-        options: what can be named, and whose parameters are then the keys.
+        options: the options by name; their parameters are the keys.
         supplied: parameters that do not come from a configuration.
-        shared: a dataclass of further keys that each of them takes.
-        defaults: from a name and its instance of `shared` to settings that stand
-            unless others are given.
+        shared: a dataclass of further keys that each option takes.
+        defaults: returns default settings for a name and its instance of `shared`.
     """
 
     options: Mapping[str, Callable[..., Any]]
@@ -57,12 +56,11 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Choices(Choice):
-    """Marks a field that holds any number of named things, each with its settings.
+    """Marks a field that holds any number of named options, each with its settings.
 
     `objectives: Annotated[dict[str, Any], Choices(OBJECTIVES)]` takes
-    `{space_group: {balance: 0.5}, connectivity: true}`. `true` stands for no settings;
-    `false` leaves one out that would otherwise be there. The keys of `shared` are
-    always filled in.
+    `{space_group: {balance: 0.5}, connectivity: true}`. `true` means no settings;
+    `false` removes a default option. The keys of `shared` are always filled in.
     """
 
 
@@ -81,7 +79,7 @@ class Unwrapped(NamedTuple):
 
 
 def unwrap(annotation: Any) -> Unwrapped:
-    """Take the mark and the None off a type."""
+    """Remove the mark and the None from a type."""
     mark: Choice | None = None
     optional = False
     while True:
@@ -103,7 +101,7 @@ def is_section(kind: Any) -> bool:
 
 
 def section_in_list(kind: Any) -> type | None:
-    """Return the dataclass of which a type is a list, if it is one."""
+    """Return the dataclass in a type that is a list of it, else None."""
     inner = get_args(kind)
     if get_origin(kind) in (list, tuple) and inner and is_section(inner[0]):
         return inner[0]
@@ -127,7 +125,7 @@ class Parameter(NamedTuple):
 
     Args:
         annotation: its type, with marks.
-        default: its value where none is given, or `ABSENT`.
+        default: its default value, or `ABSENT`.
     """
 
     annotation: Any
@@ -140,7 +138,7 @@ def parameters(
     """Return the keys that a dataclass, a class or a function takes, in order.
 
     Args:
-        target: what the configuration is for.
+        target: the dataclass, class or function.
         supplied: parameters to leave out.
     """
     found: dict[str, Parameter] = {}
@@ -165,7 +163,7 @@ def parameters(
 
 
 def with_defaults(known: Mapping[str, Parameter], default: Any) -> dict[str, Parameter]:
-    """Let a dataclass instance or a mapping, if that it is, give other defaults."""
+    """Replace defaults by those of a dataclass instance or mapping, if it is one."""
     values = default if isinstance(default, Mapping) else {}
     if is_section(type(default)):
         values = {name: getattr(default, name) for name in known}
@@ -176,7 +174,7 @@ def with_defaults(known: Mapping[str, Parameter], default: Any) -> dict[str, Par
 
 
 def describe(annotation: Any) -> str:
-    """Say in words what a value of a type is."""
+    """Describe a value of a type in words."""
     kind, _, optional = unwrap(annotation)
     null = " or null" if optional and kind is not Any else ""
     return _words(kind, plural=False) + null
@@ -217,14 +215,14 @@ def _is_union(kind: Any) -> bool:
 
 
 class Key(NamedTuple):
-    """One line in the list of what a configuration may hold.
+    """One line in the list of a configuration's keys.
 
     Args:
-        name: dotted.
-        meaning: what a value is, in words.
-        default: as it would be written, or None where a value must be given.
-        text: from the docstring.
-        option: of which encoder, or whatever can be named there, it is a setting.
+        name: the dotted name.
+        meaning: the type of the value, in words.
+        default: the default as it would be written, or None if a value must be given.
+        text: the text in the docstring.
+        option: the encoder, or other option, whose setting it is.
     """
 
     name: str
@@ -276,7 +274,7 @@ def _keys(
 
 
 def documentation(target: Callable[..., Any]) -> dict[str, str]:
-    """Return what a docstring says of each argument, on one line each."""
+    """Return the docstring's text on each argument, on one line each."""
     from docstring_parser import parse
 
     bases = inspect.getmro(target) if isinstance(target, type) else (target,)
@@ -288,7 +286,7 @@ def documentation(target: Callable[..., Any]) -> dict[str, str]:
 
 
 def write_value(value: Any) -> str:
-    """Return a value as it would be written on one line of a configuration."""
+    """Return a value as one line of a configuration would write it."""
     text = yaml.safe_dump(
         _plain(value), default_flow_style=True, allow_unicode=True, width=10_000
     )
@@ -307,7 +305,7 @@ def dump_config(config: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turn dataclasses, tuples and paths into what YAML knows."""
+    """Turn dataclasses, tuples and paths into plain YAML values."""
     if is_section(type(value)):
         fields = [field.name for field in dataclasses.fields(value) if field.init]
         return {name: _plain(getattr(value, name)) for name in fields}

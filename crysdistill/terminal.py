@@ -1,4 +1,4 @@
-"""Terminals: whatever their encoding, what is said must come out."""
+"""Printing text on terminals of any encoding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NEAREST = {"Å": "A", "×": "x", "µ": "u", "−": "-", "–": "-", "…": "...
 
 
 def print_anything() -> None:
-    """Let text come out as it is: where a terminal lacks a character, a near one.
+    """Print text unchanged; if a terminal lacks a character, print a similar one.
 
     Half of the world's terminals have no `Å`; and `:smile:` may be part of a name.
     """

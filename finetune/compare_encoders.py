@@ -1,18 +1,18 @@
 """`python -m finetune.compare_encoders STRUCTURES --target NAME --unit UNIT` compares.
 
-Every encoder at its published settings, on the same crystals, splits and schedule.
-STRUCTURES is what `crysdistill build` reads, with labels; a store is built for each
-kind of graph with which they were published. Validation chooses the epoch, the test
-crystals are predicted once. Run again after an interruption, it goes on where it was.
+It trains every encoder at its published settings, on the same crystals, splits and
+schedule. STRUCTURES is a labelled source of `crysdistill build`. The recipe builds a
+store for each kind of published graph. Validation chooses the epoch, and test crystals
+are predicted once. After an interruption, run the same command again to continue.
 
     python -m finetune.compare_encoders mp36k/ --target formation_energy_per_atom \
         --unit eV/atom --labels 500
 
 Prints errors and processor time beside the published errors. `--ours` takes our default
-settings, `--smoke` shows the whole on a few alloys that it makes itself.
+settings, `--smoke` runs every step on a few alloys that it makes itself.
 
-Differs from the papers: the optimizer and the schedule are ours for all encoders, so
-that architectures are compared and not recipes; and so are the splits.
+Differs from the papers: all encoders have our optimizer, schedule and splits, so that
+architectures are compared, not recipes.
 """
 
 from __future__ import annotations
@@ -60,24 +60,24 @@ PUBLISHED = {
 }
 """Test MAE as published: formation energy of the Materials Project in eV/atom (60,000
 training crystals, 28,046 for CGCNN), and phonons of Matbench in 1/cm (1,012 training
-crystals, mean over five folds). Other data and budgets than here."""
+crystals, mean over five folds). Data and budgets differ from those here."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared.
+    """A comparison of encoders.
 
     Args:
-        sources: what `build` reads.
+        sources: the sources for `build`.
         target: the property.
         encoders: names of encoders.
-        labels: how many crystals to learn from, and a quarter of it to choose the epoch
-            by; None for 80 and 10 %. A tenth of all judges.
-        seeds: of weights and order.
-        epochs: of each run.
+        labels: the number of training crystals; validation has a quarter of it. None
+            for 80 and 10 %. The test set is a tenth of all crystals.
+        seeds: seeds of weights and order.
+        epochs: epochs of each run.
         batch_size: crystals in a batch.
         published: whether encoders have their published settings.
-        small: whether they are only tried out.
+        small: whether encoders are small, for a trial.
     """
 
     sources: Sequence[Any]
@@ -95,13 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train every encoder and print the errors beside the published ones."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("sources", nargs="*", type=Path, metavar="STRUCTURES", help="with labels")
+    add("sources", nargs="*", type=Path, metavar="STRUCTURES", help="labelled crystals")
     add("--target", default="formation_energy_per_atom", help="the label's column")
-    add("--unit", default="eV/atom", help="of the label")
+    add("--unit", default="eV/atom", help="unit of the label")
     add("--encoders", nargs="+", choices=list(ENCODERS), default=list(ENCODERS))
-    add("--labels", type=int, help="to learn from; 80 %% of all if absent")
-    add("--seeds", type=int, default=3, help="how many repeats")
-    add("--epochs", type=int, default=100, help="of each run")
+    add("--labels", type=int, help="training crystals; 80 %% of all if absent")
+    add("--seeds", type=int, default=3, help="number of repeats")
+    add("--epochs", type=int, default=100, help="epochs of each run")
     add("--ours", action="store_true", help="our default settings, not the published")
     add("--out", type=Path, default=Path("runs/compare_encoders"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
@@ -143,12 +143,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(plan: Plan, out: Path, keeps: bool = True) -> pd.DataFrame:
-    """Run what has not run yet, print the table, and return one row for each run.
+    """Run the missing runs, print the table, and return one row for each run.
 
     Args:
-        plan: what is compared.
+        plan: the comparison.
         out: the folder for stores and runs; `results.csv` in it holds the table.
-        keeps: whether that folder stays, and may be named.
+        keeps: whether that folder is kept, so that it is printed.
     """
     out.mkdir(parents=True, exist_ok=True)
     stores = {}
@@ -170,7 +170,7 @@ def run(plan: Plan, out: Path, keeps: bool = True) -> pd.DataFrame:
 
 
 def _store(plan: Plan, graph: GraphSettings, out: Path) -> Path:
-    """Build the store of one kind of graph, unless it is there."""
+    """Build the store of one kind of graph, unless it exists."""
     name = f"{graph.mode}-{graph.cutoff:g}-{graph.max_neighbors}.h5"
     path = out / name
     if not path.exists():
@@ -220,7 +220,7 @@ def _result(plan: Plan, name: str, seed: int, store: Path, out: Path) -> dict[st
 
 
 def _split(labels: int | None, seed: int) -> SplitSettings:
-    """Return a split: who has few labels to learn from has few to choose by as well."""
+    """Return a split; few training labels come with few validation labels."""
     if labels is None:
         return SplitSettings(seed=seed)
     return SplitSettings(train=labels, val=max(1, labels // 4), seed=seed)

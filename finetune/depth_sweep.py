@@ -1,24 +1,25 @@
 """`python -m finetune.depth_sweep DATASET --target NAME --unit UNIT` goes deep.
 
-How deep may a graph network be? DeeperGATGNN at 5, 10, 20 and 30 convolutions, with
-batch norms as GATGNN has them, with differentiable group norms, and with both those and
-skip connections. Beside the test error stands how much the atoms of a crystal still
-differ (`distinct`): layers that average over neighbours use it up, which is what the
-group norm is meant against.
+How deep may a graph network be? The recipe trains DeeperGATGNN with 5, 10, 20 and 30
+convolutions: with the batch norms of GATGNN, with differentiable group norms, and with
+group norms and skip connections. Beside the test error it prints how much the atoms of
+a crystal still differ (`distinct`). Layers that average over neighbours make atoms
+alike, which the group norm should prevent.
 
     python -m finetune.depth_sweep dataset.h5 --target formation_energy_per_atom \
         --unit eV/atom --labels 1000
 
-Prints the errors beside those of the paper. `--smoke` shows the whole on a few alloys
-that it makes itself. Run again after an interruption, it goes on where it was.
+Prints the errors beside those of the paper. `--smoke` runs every step on a few alloys
+that it makes itself. After an interruption, run the same command again to continue.
 
 Source: S. S. Omee et al., Patterns 3, 100491 (2022),
 doi:10.1016/j.patter.2022.100491, Fig. 4: bulk formation energy, 36,839 crystals.
 
 Differs from the paper:
-- Several seeds with one split each; the epoch is chosen on validation. There, five
-  folds without a validation set, and depth was chosen on the folds that are reported.
-- As many labels and epochs as the options say; there, 80 % of 36,839 and 500 epochs.
+- We have several seeds with one split each, and validation chooses the epoch. The paper
+  has five folds without a validation set, and chose the depth on the reported folds.
+- The options set the numbers of labels and epochs. The paper has 80 % of 36,839 labels
+  and 500 epochs.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "group norm": {"norm": "group", "skip": False},
     "group norm, skip": {"norm": "group", "skip": True},
 }
-"""Settings of the encoder, by what tables call them."""
+"""Settings of the encoder, by their name in tables."""
 
 PUBLISHED = {
     "GATGNN": "collapses at 30",
@@ -74,12 +75,12 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is compared.
+    """A comparison of depths.
 
     Args:
-        base: dataset, target, split and schedule that all share.
+        base: the dataset, target, split and schedule of all runs.
         depths: numbers of convolutions.
-        seeds: of split, weights and order.
+        seeds: seeds of split, weights and order.
     """
 
     base: TrainConfig
@@ -88,16 +89,16 @@ class Sweep:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train at every depth; print errors, and how much atoms still differ."""
+    """Train at every depth; print the errors and how much atoms still differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("dataset", nargs="?", type=Path, help="a store with the property")
     add("--target", default="formation_energy_per_atom", help="the label's column")
-    add("--unit", default="eV/atom", help="of the label")
-    add("--labels", type=int, help="to learn from; 80 %% of all if absent")
+    add("--unit", default="eV/atom", help="unit of the label")
+    add("--labels", type=int, help="training crystals; 80 %% of all if absent")
     add("--depths", type=int, nargs="+", default=list(DEPTHS))
-    add("--width", type=int, default=64, help="of the embeddings")
-    add("--seeds", type=int, default=3, help="how many repeats")
+    add("--width", type=int, default=64, help="width of the embeddings")
+    add("--seeds", type=int, default=3, help="number of repeats")
     add("--epochs", type=int, default=100, help="passes over the labels")
     add("--out", type=Path, default=Path("runs/depth_sweep"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
@@ -124,17 +125,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _split(labels: int | None) -> SplitSettings:
-    """Return a split: who has few labels to learn from has few to choose by as well."""
+    """Return a split; few training labels come with few validation labels."""
     if labels is None:
         return SplitSettings()
     return SplitSettings(train=labels, val=max(1, labels // 4))
 
 
 def run(sweep: Sweep, out: Path) -> pd.DataFrame:
-    """Run what has not run yet, print the tables, and return one row for each run.
+    """Run the missing runs, print the tables, and return one row for each run.
 
     Args:
-        sweep: what is compared.
+        sweep: the comparison.
         out: the folder for all runs; `results.csv` in it holds the table.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -207,13 +208,13 @@ def _result(
 def distinct(weights: Path, dataset: Path, crystals: int = 256) -> float:
     """Return how much the atoms of a crystal still differ after the last convolution.
 
-    The share of the variance of atom embeddings that lies within crystals, over
-    crystals of several elements; 0 means that all atoms of a crystal look the same.
+    This is the share of the variance of atom embeddings that lies within crystals, over
+    crystals of several elements. 0 means that all atoms of a crystal are alike.
 
     Args:
-        weights: of a predictor.
-        dataset: the store whose first crystals are looked at.
-        crystals: how many.
+        weights: the weights file of a predictor.
+        dataset: the store; its first crystals are used.
+        crystals: the number of crystals.
     """
     store, encoder = Store.open(dataset), load_encoder(weights)
     batch = store.batch(range(min(crystals, len(store))))

@@ -1,30 +1,31 @@
 """`python -m finetune.distil_small_data dataset.h5 crysgnn.safetensors` distils.
 
 CrysGNN's four students - CGCNN, CrysXPP, GATGNN, ALIGNN - learn a property from a
-fifth, two fifths and three fifths of a dataset, each alone and with what a pretrained
-teacher says of the crystals. The control beside it is a teacher with random weights:
-what it gives as well is no knowledge. `--students` takes fewer, or any other encoder.
+fifth, two fifths and three fifths of a dataset, each alone and with the embeddings of a
+pretrained teacher. The control is a teacher with random weights: a gain that it also
+gives does not come from knowledge. `--students` takes fewer students or other encoders.
 
     python -m pretrain.crysgnn corpus.h5 exclude=[dataset.h5]
     python -m finetune.distil_small_data dataset.h5 \
         runs/pretrain-crysgnn/weights.safetensors --target bulk_modulus --unit GPa
 
-Prints the test errors beside those of the paper. `--smoke` shows the whole on a few
-alloys that it makes itself. Run again after an interruption, it goes on where it was.
+Prints the test errors beside those of the paper. `--smoke` runs every step on a few
+alloys that it makes itself. After an interruption, run the same command to continue.
 
 Source: K. Das et al., AAAI 37, 7323 (2023), doi:10.1609/aaai.v37i6.25892, on JARVIS
 data: the band gap from the MBJ potential (eV), bulk and shear modulus (GPa).
 
 Differs from the paper:
-- Several seeds with one split each; there, one seed and the order of the file.
-- The epoch is chosen on validation, and test crystals are predicted once; there, the
-  epoch with the least test error was chosen.
+- We have several seeds with one split each. The paper has one seed and the order of the
+  file.
+- Validation chooses the epoch, and test crystals are predicted once. The paper chose
+  the epoch with the smallest test error.
 - The teacher is in eval mode, and may be pretrained without the dataset's crystals.
-- AdamW with one cycle of the learning rate, and as many epochs as `--epochs` says.
-- Embeddings of crystals are compared, on the scale of the teacher's variance; there,
-  the directions of atoms, which weigh little beside the property.
-- Students have our default settings, and a projector where their width is not that of
-  the teacher.
+- We use AdamW with one cycle of the learning rate, and `--epochs` epochs.
+- We compare crystal embeddings, scaled by the teacher's variance. The paper compares
+  directions of atom embeddings, which weigh little beside the property.
+- Students have our default settings, and a projector if their width differs from the
+  teacher's.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from crysdistill.training.train import TrainConfig
 from crysdistill.transfer.targets import Target
 
 SHARES = (0.2, 0.4, 0.6)
-"""Of the dataset, to learn from; a tenth chooses the epoch, the rest judges."""
+"""Training shares of the dataset; a tenth is for validation, the rest for testing."""
 
 STUDENTS = ("cgcnn", "crysxpp", "gatgnn", "alignn")
 """The students of the paper, by the names of our encoders."""
@@ -86,11 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("dataset", nargs="?", type=Path, help="a store with the property")
-    add("weights", nargs="?", type=Path, help="of the pretrained teacher")
+    add("weights", nargs="?", type=Path, help="weights file of the pretrained teacher")
     add("--target", default="target", help="the label's column")
-    add("--unit", default="", help="of the label")
+    add("--unit", default="", help="unit of the label")
     add("--students", nargs="+", choices=list(ENCODERS), default=list(STUDENTS))
-    add("--seeds", type=int, default=3, help="how many repeats")
+    add("--seeds", type=int, default=3, help="number of repeats")
     add("--epochs", type=int, default=100, help="passes over the labels")
     add("--workers", type=int, default=1, help="runs at a time")
     add("--out", type=Path, default=Path("runs/distil_small_data"), help="a folder")
@@ -129,9 +130,9 @@ def run(
     """Compare at each share, print the tables, and return one row for each run.
 
     Args:
-        config: arms, seeds and what all share; split and encoder are set here.
+        config: arms, seeds and shared settings; split and encoder are set here.
         students: names of encoders.
-        small: whether the students are only tried out.
+        small: whether students are small, for a trial.
     """
     found = []
     for student in students:
@@ -153,7 +154,7 @@ def run(
 
 
 def beside_published(results: pd.DataFrame, student: str) -> Table:
-    """Return the change that a teacher makes, beside the published ones.
+    """Return the changes that a teacher makes, beside the published changes.
 
     Args:
         results: one row for each run, with its `share`.

@@ -1,27 +1,27 @@
 """`python -m finetune.freeze_layers gaps.h5 energies.safetensors` freezes layers.
 
 A CGCNN of four convolutions was trained on one property. Its embedding and its first
-1, 2 or 3 convolutions stay as they are, everything behind them starts anew, and the
-whole learns another property from 1,000 labels. The sources can be the published CGCNN
-weights, and then the dataset needs their graph:
+1, 2 or 3 convolutions are frozen, the later layers start from random weights, and the
+network learns another property from 1,000 labels. The sources can be the published
+CGCNN weights; then the dataset needs their graph:
 
     crysdistill import-cgcnn formation-energy-per-atom.pth.tar -o energies.safetensors
     crysdistill build structures.jsonl.gz -o gaps.h5 --graph cgcnn
     python -m finetune.freeze_layers gaps.h5 energies.safetensors --target band_gap
 
-Prints the test error of every source and depth beside those that were published.
-`--smoke` shows the whole on a few alloys that it makes itself: bulk modulus first, then
-formation energy. Run again after an interruption, it goes on where it was.
+Prints the test error of every source and depth beside the published errors. `--smoke`
+runs every step on a few alloys that it makes itself: bulk modulus first, then formation
+energy. After an interruption, run the same command again to continue.
 
 Source: S. Deng, J. Park and A. Sy, "Transfer Learning and Representations for Material
 Properties", report, University of California, Berkeley (band gap; 1,000 crystals each
-to train, to choose and to judge; 30 epochs).
+for training, validation and testing; 30 epochs).
 
 Differs from the report:
-- Several seeds, with one split each, and the spread over them; the report has one.
-- AdamW with one cycle of the learning rate; the epoch is chosen on validation.
-- Frozen batch norms keep the statistics of their first training; the report does not
-  say what it did. `--batch-norm adaptive` lets them follow the new data.
+- We have several seeds with one split each, and their spread; the report has one seed.
+- We use AdamW with one cycle of the learning rate, and validation chooses the epoch.
+- Frozen batch norms keep the statistics of their first training. The report does not
+  say how it treats them. `--batch-norm adaptive` lets them follow the new data.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import read_header
 
 DEPTHS = (1, 2, 3)
-"""How many of the four convolutions stay as they are."""
+"""The numbers of frozen convolutions, of four."""
 
 PUBLISHED_BASELINE = 0.812
 """eV, band gap, trained on the 1,000 labels alone."""
@@ -77,18 +77,18 @@ PUBLISHED_7042 = {
     "elasticity, total energy and formation energy": (0.820, 0.850, 0.870),
     "formation energy": (1.022, 1.142, 1.437),
 }
-"""The same where 7,042 crystals were there to learn from first."""
+"""The same errors after first training on 7,042 crystals."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """A comparison of sources and frozen depths.
 
     Args:
-        base: dataset, target, split and schedule that all arms share.
+        base: the dataset, target, split and schedule of all arms.
         sources: weights files of CGCNNs that learned another property.
-        seeds: of split, weights and order.
-        batch_norm: what the batch norms of frozen stages do.
+        seeds: seeds of split, weights and order.
+        batch_norm: the treatment of batch norms in frozen stages.
     """
 
     base: TrainConfig
@@ -104,8 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("dataset", nargs="?", type=Path, help="a store with the property")
     add("sources", nargs="*", type=Path, metavar="WEIGHTS", help="weights files")
     add("--target", default="band_gap", help="the label's column")
-    add("--unit", default="eV", help="of the label")
-    add("--seeds", type=int, default=3, help="how many repeats")
+    add("--unit", default="eV", help="unit of the label")
+    add("--seeds", type=int, default=3, help="number of repeats")
     add("--batch-norm", choices=("frozen", "adaptive"), default="frozen")
     add("--out", type=Path, default=Path("runs/freeze_layers"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
@@ -134,10 +134,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(study: Study, out: Path) -> pd.DataFrame:
-    """Run what has not run yet, print the tables, and return one row for each run.
+    """Run the missing runs, print the tables, and return one row for each run.
 
     Args:
-        study: what is compared.
+        study: the comparison.
         out: the folder for all runs; `results.csv` in it holds the table.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -216,14 +216,14 @@ def _result(
 
 
 def _finetune(study: Study, base: TrainConfig, source: Path, depth: int) -> None:
-    """Fine-tune from a source of which the first blocks are kept and frozen."""
+    """Fine-tune from a source, with its first blocks kept and frozen."""
     shared = {f.name: getattr(base, f.name) for f in fields(LabelledConfig)}
     freeze = FreezeSettings(depth, study.batch_norm)  # type: ignore[arg-type]
     finetune(FinetuneConfig(**shared, weights=source, keep=depth, freeze=freeze))
 
 
 def _name(source: Path) -> str:
-    """Return what the weights learned first; the file's name for an encoder."""
+    """Return the property that the weights learned, or the file's name."""
     target = read_header(source).target
     return source.stem if target is None else target.name
 

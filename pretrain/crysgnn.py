@@ -1,21 +1,21 @@
 """`python -m pretrain.crysgnn corpus.h5` pretrains CrysGNN as it was published.
 
 Five convolutions learn to reconstruct the element vectors, the connectivity, the space
-group and the crystal system of every crystal, with equal weights; nothing is masked and
-all ordered pairs of atoms count. Build the corpus with `--graph cgcnn` for the
+group and the crystal system of every crystal, with equal weights. Nothing is masked,
+and all ordered pairs of atoms count. Build the corpus with `--graph cgcnn` for the
 published graph:
 
     crysdistill build cifs/ -o corpus.h5 --graph cgcnn
     python -m pretrain.crysgnn corpus.h5 trainer.epochs=20 exclude=[dataset.h5]
 
-`KEY=VALUE` overrides `configs/pretrain-crysgnn.yaml`; `--smoke` shows the whole on a
+`KEY=VALUE` overrides `configs/pretrain-crysgnn.yaml`; `--smoke` runs every step on a
 few alloys that it makes itself.
 
 Source: K. Das et al., AAAI 37, 7323 (2023), doi:10.1609/aaai.v37i6.25892.
 
 Differs from the publication:
-- A slice of the corpus is held out, and the epoch with the least loss on it is kept;
-  there, the least training loss decided, and no number was reported beside the loss.
+- We keep the epoch with the smallest loss on held-out crystals of the corpus. The
+  publication used the smallest training loss, and reported no number beside the loss.
 - Crystals are drawn from a seed, and space groups are found once, by `build`.
 """
 
@@ -43,7 +43,7 @@ from crysdistill.transfer.weights import load_encoder
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "pretrain-crysgnn.yaml"
 
 PUBLISHED_PARAMETERS = 162_162
-"""Encoder and decoders, as the published code counts them."""
+"""Parameters of encoder and decoders, as the published code counts them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     text = "a store of crystals, built with `--graph cgcnn`"
     parser.add_argument("corpus", nargs="?", type=Path, help=text)
-    text = "what differs from the configuration, such as `trainer.epochs=5`"
+    text = "values that override the configuration, such as `trainer.epochs=5`"
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
     text = "a few alloys, one epoch, a temporary folder"
     parser.add_argument("--smoke", action="store_true", help=text)
@@ -77,7 +77,7 @@ def run(corpus: Path, overrides: Sequence[str]) -> Path:
 
     Args:
         corpus: the store.
-        overrides: what differs from the configuration.
+        overrides: values that override the configuration.
     """
     given = [f"corpus={corpus}", *overrides]
     weights = pretrain(load_config(CONFIG, given, PretrainConfig))
@@ -93,8 +93,8 @@ def parameter_table(weights: Path) -> Table:
     """Count the parameters of the encoder and its four published decoders.
 
     Args:
-        weights: the weights file; decoders do not leave the run, so they are made
-            anew to be counted.
+        weights: the weights file. It does not hold the decoders, so they are made
+            again to count them.
     """
     encoder = load_encoder(weights)
     names = ("node_features", "connectivity", "space_group", "crystal_system")
@@ -113,10 +113,10 @@ def parameter_table(weights: Path) -> Table:
 
 
 def compare_with_chance(numbers: dict[str, float]) -> list[str]:
-    """Return the names of the held-out numbers that lie above their chance level.
+    """Return the names of held-out numbers above their chance level.
 
     Args:
-        numbers: of the run, `x` and `x_chance`.
+        numbers: the numbers of the run, `x` and `x_chance`.
     """
     return [
         name.replace("_", " ")

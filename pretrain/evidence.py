@@ -1,17 +1,17 @@
 """`python -m pretrain.evidence CORPUS --data FOLDER` asks which pretraining helps.
 
-Every arm pretrains the same encoder on the same corpus in its own way, and hands it to
-the same small tasks: some hundred labels, several seeds, the epoch chosen on validation
-and the test crystals predicted once. The corpus is built without the crystals of any
-task. Beside the arms stand their controls: a network from scratch, one that trains
-twice as long, and a teacher that knows nothing.
+Every arm pretrains the same encoder on the same corpus in its own way, and fine-tunes
+it on the same small tasks: some hundred labels, several seeds. Validation chooses the
+epoch, and test crystals are predicted once. The corpus is built without the crystals of
+any task. The controls are a network from scratch, one that trains twice as long, and a
+teacher with random weights.
 
     python -m pretrain.evidence mp_corpus/ --data data/ --arms fingerprint bank
 
-FOLDER holds the tasks (`TASKS`), each as `build` reads it. Prints the change of the
-test error against scratch for each task, and ranks the arms by its mean. Run again
-after an interruption, or with more arms, tasks or seeds, it does what is missing.
-`--smoke` shows the whole on a few alloys that it makes itself.
+FOLDER holds the tasks (`TASKS`), each as a source of `build`. The recipe prints the
+change of the test error against scratch for each task, and ranks the arms by the mean
+change. After an interruption, or with more arms, tasks or seeds, run it again: it does
+only the missing runs. `--smoke` runs every step on a few alloys that it makes itself.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Task:
     """A property with few labels.
 
     Args:
-        folder: where its crystals are, under `--data`.
-        target: what is learned.
+        folder: the folder of its crystals, under `--data`.
+        target: the property.
     """
 
     folder: str
@@ -86,10 +86,10 @@ TASKS = {
     "gap (PBE)": Task("mp36k", Target("band_gap", "eV")),
     "Fermi energy": Task("mp36k", Target("fermi_energy", "eV")),
 }
-"""The development tasks, on which defaults are chosen."""
+"""The development tasks, which choose our defaults."""
 
 CHGNET = {"max_atoms": 20, "max_crystals": 18_000}
-"""Of which crystals of the corpus a slow teacher is asked."""
+"""The crystals of the corpus for which a slow teacher is evaluated."""
 
 ARMS: dict[str, dict[str, Any]] = {
     "crysgnn": {name: {"weight": 0.25} for name in CRYSGNN},
@@ -107,20 +107,20 @@ SCRATCH, LONGER = "scratch", "scratch, twice as long"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is compared.
+    """A comparison of ways to pretrain.
 
     Args:
         corpus: the store to pretrain on.
         datasets: the store of each task.
-        tasks: by name.
+        tasks: the tasks by name.
         arms: names of `ARMS`.
-        labels: to learn each task from.
-        seeds: of split, weights and order.
+        labels: the number of training labels of each task.
+        seeds: seeds of split, weights and order.
         pretrain_epochs: passes over the corpus.
         epochs: passes over the labels.
-        encoder: that all arms share.
-        subset: pretrain on so many crystals; None on all.
-        workers: runs at a time, of one thread each.
+        encoder: the encoder of all arms.
+        subset: pretrain on this many crystals; None for all.
+        workers: the number of runs at a time, of one thread each.
     """
 
     corpus: Path
@@ -141,17 +141,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("corpus", nargs="?", type=Path, metavar="CORPUS", help="crystals, no labels")
-    add("--data", type=Path, metavar="FOLDER", help="where the tasks are")
+    add("--data", type=Path, metavar="FOLDER", help="folder of the tasks")
     add("--arms", nargs="+", choices=list(ARMS), default=["fingerprint", "bank"])
     add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    add("--labels", type=int, default=500, help="of each task")
-    add("--seeds", type=int, default=3, help="how many repeats")
+    add("--labels", type=int, default=500, help="training labels of each task")
+    add("--seeds", type=int, default=3, help="number of repeats")
     add("--pretrain-epochs", type=int, default=6, help="passes over the corpus")
     add("--epochs", type=int, default=60, help="passes over the labels")
-    add("--max-atoms", type=int, default=40, help="of corpus crystals")
-    add("--subset", type=int, help="pretrain on so many crystals")
-    add("--width", type=int, default=64, help="of the encoder")
-    add("--convolutions", type=int, default=3, help="of the encoder")
+    add("--max-atoms", type=int, default=40, help="most atoms of a corpus crystal")
+    add("--subset", type=int, help="pretrain on this many crystals")
+    add("--width", type=int, default=64, help="width of the encoder")
+    add("--convolutions", type=int, default=3, help="convolutions of the encoder")
     add("--workers", type=int, default=1, help="runs at a time")
     add("--out", type=Path, default=Path("runs/evidence"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
@@ -192,9 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _datasets(data: Path, out: Path) -> dict[str, Path]:
-    """Build the store of every task that is there, unless it has been built.
+    """Build the stores of all tasks in the folder, unless they exist.
 
-    All of them, whatever is asked for, so that the corpus is clean of all.
+    Build all of them, even if not requested, so that the corpus is clean of all.
     """
     found = {}
     for folder in sorted({task.folder for task in TASKS.values()}):
@@ -207,7 +207,7 @@ def _datasets(data: Path, out: Path) -> dict[str, Path]:
 
 
 def _corpus(source: Path, out: Path, most: int, datasets: dict[str, Path]) -> Path:
-    """Build the corpus without the crystals of any task, unless it has been built."""
+    """Build the corpus without the crystals of any task, unless it exists."""
     path = out / f"corpus-{most}.h5"
     if not path.exists():
         build(
@@ -220,10 +220,10 @@ def _corpus(source: Path, out: Path, most: int, datasets: dict[str, Path]) -> Pa
 
 
 def run(evidence: Evidence, out: Path) -> pd.DataFrame:
-    """Run what has not run yet, print the table, and return one row for each run.
+    """Run the missing runs, print the table, and return one row for each run.
 
     Args:
-        evidence: what is compared.
+        evidence: the comparison.
         out: the folder for all runs; `results.csv` in it holds the table.
     """
     torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
@@ -252,7 +252,7 @@ def run(evidence: Evidence, out: Path) -> pd.DataFrame:
 
 
 def _pretrained(evidence: Evidence, arm: str, out: Path) -> Path:
-    """Pretrain an arm, or go on with it, unless that is done."""
+    """Pretrain an arm, or continue its pretraining, unless it is done."""
     size = "all" if evidence.subset is None else f"{evidence.subset}"
     name = f"{arm}-{evidence.pretrain_epochs}-epochs-{size}".replace(", ", "-and-")
     folder = out / "pretrained" / name.replace(" ", "-")
@@ -326,10 +326,10 @@ def _result(
 
 
 def changes(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the change of the test error against scratch, of the same task and seed.
+    """Return the change of the test error against scratch, for the same task and seed.
 
     Args:
-        results: what `run` returns.
+        results: the result of `run`.
 
     Returns:
         Columns `arm, task, seed, change`; -0.1 is ten per cent less error.
@@ -345,7 +345,7 @@ def changes(results: pd.DataFrame) -> pd.DataFrame:
 def ranked(results: pd.DataFrame, evidence: Evidence) -> Table:
     """Return the arms by their mean change, the best first.
 
-    The interval is that of the mean over tasks, from its spread over seeds.
+    The interval is of the mean over tasks, from its spread over seeds.
     """
     found = changes(results)
     table = Table(

@@ -13,8 +13,8 @@ from torch import nn
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch, make_batch
 from crysdistill.ranks import rank, world_size
+from crysdistill.transfer import balance, relations
 from crysdistill.transfer import distillation as module
-from crysdistill.transfer import relations
 from crysdistill.transfer.distillation import (
     DISTILLATION_LOSSES,
     Distillation,
@@ -352,7 +352,7 @@ def test_balanced_losses_need_no_common_scale():
 def test_ranks_share_balanced_losses(monkeypatch):
     balanced = Distillation(8, 8, 0.3, weighting="balanced")
     whole = balanced.total(torch.tensor(3.0), torch.tensor(0.5))
-    monkeypatch.setattr(module, "sum_over_ranks", lambda x: torch.tensor([3.0, 0.5]))
+    monkeypatch.setattr(balance, "sum_over_ranks", lambda x: torch.tensor([3.0, 0.5]))
     shares = [
         balanced.total(torch.tensor(a), torch.tensor(b))
         for a, b in ((1.0, 0.5), (2.0, 0.0))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from numba.core import caching
@@ -29,6 +30,7 @@ def test_a_compiled_function_does_the_same():
 def test_nobody_may_be_at_home(monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: Path("~nobody-of-that-name").expanduser())
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     assert "__pycache__" in machine_code(total).stats.cache_path
 
 

@@ -107,6 +107,20 @@ def test_a_value_at_the_edge_of_a_tolerance_is_left_to_pymatgen() -> None:
     assert matching.agree(cube, exact, "same") == by_pymatgen(cube, exact, "same")
 
 
+def test_a_shift_to_either_side_is_left_to_pymatgen() -> None:
+    """An atom halfway between two images of its partner could go to either."""
+    numbers = np.array([26, 8], np.uint8)
+    thin = np.diag([2.4, 2.5, 40.0])
+
+    def sheet(x: float) -> Crystal:
+        return Crystal("a", numbers, np.array([[0, 0, 0], [x, 0, 0.3]]), thin)
+
+    answers = [matching.compiled_answer(sheet(0), sheet(x), "same") for x in (0.3, 0.5)]
+    assert answers == [True, None]
+    verdict = matching.agree(sheet(0), sheet(0.5), "same")
+    assert verdict == by_pymatgen(sheet(0), sheet(0.5), "same")
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_niggli_cells_equal_those_of_pymatgen(seed: int) -> None:
     rng = np.random.default_rng(seed)

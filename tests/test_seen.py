@@ -15,6 +15,7 @@ from crysdistill.store.checks import DatasetCheck
 from crysdistill.store.store import Store
 from crysdistill.studies.collect import report_study
 from crysdistill.studies.compare import CompareConfig, compare
+from crysdistill.training import cleaning
 from crysdistill.training.distill import DistillConfig, distill
 from crysdistill.training.finetune import FinetuneConfig, finetune
 from crysdistill.training.pretrain import PretrainConfig, pretrain
@@ -28,6 +29,7 @@ from crysdistill.transfer.weights import (
     read_header,
     save_weights,
 )
+from tests.test_resume import stopped
 from tests.toy_stores import (
     SMALL_ENCODER,
     SMALL_GRAPH,
@@ -53,8 +55,10 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def pretraining(folder: Path, out: Path, corpus: str = "corpus.h5", **more) -> Path:
-    config = PretrainConfig(
+def pretrain_config(
+    folder: Path, out: Path, corpus: str = "corpus.h5", **more
+) -> PretrainConfig:
+    return PretrainConfig(
         corpus=folder / corpus,
         out=out,
         encoder={**SMALL_ENCODER, "bias": False, "normalize": True},
@@ -63,7 +67,10 @@ def pretraining(folder: Path, out: Path, corpus: str = "corpus.h5", **more) -> P
         trainer=SHORT,
         **more,
     )
-    return pretrain(config)
+
+
+def pretraining(folder: Path, out: Path, corpus: str = "corpus.h5", **more) -> Path:
+    return pretrain(pretrain_config(folder, out, corpus, **more))
 
 
 def labels(folder: Path, out: Path, dataset: str = "judge.h5") -> dict:
@@ -81,6 +88,23 @@ def said(weights: Path) -> tuple[str, str]:
     """The word in the weights and the sentence in the results beside them."""
     results = json.loads((weights.parent / "results.json").read_text())
     return read_header(weights).provenance.overlap, results["overlap"]
+
+
+def test_a_resumed_run_leaves_out_the_same_without_a_search(
+    folder, tmp_path, monkeypatch
+):
+    exclude = [folder / "judge.h5"]
+    whole = pretraining(folder, tmp_path / "whole", exclude=exclude)
+    config = pretrain_config(folder, tmp_path / "cut", exclude=exclude)
+    stopped(monkeypatch, pretrain, config, 2)
+
+    def search(*_, **__):
+        pytest.fail("a resumed run has searched")
+
+    monkeypatch.setattr(cleaning, "find_exclusion", search)
+    again = pretrain(replace(config, resume=True))
+    assert said(again) == said(whole)
+    assert read_header(again).provenance == read_header(whole).provenance
 
 
 def test_clean_all_the_way_to_the_report(folder, tmp_path):

@@ -668,3 +668,39 @@ def test_real_sources(shared_data, name, count, labelled):
     assert not [record for record in records if record.problem]
     for record in records[:: count // 20]:
         parse(record)
+
+
+MAGNETIC = """data_m
+_cell_length_a 4.0
+_cell_length_b 4.0
+_cell_length_c 5.0
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+loop_
+_space_group_symop_magn_operation.id
+_space_group_symop_magn_operation.xyz
+1 x,y,z,+1
+2 -x,-y,z+1/2,-1
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+Mn1 Mn 0.25 0.25 0.1
+"""
+
+
+def test_a_magnetic_cif_is_read_without_its_moments(tmp_path):
+    (tmp_path / "mn.mcif").write_text(MAGNETIC)
+    for source in (tmp_path, tmp_path / "mn.mcif"):
+        (record,) = open_source(source).records()
+        crystal = parse(record)
+        assert crystal.material_id == "mn"
+        assert crystal.atomic_numbers.tolist() == [25, 25]
+        np.testing.assert_allclose(
+            sorted(crystal.frac_coords.tolist()),
+            [[0.25, 0.25, 0.1], [0.75, 0.75, 0.6]],
+            atol=1e-6,
+        )

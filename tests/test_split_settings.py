@@ -93,7 +93,7 @@ def test_random_stays_what_it_was(seed):
         ({"by": "matbench", "folds": 4}, "is 4, but Matbench has 5; leave it out"),
         (
             {"by": "element", "elements": ("F",), "folds": 3},
-            "says which crystals judge; leave out `split.folds`",
+            "defines the test set; leave out `split.folds`",
         ),
     ],
 )

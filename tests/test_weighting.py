@@ -10,7 +10,7 @@ import torch
 
 from crysdistill.errors import InputError
 from crysdistill.training.pretrain import pretrain
-from crysdistill.training.pretraining import geometric_mean
+from crysdistill.transfer.balance import geometric_mean
 from tests.toy_runs import pretraining_config, rows
 from tests.toy_stores import labelled, write_store
 

@@ -3,8 +3,8 @@
 The structures are prototypes of the AFLOW library, as pymatgen bundles them, whose
 sites are decorated with the seven metals that effective-medium theory (EMT)
 describes. EMT also gives their labels: the formation energy and the bulk modulus at
-the equilibrium volume. All of it follows from a seed: the same crystals come out on
-each machine, and a shorter list is the beginning of a longer one.
+the equilibrium volume. Everything follows from a seed: each machine makes the same
+crystals, and a shorter list is the beginning of a longer one.
 
 Sources: prototypes: M. J. Mehl et al., Comput. Mater. Sci. 136, S1 (2017),
 doi:10.1016/j.commatsci.2017.01.017, and D. Hicks et al., Comput. Mater. Sci. 161, S1
@@ -32,7 +32,7 @@ from crysdistill.structures.elements import atomic_numbers_by_symbol
 
 VOLUME_JITTER = 0.02
 """The volume varies evenly by up to this share, so that composition and prototype
-alone do not give it away."""
+alone do not determine it."""
 
 
 def prototype_of(material_id: str) -> str:
@@ -50,16 +50,16 @@ def prototype_of(material_id: str) -> str:
 
 
 def alloy_corpus(count: int, seed: int, max_atoms: int = 16) -> list[Crystal]:
-    """Return the first `count` alloys of the sequence that `seed` gives.
+    """Return the first `count` alloys of the sequence for `seed`.
 
-    The sequence goes round by round: each round takes one new decoration (2-4
-    elements) of every prototype that has any left, in shuffled order. No structure
-    comes twice, not even with its sites renamed. Cells are estimates: the atomic
-    volumes of the metals, times the expansion of the prototype, times a jitter.
+    The sequence proceeds in rounds: each round takes one new decoration (2-4 elements)
+    of every prototype that has any left, in shuffled order. No structure occurs twice,
+    not even with its sites renamed. Cells are estimates: the atomic volumes of the
+    metals, times the expansion of the prototype, times a jitter.
 
     Args:
-        count: how many.
-        seed: which sequence.
+        count: the number of alloys.
+        seed: the seed of the sequence.
         max_atoms: prototypes with larger primitive cells are left out.
 
     Raises:
@@ -95,15 +95,15 @@ def demo_sets(
 ) -> tuple[list[Crystal], list[Crystal]]:
     """Return an unlabelled corpus and a labelled dataset with no structure in common.
 
-    Both come from one sequence of `alloy_corpus`: the dataset is its beginning, so
-    that it holds every prototype about equally often and does not depend on
-    `corpus_size`; the corpus is what follows. Dataset structures are at their EMT
-    equilibrium volume; corpus structures keep their estimated cells, which cost
-    nothing: they differ from equilibrium by 1.6 % in length (one standard
-    deviation), and pretraining on equilibrium cells was no better on the whole.
+    Both come from one sequence of `alloy_corpus`. The dataset is its beginning, so that
+    it holds every prototype about equally often and does not depend on `corpus_size`.
+    The corpus follows. Dataset structures are at their EMT equilibrium volume. Corpus
+    structures keep their estimated cells, which cost nothing: they differ from
+    equilibrium by 1.6 % in length (one standard deviation), and pretraining on
+    equilibrium cells was no better overall.
 
     Args:
-        seed: which sequence.
+        seed: the seed of the sequence.
         corpus_size: structures without labels.
         dataset_size: structures with labels.
         workers: processes that compute labels.
@@ -115,7 +115,7 @@ def demo_sets(
     _at_least("dataset_size", dataset_size, 1)
     dataset: list[Crystal] = []
     used = 0
-    while len(dataset) < dataset_size:  # again only where labels could not be had
+    while len(dataset) < dataset_size:  # repeats only if alloys got no label
         wanted = dataset_size - len(dataset)
         dataset += label_alloys(alloy_corpus(used + wanted, seed)[used:], workers)
         used += wanted
@@ -128,9 +128,9 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 
 def _digest(seed: int, prototype: Prototype, elements: tuple[str, ...]) -> bytes:
-    """Return 16 bytes that shuffle and jitter alike on every machine.
+    """Return 16 bytes for shuffling and jitter, the same on every machine.
 
-    NumPy may change its random streams from one version to the next.
+    NumPy may change its random streams between versions.
     """
     text = f"{seed} {prototype.name} {' '.join(elements)}"
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -1,7 +1,7 @@
 """Labels of alloys by effective-medium theory (EMT), which needs no download.
 
 EMT describes seven metals and their alloys well enough to order their stability and
-stiffness: a physics that a network has to learn from the structure.
+stiffness. A network has to learn this physics from the structure.
 
 Source: K. W. Jacobsen, P. Stoltze and J. K. Nørskov, Surf. Sci. 366, 394 (1996),
 doi:10.1016/0039-6028(96)00816-3, as in ASE.
@@ -41,11 +41,11 @@ _SAME_POINT = 1e-8  # Å; pymatgen's own tolerance for "this is the atom itself"
 def label_alloys(crystals: Sequence[Crystal], workers: int = 1) -> list[Crystal]:
     """Return the crystals at their EMT equilibrium volume, with their labels.
 
-    The shape of the cell and the fractional coordinates stay as they are; the volume
-    is where the pressure of EMT vanishes. `properties` gains `formation_energy`
+    The shape of the cell and the fractional coordinates do not change. At the returned
+    volume, the pressure of EMT vanishes. `properties` gains `formation_energy`
     (eV/atom, against the fcc metals at their own equilibrium) and `bulk_modulus`
     (GPa, the slope of the same pressure curve). Crystals without an equilibrium are
-    left out, and a warning counts and names them. The order stays.
+    left out, and a warning counts and names them. The order does not change.
 
     Args:
         crystals: alloys of `METALS`, with roughly sensible volumes.
@@ -99,14 +99,14 @@ def radius(symbol: str) -> float:
 
 
 def rounded(cell: np.ndarray) -> np.ndarray:
-    """Return the cell without the last bits, in which processors differ."""
+    """Round the cell to remove the last bits, in which processors differ."""
     return np.round(cell, 6) + 0.0  # no -0.0, whose bytes differ from those of 0.0
 
 
 def log_expansion(
     numbers: np.ndarray, frac_coords: np.ndarray, cell: np.ndarray
 ) -> float | None:
-    """Return ln(equilibrium volume / volume of `cell`), None where there is none.
+    """Return ln(equilibrium volume / volume of `cell`), None without an equilibrium.
 
     Args:
         numbers: (N,) atomic numbers.
@@ -130,7 +130,7 @@ def _label_all(crystals: Sequence[Crystal]) -> list[Crystal | None]:
 
 
 def _label(crystal: Crystal) -> Crystal | None:
-    """Return the crystal at equilibrium with its labels; None where there is none."""
+    """Return the crystal at equilibrium with its labels; None if there is none."""
     state = _equilibrium(crystal.atomic_numbers, crystal.frac_coords, crystal.cell)
     if state is None:
         return None
@@ -166,7 +166,7 @@ def _fcc_energy(symbol: str) -> float:
 def _equilibrium(
     numbers: np.ndarray, frac_coords: np.ndarray, cell: np.ndarray
 ) -> _State | None:
-    """Return the state in which scaling the cell changes no energy, or None."""
+    """Return the state in which scaling the cell does not change the energy, or None."""
     curve = _PressureCurve(numbers, frac_coords, cell)
     x = _volume_at_rest(curve)
     if x is None:
@@ -183,11 +183,11 @@ def _volume_at_rest(curve: _PressureCurve) -> float | None:
     """Return the x at which the pressure vanishes, or None.
 
     The secant method follows the pressure itself, which EMT gives without differences
-    of energies: five cells find the volume, where a fit of energies needs seven in
-    the right place.
+    of energies. Five cells find the volume; a fit of energies needs seven in the right
+    place.
     """
     x, pressure = 0.0, curve.at(0.0)[1]
-    # Most metals have 50-200 GPa. A step that is too small gives no slope.
+    # Most metals have 50-200 GPa. If the step is too small, it gives no slope.
     step = _clipped(pressure / (100 * units.GPa))
     step = math.copysign(max(abs(step), 0.01), step)
     for _ in range(40):
@@ -211,7 +211,7 @@ def _clipped(step: float) -> float:
 class _PressureCurve:
     """Energy (eV) and pressure (eV/Å³) of one crystal against its volume.
 
-    The volume is given by x, its logarithm after division by that of `cell`.
+    The variable is x, the logarithm of the volume divided by that of `cell`.
     """
 
     def __init__(
@@ -224,12 +224,12 @@ class _PressureCurve:
         self.changes = ["numbers", "positions", "cell"]
 
     def at(self, x: float) -> tuple[float, float]:
-        """Return energy and pressure where the volume is exp(x) times the first."""
+        """Return energy and pressure at exp(x) times the volume of `cell`."""
         scale = math.exp(x / 3)
         self.atoms.cell[:] = self.cell * scale
         self.atoms.positions[:] = self.positions * scale
-        # Asking the calculator directly skips the search for what has changed, which
-        # takes as long as the energy.
+        # Calling the calculator directly skips its search for changes, which takes as
+        # long as the energy.
         self.calculator.calculate(self.atoms, ["energy", "stress"], self.changes)
         self.changes = ["positions", "cell"]
         results = self.calculator.results
@@ -237,10 +237,10 @@ class _PressureCurve:
 
 
 class _ScaledEMT(EMT):
-    """ASE's EMT for one crystal whose cell is scaled, which keeps its neighbours.
+    """ASE's EMT for one crystal with a scaled cell; it keeps the neighbours.
 
-    Four fifths of EMT's time go into finding neighbours anew, though scaling changes
-    no neighbour, only which of them lie within the cutoff.
+    EMT spends four fifths of its time finding neighbours again. But scaling does not
+    change neighbours, only which of them lie within the cutoff.
     """
 
     def initialize(self, atoms: Atoms) -> None:
@@ -249,17 +249,17 @@ class _ScaledEMT(EMT):
 
 
 class _KeptNeighbours:
-    """What EMT asks of a neighbour list, found once for a range of volumes."""
+    """The neighbour list that EMT needs, found once for a range of volumes."""
 
     def __init__(self, cutoff: float) -> None:
         self.cutoff = cutoff
         self.smallest_volume = math.inf
 
     def update(self, atoms: Atoms) -> None:
-        """Find the neighbours unless those at hand will do."""
+        """Find the neighbours, unless the kept ones suffice."""
         if atoms.get_volume() >= self.smallest_volume:
             return
-        margin = 1.05  # in length; EMT itself drops what lies beyond its cutoff
+        margin = 1.05  # in length; EMT itself drops atoms beyond its cutoff
         self.smallest_volume = atoms.get_volume() / margin**3
         centres, self.neighbours, self.images, _ = periodic_neighbours(
             atoms.positions, atoms.cell.array, self.cutoff * margin

@@ -1,4 +1,4 @@
-"""The whole path on a corpus that the package makes by itself, in a few minutes."""
+"""The demo: every step in a few minutes, on a corpus that the package makes itself."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ TARGET = Target("formation_energy", PROPERTIES["formation_energy"])
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How large a demo is.
+    """The size of a demo.
 
     Args:
-        corpus: unlabelled crystals.
-        dataset: labelled crystals.
-        labels: of those, how many a predictor learns from.
+        corpus: the number of unlabelled crystals.
+        dataset: the number of labelled crystals.
+        labels: the number of them that a predictor learns from.
         seeds: repeats of every arm.
         pretrain_epochs: passes over the corpus.
         epochs: passes over the labels.
@@ -62,14 +62,14 @@ def demo(
 ) -> Path:
     """Make a corpus, pretrain, distil, fine-tune, compare, and report.
 
-    Alloys of seven metals on the structure types of the AFLOW library; the labels are
-    EMT formation energies. Test crystals have structure types that no training label
-    has. Run again after an interruption, it goes on where it was.
+    The crystals are alloys of seven metals on the structure types of the AFLOW library;
+    the labels are EMT formation energies. Test crystals have structure types that no
+    training crystal has. After an interruption, another call continues the demo.
 
     Args:
-        out: the folder for everything.
-        size: how large.
-        workers: processes; all cores where None.
+        out: the folder for all files.
+        size: the size of the demo.
+        workers: processes; all cores if None.
         overwrite: whether to start anew over an earlier demo.
 
     Returns:
@@ -113,17 +113,17 @@ def demo(
     print(f"\nreport:  {path}\nweights: {weights}")  # a path may hold [..]
     rich.print("\nNext, on your own crystals:")
     for line in _next_steps():
-        print(f"  {line}")  # as it is: rich would take [..] for markup
+        print(f"  {line}")  # not by rich, which takes [..] for markup
     return path
 
 
 def _prepare(out: Path, size: DemoSize, overwrite: bool) -> None:
-    """Make the folder, or recognise one that an interrupted demo left."""
+    """Make the folder, or recognise that of an interrupted demo."""
     mark = out / "demo.json"
     wanted = orjson.dumps({"version": __version__, **size.__dict__})
     if out.exists() and any(out.iterdir()) and not mark.exists():
         raise InputError(
-            f"{out} holds something else than a demo; give another `--out`"
+            f"{out} holds something other than a demo; give another `--out`"
         )
     if mark.exists() and (overwrite or mark.read_bytes() != wanted):
         if not overwrite:
@@ -145,11 +145,11 @@ def _pretraining(out: Path, size: DemoSize) -> PretrainConfig:
         corpus=out / "corpus.h5",
         out=out / "pretrain",
         exclude=[out / "dataset.h5"],
-        # The student's architecture, so that the same network learns with and without.
+        # The student's architecture, so that one network learns with and without help.
         encoder={"name": "cgcnn", "convolutions": 3},
         objectives={"fingerprint": {"weight": 1.0}},
         trainer=TrainerSettings(epochs=size.pretrain_epochs, batch_size=128),
-        # What an interruption left goes on, from its last checkpoint.
+        # An interrupted run continues from its last checkpoint.
         resume=(out / "pretrain" / "config.yaml").exists(),
     )
 
@@ -176,7 +176,7 @@ def _comparison(
 
 
 def _write_split(path: Path, material_ids: Sequence[str]) -> None:
-    """Keep a fifth of the structure types for testing, a twentieth for choosing."""
+    """Keep a fifth of the structure types for testing, a twentieth for validation."""
     types = sorted({prototype_of(name) for name in material_ids})
     order = np.random.default_rng(1).permutation(len(types))
     subset = {}
@@ -194,7 +194,7 @@ def _write_split(path: Path, material_ids: Sequence[str]) -> None:
 def _report(
     out: Path, config: CompareConfig, stores: dict[str, Store], seconds: float
 ) -> Path:
-    """Write the report of the study, with what is special about the demo."""
+    """Write the report of the study, with facts about the demo."""
     pretraining = orjson.loads((out / "pretrain" / "results.json").read_bytes())
     return report_study(
         config.out,
@@ -205,7 +205,7 @@ def _report(
         facts={
             "corpus": f"{len(stores['corpus']):,} alloys without labels",
             "dataset": f"{len(stores['dataset']):,} alloys with EMT labels; test "
-            "crystals have structure types of which no label was seen",
+            "crystals have structure types that no training crystal has",
             "overlap": pretraining["overlap"],
             "duration": seconds,
         },

@@ -1,4 +1,4 @@
-"""Structure types, and the ways of putting the metals of EMT on their sites.
+"""Structure types, and the ways to put the metals of EMT on their sites.
 
 The structures are prototypes of the AFLOW library, as pymatgen bundles them. Two
 descriptions of one structure count as one prototype.
@@ -32,18 +32,18 @@ from crysdistill.demo.emt import (
 from crysdistill.structures.elements import atomic_numbers_by_symbol
 
 MAX_EXPANSION = 2.0
-"""A prototype is left out where the metal needs more than this many times its close-
-packed volume: molecular crystals and networks such as quartz, no alloys."""
+"""A prototype is left out if the metal needs more than this many times its close-packed
+volume: molecular crystals and networks such as quartz are no alloys."""
 
 MIN_CONTACT = 0.75
-"""A decoration is left out where two atoms are closer than this share of the sum of
-their metallic radii."""
+"""A decoration is left out if two atoms are closer than this share of the sum of their
+metallic radii."""
 
 # Two descriptions of one structure have pair functions that differ by at most 0.07
 # (relative root mean square), and the long polytypes 6H and 9R differ from zincblende
 # and wurtzite by 0.10-0.12, for EMT by less than 1 meV/atom. Such a neighbour among
-# the training crystals would spoil a test on unseen prototypes. From 0.14 on come
-# pairs that crystallography tells apart, such as the Laves phases C14 and C15.
+# the training crystals would spoil a test on unseen prototypes. Pairs that
+# crystallography distinguishes begin at 0.14, such as the Laves phases C14 and C15.
 _SAME_STRUCTURE = 0.12
 _PAIR_GRID = np.arange(0.4, 2.6, 0.05)  # in units of (volume per atom)^(1/3)
 _PAIR_WIDTH = 0.05
@@ -51,11 +51,11 @@ _PAIR_WIDTH = 0.05
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prototype:
-    """One structure type: sites of K kinds that wait for elements.
+    """One structure type: sites of K kinds without elements.
 
     Args:
         name: the Strukturbericht symbol, else the AFLOW label.
-        kinds: (N,) which of the K kinds each site is.
+        kinds: (N,) the kind of each site, one of K.
         frac_coords: (N, 3), wrapped into [0, 1).
         cell: (3, 3), rows are lattice vectors, scaled to one Å³ per atom.
         expansion: the equilibrium volume over the sum of the close-packed atomic
@@ -77,8 +77,8 @@ class Prototype:
 def prototypes(max_atoms: int) -> tuple[Prototype, ...]:
     """Return the prototypes with 2-4 kinds of sites and at most `max_atoms` atoms.
 
-    Simple ones come first, so a higher limit only adds to the end. Of prototypes that
-    are nearly one structure, long polytypes among them, the first is kept.
+    Simple prototypes come first, so a higher limit only adds to the end. If prototypes
+    are nearly one structure, such as long polytypes, the first is kept.
     """
     found: list[Prototype] = []
     pairs: list[np.ndarray] = []
@@ -122,7 +122,7 @@ def decorations(prototype: Prototype) -> tuple[tuple[str, ...], ...]:
     distances = prototype.contacts * per_atom[:, None, None] ** (1 / 3)  # (M, K, K)
     touching = radii[:, :, None] + radii[:, None, :]  # (M, K, K)
     kept = np.min(distances / touching, axis=(1, 2)) >= MIN_CONTACT  # (M,)
-    # Of decorations that swaps turn into each other, the first one stays.
+    # If swaps turn decorations into each other, keep the first one.
     place = len(METALS) ** np.arange(count)[::-1]  # (K,)
     for order in prototype.swaps:
         kept &= chosen @ place <= chosen[:, order] @ place
@@ -183,8 +183,8 @@ def _pair_functions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return shortest distances (K, K) and smoothed pair distances (K, K, grid).
 
-    The pair functions are per atom of the crystal, so they do not depend on the
-    choice of cell, nor on the handedness.
+    The pair functions are per atom of the crystal, so they depend neither on the choice
+    of cell nor on the handedness.
     """
     reach = _PAIR_GRID[-1] + 4 * _PAIR_WIDTH
     centres, neighbours, _, distances = periodic_neighbours(
@@ -214,10 +214,10 @@ def _permutations_between(pair: np.ndarray, other: np.ndarray) -> list[tuple[int
 
 
 def _expansion(frac_coords: np.ndarray, cell: np.ndarray) -> float:
-    """Return how much more volume copper takes here than when close packed."""
+    """Return the volume of copper here divided by its close-packed volume."""
     volume = atomic_volumes()["Cu"]
     numbers = np.full(len(frac_coords), atomic_numbers_by_symbol()["Cu"])
-    # Start where a structure of middling packing is at ease.
+    # Start at the equilibrium of a structure of medium packing.
     start = cell * (1.2 * volume) ** (1 / 3)
     x = log_expansion(numbers, frac_coords, start)
     # Nothing found means that the atoms never meet: infinitely roomy.

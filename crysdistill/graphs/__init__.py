@@ -1,1 +1,1 @@
-"""Periodic neighbours, the batch of crystals, and the verbs of models."""
+"""Periodic neighbours, the batch of crystals, and the operations of models."""

@@ -1,4 +1,4 @@
-"""The batch of crystals, and the verbs with which encoders read it.
+"""The batch of crystals, and the operations with which encoders read it.
 
 Shapes, here and everywhere: N atoms, E edges, B crystals, F width, K basis
 functions, T targets. Edges are sorted by their centre atom, so that a sum over the
@@ -62,7 +62,7 @@ class CrystalBatch(Data):
         space_groups: (B,) int64, 1-230; 0 where not known.
         targets: (B, T) float32; NaN where not known.
         rows: (B,) int64, the rows of the store that the crystals came from.
-        material_ids: B names; absent where `rows` tell them, in a store's batches.
+        material_ids: B names; absent in a store's batches, where `rows` identify them.
     """
 
     atomic_numbers: Tensor
@@ -93,7 +93,7 @@ class CrystalBatch(Data):
 
 
 def replace(batch: CrystalBatch, /, **tensors: Any) -> CrystalBatch:
-    """Return a shallow copy of `batch` in which some tensors are others."""
+    """Return a shallow copy of `batch` with some tensors replaced."""
     other = copy.copy(batch)
     for name, value in tensors.items():
         setattr(other, name, value)
@@ -142,7 +142,7 @@ def gather_crystals(x: Tensor, batch: CrystalBatch) -> Tensor:
 def sum_over_neighbours(messages: Tensor, batch: CrystalBatch) -> Tensor:
     """Sum the messages that arrive at each atom: (E, ...) to (N, ...).
 
-    Sums of half precision come in float32, here and over atoms.
+    Sums of half-precision numbers are float32, here and over atoms.
     """
     return _sum(messages, batch.edge_index[1], batch.num_nodes)
 
@@ -162,7 +162,7 @@ def softmax_over_neighbours(scores: Tensor, batch: CrystalBatch) -> Tensor:
 
     Args:
         scores: (E, H), one for each of H heads.
-        batch: says which edges arrive at an atom.
+        batch: the batch of the edges.
     """
     return _softmax(scores, batch.edge_index[1], batch.num_nodes)
 
@@ -214,7 +214,7 @@ def _sum(x: Tensor, owner: Tensor, owners: int) -> Tensor:
 def _softmax(scores: Tensor, owner: Tensor, owners: int) -> Tensor:
     scores = _wide(scores)
     index = owner.unsqueeze(1).expand_as(scores)
-    # The largest of each owner is taken off, so that no exponential overflows.
+    # Subtract the largest score of each owner, so that no exponential overflows.
     largest = scores.detach().new_zeros(owners, scores.shape[1])
     largest = largest.scatter_reduce(
         0, index, scores.detach(), "amax", include_self=False
@@ -224,7 +224,7 @@ def _softmax(scores: Tensor, owner: Tensor, owners: int) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Return `x` in float32 or wider: half precision cannot count beyond 256."""
+    """Return `x` in float32 or wider, since half precision cannot count beyond 256."""
     if not x.is_floating_point():
         return x
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -316,14 +316,14 @@ def make_batch(
     settings: GraphSettings | None = None,
     properties: Sequence[str] = (),
 ) -> CrystalBatch:
-    """Make a batch straight from crystals, finding their neighbours now.
+    """Make a batch directly from crystals and find their neighbours.
 
-    For tests, notebooks and single predictions; training reads stores.
+    Use this in tests, notebooks and single predictions; training reads stores.
 
     Args:
-        crystals: what to put into the batch.
-        settings: how to pick neighbours; the defaults where None.
-        properties: the names whose values become `targets` (B, T).
+        crystals: the crystals of the batch.
+        settings: the settings of the graph; the defaults if None.
+        properties: the names of properties whose values become `targets` (B, T).
 
     Raises:
         BadStructure: a crystal has no graph; the text names it.

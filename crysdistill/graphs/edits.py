@@ -1,8 +1,8 @@
-"""Edits: verbs that return a batch of other crystals, or with another graph.
+"""Edits: functions that return a batch with changed crystals or another graph.
 
-The batch given is left as it is, and tensors that do not change are shared. After
-every edit edges are sorted by centre, and all that counts atoms or edges agrees.
-All but `rebuild` work on any device.
+They do not change their input, and share unchanged tensors with it. After every edit,
+edges are sorted by centre, and all tensors that count atoms or edges agree. All edits
+except `rebuild` work on any device.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def drop_edges(batch: CrystalBatch, dropped: Tensor) -> CrystalBatch:
     """Leave some edges out.
 
     Args:
-        batch: of any graph.
-        dropped: (E,) bool, which ones. It is up to the caller to leave each atom one.
+        batch: a batch with any graph.
+        dropped: (E,) bool, the edges to drop. The caller must leave each atom one edge.
     """
     before = _starts(~dropped)  # (E + 1,), kept ones before each edge
     kept = (~dropped).nonzero().squeeze(1)  # (E',)
@@ -38,13 +38,14 @@ def drop_edges(batch: CrystalBatch, dropped: Tensor) -> CrystalBatch:
 
 
 def move_atoms(batch: CrystalBatch, by: Tensor) -> CrystalBatch:
-    """Move atoms; their neighbours stay who they are, the distances change.
+    """Move atoms; they keep their neighbours, but the distances change.
 
-    Coordinates are not wrapped, so that the lattice translations of edges stay too.
+    Coordinates are not wrapped, so that edges keep their lattice translations.
 
     Args:
-        batch: of any graph.
-        by: (N, 3), Å. From about a tenth of an Å on, others may be nearest: `rebuild`.
+        batch: a batch with any graph.
+        by: (N, 3), Å. Steps of a tenth of an Å or more may change the nearest
+            neighbours; then use `rebuild`.
     """
     inverse, _ = torch.linalg.inv_ex(batch.cell)  # without waiting for a device
     steps = torch.einsum("na,nab->nb", by, inverse[batch.batch])  # (N, 3)
@@ -52,14 +53,14 @@ def move_atoms(batch: CrystalBatch, by: Tensor) -> CrystalBatch:
 
 
 def strain(batch: CrystalBatch, by: Tensor) -> CrystalBatch:
-    """Strain the cells, the atoms with them; neighbours stay who they are.
+    """Strain the cells together with their atoms; atoms keep their neighbours.
 
     A vector v becomes v (1 + e).
 
     Args:
-        batch: of any graph.
-        by: (B, 3, 3), e of each crystal; where it is symmetric, nothing turns. From a
-            few hundredths on, others may be nearest: `rebuild`.
+        batch: a batch with any graph.
+        by: (B, 3, 3), e of each crystal; a symmetric e rotates nothing. Strains of a
+            few hundredths may change the nearest neighbours; then use `rebuild`.
     """
     return replace(batch, cell=batch.cell + batch.cell @ by)
 
@@ -70,18 +71,19 @@ def strain(batch: CrystalBatch, by: Tensor) -> CrystalBatch:
 def repeat_cell(batch: CrystalBatch, times: Tensor) -> CrystalBatch:
     """Describe each crystal by a cell that is several times as large.
 
-    Each copy of an atom hears the copies of those whom the atom hears, at the same
-    distances: the graph that a search would find, but for shells that mode `nearest`
-    cuts. Fake edges of mode `cgcnn` point at atom 0 of the centre's own copy. The
-    copy of the old cell at the origin stands first, its atoms in their order.
+    Each copy of an atom has copies of that atom's neighbours, at the same distances. A
+    search would find the same graph, except for shells that mode `nearest` cuts. Fake
+    edges of mode `cgcnn` point at atom 0 of the centre's own copy. The copy of the old
+    cell at the origin comes first, with its atoms in their order.
 
     Args:
-        batch: of any graph.
+        batch: a batch with any graph.
         times: (B, 3) int64, along each lattice vector, at least 1.
 
     Returns:
-        The batch, with one more attribute, `copy_of` (N',) int64: of which atom of the
-        batch given (or, if that has copies, of the one before) each is a copy.
+        The batch, with one more attribute, `copy_of` (N',) int64: the original of each
+        atom in the input batch. If that batch has copies itself, the originals are
+        those of the batch before it.
     """
     device = batch.ptr.device
     sizes = batch.ptr.diff()  # (B,)
@@ -96,7 +98,7 @@ def repeat_cell(batch: CrystalBatch, times: Tensor) -> CrystalBatch:
     centre = _owners(neighbor_ptr)  # (E',)
     nth = torch.arange(len(centre), device=device) - neighbor_ptr[centre]
     edge = batch.neighbor_ptr[atom[centre]] + nth  # (E',), in the batch given
-    # The copy in which the neighbour is, and how often that leaves the large cell.
+    # The copy that holds the neighbour, and its lattice translation in large cells.
     there, along_e = place[centre] + batch.edge_shift[edge], along[centre]
     shift = torch.div(there, along_e, rounding_mode="floor")  # (E', 3)
     own = crystal[centre]
@@ -141,21 +143,22 @@ def rebuild(
     *,
     lonely: Literal["refuse", "keep"] = "refuse",
 ) -> CrystalBatch:
-    """Find the neighbours anew: the graph that a store of these settings would hold.
+    """Find the neighbours again: the graph that a store of these settings would hold.
 
-    A compiled loop (`crysdistill.graphs.search`) does so on the host. From a device
-    the coordinates come to the host, for which it has to wait, and the edges go back.
-    Coordinates of batches are float32: where mode `nearest` cuts a shell, the choice
-    may be another than in a store, whose graphs are made of float64.
+    A compiled loop (`crysdistill.graphs.search`) does this on the host. If the batch is
+    on a device, the host waits for its coordinates and sends the edges back.
+    Coordinates of batches are float32, but stores make graphs from float64. So if mode
+    `nearest` cuts a shell, it may choose other neighbours than in a store.
 
     Args:
-        batch: of any graph; its old edges do not matter.
-        settings: of the new graph.
-        lonely: whether to `refuse` an atom that has no other within the cutoff, or to
-            `keep` the old edges of its whole crystal.
+        batch: a batch with any graph; its old edges are ignored.
+        settings: the settings of the new graph.
+        lonely: whether to `refuse` an atom that has no neighbour within the cutoff, or
+            to `keep` the old edges of its whole crystal.
 
     Raises:
-        BadStructure: an atom is lonely, and that is refused; the text names it.
+        BadStructure: an atom has no neighbour and `lonely` refuses it; the text names
+            the atom.
         InputError: the mode is `cgcnn`.
     """
     device = batch.ptr.device
@@ -186,7 +189,7 @@ def rebuild(
 
 
 def _loneliness(batch: CrystalBatch, atom: int, settings: GraphSettings) -> str:
-    """Return what is wrong with an atom that has no neighbour."""
+    """Return the message for an atom that has no neighbour."""
     crystal = int(batch.batch[atom])
     name = f"row {int(batch.rows[crystal])}"
     if "material_ids" in batch:
@@ -200,11 +203,11 @@ def _loneliness(batch: CrystalBatch, atom: int, settings: GraphSettings) -> str:
 def _mixed(
     batch: CrystalBatch, keeps: Tensor, edge_index: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return new edges, but the old ones, less fake ones, where a crystal keeps them.
+    """Return new edges, or the old edges without fake ones if a crystal keeps them.
 
     Args:
-        batch: with the old edges.
-        keeps: (B,) bool.
+        batch: the batch with the old edges.
+        keeps: (B,) bool, whether a crystal keeps its old edges.
         edge_index: (2, E), the new edges.
         shift: (E, 3), of the new edges.
     """
@@ -223,7 +226,7 @@ def _mixed(
 
 
 def _starts(counts: Tensor) -> Tensor:
-    """Return where each run begins, and the end of the last: (n,) to (n + 1,)."""
+    """Return the start of each run, and the end of the last: (n,) to (n + 1,)."""
     return torch.cat((counts.new_zeros(1, dtype=torch.int64), counts.cumsum(0)))
 
 

@@ -1,4 +1,4 @@
-"""Periodic neighbours of one crystal, and how a graph picks among them."""
+"""Periodic neighbours of one crystal, and the choice of neighbours for a graph."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from crysdistill.errors import BadStructure, InputError, did_you_mean
 from crysdistill.machine_code import machine_code
 
 SHELL_TOLERANCE = 0.01
-"""Å. Neighbours this close to the last one belong to its shell: above the noise of
-relaxed coordinates, below any difference that chemistry would call another shell."""
+"""Å. Neighbours this close to the last one belong to its shell. The value is above the
+noise of relaxed coordinates, and below any difference between shells in chemistry."""
 
 _SAME_POINT = 1e-8  # Å; pymatgen's own tolerance for "this is the atom itself"
 _PERIODIC = np.ones(3, dtype=np.int64)
@@ -26,16 +26,16 @@ class GraphSettings:
     """How the neighbours of an atom become the edges of its graph.
 
     Args:
-        cutoff: Å; no edge is longer.
-        max_neighbors: how many nearest neighbours an atom listens to; 0 in mode
-            `radius`, which does not count them.
-        mode: `shells` keeps every neighbour as near as the last one counted, so
-            that the graph does not depend on the order of atoms or on the choice of
-            cell; `nearest` cuts the last shell by a fixed rule (distance, then atom,
-            then image), so that every atom has the same number of edges; `radius`
-            keeps all neighbours within the cutoff, whatever their number; `cgcnn` is
-            the published graph: the shell is cut as pymatgen happens to list it,
-            and missing neighbours are padded with atom 0 at `cutoff` + 1 Å.
+        cutoff: Å, the length of the longest edge.
+        max_neighbors: the number of nearest neighbours of an atom; 0 in mode `radius`,
+            which does not count them.
+        mode: `shells` completes the shell of the last neighbour, so that the graph does
+            not depend on the order of atoms or the choice of cell; `nearest` cuts that
+            shell by a fixed rule (distance, then atom, then image), so that every atom
+            has the same number of edges; `radius` keeps all neighbours within the
+            cutoff, whatever their number; `cgcnn` is the published graph, which cuts
+            the shell in pymatgen's order and pads missing neighbours with atom 0 at
+            `cutoff` + 1 Å.
 
     Raises:
         InputError: a value is out of range.
@@ -87,9 +87,9 @@ def find_neighbors(
 ) -> Neighbors:
     """Find the neighbours that `settings` asks for.
 
-    The search starts with a radius that should hold enough neighbours at the
-    crystal's density and widens it only for atoms that found too few: the sort, not
-    the search, is what costs time, and most of a sphere of 8 Å is thrown away.
+    The search starts with a radius that should hold enough neighbours at the crystal's
+    density, and widens it only for atoms with too few. The sort takes more time than
+    the search, and most of a sphere of 8 Å would be thrown away.
 
     Args:
         frac_coords: (N, 3), fractional, wrapped into [0, 1).
@@ -104,7 +104,7 @@ def find_neighbors(
     coords = np.ascontiguousarray(frac_coords @ cell, dtype=np.float64)
     lattice = np.ascontiguousarray(cell, dtype=np.float64)
     radius = settings.cutoff
-    if settings.mode in ("shells", "nearest"):  # the others read the full sphere
+    if settings.mode in ("shells", "nearest"):  # other modes read the full sphere
         volume = abs(np.linalg.det(lattice)) / n_atoms
         radius = min(
             radius, 1.15 * (3 * (wanted + 4) * volume / (4 * math.pi)) ** (1 / 3)
@@ -155,7 +155,7 @@ def _select(
         # Ties fall by atom, then by image; distances count as tied at 1e-5 Å.
         image = (shifts[:, 0] * 4096 + shifts[:, 1]) * 4096 + shifts[:, 2]
         rounded = np.rint(distance * 1e5).astype(np.int64)
-        if settings.mode == "radius":  # too many of an atom for sorting by insertion
+        if settings.mode == "radius":  # an atom has too many for an insertion sort
             order = np.lexsort((image, neighbor, rounded, centre))
         else:
             order = _order(centre, rounded, neighbor, image, n_atoms)
@@ -193,8 +193,8 @@ def _order(
 ) -> np.ndarray:
     """Return the order by centre, distance, neighbour and image.
 
-    What `numpy.lexsort` returns for these keys, ten times as fast: an atom has some
-    twenty edges to sort, not the crystal some thousand.
+    The result is that of `numpy.lexsort` for these keys, ten times as fast, because it
+    sorts some twenty edges of an atom, not some thousand of the crystal.
     """
     edges = len(centre)
     place = np.zeros(n_atoms + 1, np.int64)

@@ -1,10 +1,10 @@
 """Random numbers that belong to a crystal, to its atoms or to its bonds.
 
-A number is a function of (seed, stream, store row of the crystal, number of the atom
-in its crystal) and of nothing else. So a crystal is masked and sampled alike in
-whatever batch, at whatever place in it, on whatever rank and device it is seen.
-A bond is known by its atoms and the lattice translation between them: it has one
-number in every graph that holds it, and for both of its directions.
+A number depends only on the seed, the stream, the crystal's row in the store, and the
+atom's number in the crystal. So a crystal is masked and sampled alike in every batch,
+at every place in it, and on every rank and device. A bond is identified by its atoms
+and the lattice translation between them. It has the same number in every graph that
+holds it, and in both directions.
 
 Source: the mixing function is the finaliser of SplitMix64, G. L. Steele, D. Lea and
 C. H. Flood, ACM SIGPLAN Not. 49(10), 453 (2014), doi:10.1145/2714064.2660195.
@@ -43,12 +43,12 @@ _SECOND = _signed(0x94D049BB133111EB)
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Shift int64 to the right as if it were unsigned."""
+    """Shift int64 to the right like an unsigned number."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Scramble int64; one flipped bit in flips half of the bits out."""
+    """Scramble int64; flipping one input bit flips half of the output bits."""
     # Products of int64 wrap around, which is the arithmetic modulo 2^64 that we want.
     x = (x ^ _shift_right(x, 30)) * _FIRST
     x = (x ^ _shift_right(x, 27)) * _SECOND
@@ -103,7 +103,8 @@ def per_atom_uniform(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
 def per_atom_normal(batch: CrystalBatch, width: int, seed: int, stream: str) -> Tensor:
     """Return random numbers for each atom, (N, width) float32, standard normal.
 
-    None is beyond 5.8, where one in 10^8 would be. Devices may differ in the last bit.
+    No number exceeds 5.8, beyond which one in 10^8 should lie. Devices may differ in
+    the last bit.
 
     Source: G. E. P. Box and M. E. Muller, Ann. Math. Stat. 29, 610 (1958),
     doi:10.1214/aoms/1177706645.
@@ -124,10 +125,10 @@ def per_bond_uniform(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
     """Return the random number of each edge's bond, (E,) float32, uniform in [0, 1).
 
     An edge and its reverse have the same number, whatever else is in the graph. Fake
-    edges of graph mode `cgcnn` have numbers too, which mean nothing.
+    edges of graph mode `cgcnn` also have numbers, which mean nothing.
 
     Args:
-        batch: says which bonds; its geometry is not read.
+        batch: the batch of the bonds; its geometry is not read.
         seed: of the step or epoch; any integer.
         stream: the name of the use. Other uses of the same seed are independent.
     """
@@ -135,7 +136,7 @@ def per_bond_uniform(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
     neighbour, centre = batch.edge_index
     a, b, c = batch.edge_shift.long().unbind(1)
     translation = (a << 32) + (b << 16) + c  # (E,); one number for each triple
-    # From the other end the translation is the opposite one.
+    # Seen from the other end, the translation has the opposite sign.
     way = torch.sign(neighbour - centre)
     translation = torch.where(way == 0, translation.abs(), way * translation)
     ends = atoms[neighbour] + atoms[centre]
@@ -155,5 +156,5 @@ def per_crystal_uniform(rows: Tensor, width: int, seed: int, stream: str) -> Ten
 
 
 def _uniform(words: Tensor) -> Tensor:
-    # 24 bits are all that float32 holds without rounding up to 1.
+    # float32 holds 24 bits without rounding up to 1.
     return _shift_right(words, 40).float() * 2.0**-24

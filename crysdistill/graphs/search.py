@@ -1,9 +1,9 @@
 """Periodic neighbours of all crystals of a batch, in one compiled loop.
 
-What `find_neighbors` finds for one crystal after the other, more than four times as
-fast: views that move atoms need it in the training step. Each atom is compared with
-the images of all atoms of its crystal, without cell lists, which pays up to some
-hundred atoms; the sphere is as small as its neighbours allow.
+It finds the same neighbours as `find_neighbors`, more than four times as fast. Views
+that move atoms need it in the training step. It compares each atom with the images of
+all atoms of its crystal. Up to some hundred atoms, this is faster than cell lists. The
+sphere is as small as its neighbours allow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from crysdistill.machine_code import machine_code
 
 __all__ = ["check_searchable", "search"]
 
-_TOLERANCE = 1e-8  # Å², by which pymatgen's spheres are larger
+_TOLERANCE = 1e-8  # Å², the margin of pymatgen's spheres
 _STEPS = 1e5  # per Å; distances that agree to one step are tied
 _LATTICE_BITS = 24  # of a key, for the three lattice translations
 _BYTE = 255
@@ -26,15 +26,15 @@ _MIDDLE = 128
 
 
 def check_searchable(settings: GraphSettings) -> None:
-    """Refuse a graph that only pymatgen's order of neighbours defines.
+    """Refuse a graph that depends on pymatgen's order of neighbours.
 
     Raises:
         InputError: the mode is `cgcnn`.
     """
     if settings.mode == "cgcnn":
         raise InputError(
-            "a graph of mode cgcnn cannot be found anew in a step: it cuts shells as "
-            "pymatgen lists them; use mode shells, nearest or radius"
+            "a graph of mode cgcnn cannot be found anew in a step: it cuts shells in "
+            "pymatgen's order; use mode shells, nearest or radius"
         )
 
 
@@ -95,7 +95,7 @@ def _search(
     wanted: int,
     whole_shells: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Do what `search` says; 0 `wanted` takes all within the cutoff."""
+    """Do the work of `search`; 0 `wanted` takes all neighbours within the cutoff."""
     counts = np.zeros(len(frac), np.int64)
     neighbour = np.empty(len(frac) * max(wanted + 4, 32), np.int64)
     shift = np.empty((len(neighbour), 3), np.int8)
@@ -163,26 +163,26 @@ def _around(
     keys: np.ndarray,
     lengths: np.ndarray,
 ) -> int:
-    """Write down all atoms within a sphere around atom i, as far as there is room.
+    """Write all atoms within a sphere around atom i to arrays, while there is room.
 
     Args:
         frac: (N, 3).
         cell: (3, 3), Å.
         per_plane: (3,), 1 / Å.
         first: the first atom of the crystal.
-        end: the first atom of the next.
+        end: the first atom of the next crystal.
         i: the centre.
         radius: Å.
-        high: where in a key the distance begins.
-        keys: (room,), by which they will be sorted: distance, atom and image.
+        high: the first bit of the distance in a key.
+        keys: (room,), the sort keys: distance, atom and image.
         lengths: (room,), Å.
 
     Returns:
-        How many there are, which may be more than there is room for.
+        The number of atoms in the sphere, which may exceed the room.
     """
     room, found = len(keys), 0
     most = radius * radius + _TOLERANCE
-    # How far the sphere reaches in fractional coordinates; a little more does no harm.
+    # The reach of the sphere in fractional coordinates; a small margin does no harm.
     reach_a = radius * per_plane[0] + 1e-6
     reach_b = radius * per_plane[1] + 1e-6
     reach_c = radius * per_plane[2] + 1e-6

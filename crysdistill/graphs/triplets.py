@@ -1,7 +1,7 @@
 """Triplets: pairs of edges that meet in an atom, and the angles between them.
 
-They are made from a batch in the step and never stored: there are some twelve for each
-edge, and they need no search.
+The training step makes them from a batch; they are never stored. There are some twelve
+for each edge, and they need no search.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Triplets:
     """P pairs of edges (k -> j, j -> i), sorted by the second edge.
 
     Atom k may be atom i, by the same bond or through another image. The pairs are the
-    edges of the line graph, whose nodes are the E edges: what the first edge says,
-    the second one hears.
+    edges of the line graph, whose nodes are the E edges: the first edge sends a message
+    to the second.
 
     Args:
         first: (P,) int64, the edge from k to j.
@@ -48,26 +48,25 @@ class Triplets:
 def find_triplets(batch: CrystalBatch) -> Triplets:
     """Pair every edge with all edges that arrive at the atom where it starts.
 
-    The number of triplets is the sum over edges of the edges that their source has:
-    with 12 neighbours, 12 for each edge. The cosine is differentiable in the
-    positions and the cell; beside an edge of length zero, which has no direction, it
-    is 0.
+    With 12 neighbours there are 12 triplets for each edge: the edges that arrive at its
+    source. The cosine is differentiable in the positions and the cell. It is 0 beside
+    an edge of length zero, which has no direction.
     """
     source, n_edges = batch.edge_index[0], batch.num_edges
     arriving = (batch.neighbor_ptr[1:] - batch.neighbor_ptr[:-1])[source]  # (E,)
     ptr = torch.zeros(n_edges + 1, dtype=torch.int64, device=source.device)
     torch.cumsum(arriving, 0, out=ptr[1:])
-    n_triplets = int(ptr[-1])  # the only number that a device must hand over
+    n_triplets = int(ptr[-1])  # the only number that is read from a device
     edges = torch.arange(n_edges, device=source.device)
     second = torch.repeat_interleave(edges, arriving, output_size=n_triplets)  # (P,)
-    # The edges that arrive at an atom stand in a row: counting on finds them.
+    # The edges that arrive at an atom are consecutive, so counting finds them.
     offset = batch.neighbor_ptr[source] - ptr[:-1]  # (E,)
     first = torch.arange(n_triplets, device=source.device) + offset[second]  # (P,)
     return Triplets(first, second, _cosine(batch, first, second), ptr)
 
 
 def _cosine(batch: CrystalBatch, first: Tensor, second: Tensor) -> Tensor:
-    """Return the cosines of the angles at the atoms that two edges share, (P,)."""
+    """Return the cosines of the angles at the common atom of two edges, (P,)."""
     direction = F.normalize(edge_vectors(batch), dim=1)  # (E, 3), from i to j
     # Seen from j, k lies along the first edge's vector and i against the second's.
     to_k, to_j = direction[first], direction[second]  # (P, 3)
@@ -78,9 +77,9 @@ def _cosine(batch: CrystalBatch, first: Tensor, second: Tensor) -> Tensor:
 class DistinctAngles:
     """The distinct cosines of P triplets, D of them.
 
-    A triplet and its mirror image (i -> j, j -> k) have one angle, and symmetry makes
-    many more alike: in the crystals of the Materials Project D is a sixth of P. What
-    depends on the angle alone is worked out for D rows.
+    A triplet and its mirror image (i -> j, j -> k) have the same angle, and symmetry
+    makes many more equal: in the crystals of the Materials Project D is a sixth of P.
+    Numbers that depend only on the angle are computed for D rows.
 
     Args:
         cosine: (D,).
@@ -96,7 +95,7 @@ class DistinctAngles:
 def distinct_angles(triplets: Triplets) -> DistinctAngles:
     """Return the distinct cosines of triplets, rounded to 1e-6 (1e-10 in float64).
 
-    Where somebody asks for their derivatives, every triplet keeps a row of its own.
+    If derivatives are required, every triplet keeps its own row.
     """
     cosine = triplets.cosine
     if cosine.requires_grad:
@@ -110,30 +109,30 @@ def distinct_angles(triplets: Triplets) -> DistinctAngles:
 
 
 def sum_over_triplets(messages: Tensor, triplets: Triplets) -> Tensor:
-    """Sum what each edge hears from the edges before it: (P, ...) to (E, ...)."""
+    """Sum the messages to each edge from the edges before it: (P, ...) to (E, ...)."""
     edges = len(triplets.ptr) - 1
     total = messages.new_zeros(edges, *messages.shape[1:])
     return total.index_add(0, triplets.second, messages)
 
 
 def add_reverse_edges(batch: CrystalBatch) -> tuple[CrystalBatch, Tensor]:
-    """Let every atom be heard by the atoms that it hears.
+    """Add the missing reverse edges, so that neighbours are mutual.
 
-    Graphs of a number of neighbours are directed: an atom's twelve nearest need not
-    count it among theirs. What is missing is added; an edge and its reverse that are
-    both there stay as they are.
+    Graphs with a fixed number of neighbours are directed: an atom need not be among the
+    twelve nearest neighbours of its own twelve. Missing reverse edges are added;
+    existing pairs of an edge and its reverse do not change.
 
     Args:
-        batch: of any graph without fake edges, at most 700,000 atoms; no edge twice.
+        batch: any graph without fake or repeated edges, with at most 700,000 atoms.
 
     Returns:
-        The batch, in which edges of one centre stand by neighbour and image, and
-        where in it the edges are that were there before, (E,).
+        The batch, with the edges of each centre sorted by neighbour and image, and the
+        places of the old edges in it, (E,).
     """
     atoms = batch.num_nodes
     neighbour, centre = batch.edge_index
     shift = batch.edge_shift.long()
-    # An edge is one number, so that sorting finds what is there already: centre,
+    # Encode an edge as one number, so that sorting finds existing edges: centre,
     # neighbour and the lattice translation, whose parts are 8-bit integers.
     weights = torch.tensor([1 << 16, 1 << 8, 1], device=shift.device)
     image, back = (((sign * shift + 128) * weights).sum(1) for sign in (1, -1))

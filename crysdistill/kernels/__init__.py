@@ -1,1 +1,1 @@
-"""Compiled twins of hot loops, each behind one function and never the only form."""
+"""Compiled versions of hot loops, each behind one function with a plain version."""

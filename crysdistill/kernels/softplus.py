@@ -1,7 +1,7 @@
-"""Softplus in compiled loops, and the exp and log that it is made of.
+"""Softplus in compiled loops, and its exp and log.
 
-Numba can call exp and log of the C library, one number at a time. Here both are
-polynomials, and LLVM makes vectors of a loop with them.
+Numba can call exp and log of the C library only for one number at a time. Here both are
+polynomials, so that LLVM vectorises loops with them.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch.autograd.function import once_differentiable
 from crysdistill.kernels.threads import share
 from crysdistill.machine_code import machine_code
 
-# a b + c may be one step, and what is divided by zero is infinite. NaN stays NaN.
+# a b + c may be one step, and division by zero gives infinity. NaN stays NaN.
 looped = partial(machine_code, fastmath={"contract"}, error_model="numpy")
 inlined = njit(forceinline=True, fastmath={"contract"}, error_model="numpy")
 
 ZERO, ONE = np.float32(0), np.float32(1)
 LARGEST = np.float32(87.3)
-MAGIC = np.float32(12582912)  # 1.5 x 2^23: what is added to it is rounded
+MAGIC = np.float32(12582912)  # 1.5 x 2^23: adding it rounds a number
 STEPS = np.float32(-1.4426950408889634)  # -1 / ln(2)
 # ln(2) as two numbers: n times the first is exact.
 LN2, REST = np.float32(-0.693359375), np.float32(2.12194440e-4)
 
 PART = 2**15
-"""Numbers in a part of the work."""
+"""Numbers in one task."""
 
 
 @inlined
@@ -93,8 +93,8 @@ def _backward(
 def softplus(x: Tensor) -> Tensor:
     """Return log(1 + exp(x)), in half of PyTorch's time on the CPU; any shape.
 
-    Compiled code is for the CPU and single precision. Its bits do not depend on the
-    number of threads, as PyTorch's do.
+    Compiled code is for the CPU and single precision. Unlike PyTorch's, its bits do not
+    depend on the number of threads.
     """
     single = (x.device.type, x.dtype) == ("cpu", torch.float32)
     if not single or torch.compiler.is_compiling():
@@ -122,6 +122,6 @@ class _Softplus(torch.autograd.Function):
 
 
 def _tasks(x: Tensor) -> list[tuple[int, int]]:
-    """Return the first number of each task and the one behind its last."""
+    """Return the first number of each task, and the number after its last."""
     size = x.numel()
     return [(begin, min(begin + PART, size)) for begin in range(0, size, PART)]

@@ -19,10 +19,10 @@ os.register_at_fork(after_in_child=_pools.clear)
 def share(work: Callable[..., None], tasks: Sequence[tuple], *args: Any) -> None:
     """Call `work(*task, *args)` for each task on `torch.get_num_threads()` threads.
 
-    Plain threads, because `work` lets go of Python's lock: they sleep when there is
-    nothing to do, any thread may call, and a fork does no harm. OpenMP's spin, and
-    Numba's own pool aborts when two threads call it. The caller works as well, so that
-    one thread needs no other.
+    These are plain threads, because `work` releases Python's lock. They sleep when
+    there is nothing to do, any thread may call, and a fork does no harm. OpenMP's
+    threads spin, and Numba's own pool aborts when two threads call it. The caller works
+    as well, so that one thread needs no other.
 
     Args:
         work: compiled with `nogil=True`.
@@ -30,7 +30,7 @@ def share(work: Callable[..., None], tasks: Sequence[tuple], *args: Any) -> None
         args: its other arguments.
     """
     threads = max(1, min(torch.get_num_threads(), len(tasks)))
-    # Whether numbers below 1e-38 count as 0 is a setting of each thread.
+    # Each thread has its own setting whether numbers below 1e-38 count as 0.
     flush = bool(np.float32(1e-39) * np.float32(1.0) == 0)
 
     def take(turn: int) -> None:

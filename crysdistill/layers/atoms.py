@@ -12,20 +12,20 @@ from crysdistill.structures.elements import ELEMENT_TABLES, element_table
 
 
 class AtomEmbedding(nn.Module):
-    """W [element | degree] + b, taken once for each element and not for each atom.
+    """W [element | degree] + b, computed once for each element, not for each atom.
 
-    Columns of the element table that no element fills are left out: such a weight
-    would see nothing but masked atoms, for whom the bias stands.
+    Columns of the element table that no element fills are left out: their weights would
+    only see masked atoms, which the bias represents.
 
     Args:
-        width: F, of the result.
+        width: F, the width of the result.
         elements: the element table, one of
             `crysdistill.structures.elements.ELEMENT_TABLES`.
-        degrees: columns that say one-hot how many edges arrive at an atom, the last
-            for all that are more; MatDeepLearn has 14, and counts an edge of the atom
-            to itself.
+        degrees: columns for the one-hot number of edges that arrive at an atom; the
+            last column is for all larger numbers. MatDeepLearn has 14, and counts an
+            edge of the atom to itself.
         bias: whether there is a b.
-        absent: atomic numbers that are not told from a masked atom.
+        absent: atomic numbers that look like a masked atom.
 
     Raises:
         InputError: a setting is out of range.
@@ -53,7 +53,7 @@ class AtomEmbedding(nn.Module):
         self.linear = nn.Linear(table.shape[1] + degrees, width, bias=bias)
 
     def kinds(self, batch: CrystalBatch) -> Tensor:
-        """Return numbers that differ where the first vectors may, (N,)."""
+        """Return numbers that differ if the first vectors may differ, (N,)."""
         if not self.degrees:
             return batch.atomic_numbers
         return batch.atomic_numbers * self.degrees + self._degree(batch)

@@ -25,18 +25,18 @@ from crysdistill.layers.normalization import BatchNorm
 from crysdistill.layers.settings import at_least
 
 _NUMBERS_AT_ONCE = 1 << 17
-"""What each thread takes together, so that it stays in the cache."""
+"""Numbers that a thread processes together, so that they stay in the cache."""
 
 
 class Ends(NamedTuple):
     """The ends of edges: an atom and a length each.
 
-    In a crystal an atom has several neighbours at one distance, and every edge comes
-    back from its other end: most ends are shared. Where no distances were equal, there
-    would be P = 2 E of them; in the crystals of the Materials Project P < E.
+    In a crystal an atom has several neighbours at one distance, and every edge has a
+    reverse, so most ends are shared. If no distances were equal, there would be P = 2 E
+    ends; in the crystals of the Materials Project P < E.
 
     Args:
-        rows: (D, any width), what is known of each distinct length.
+        rows: (D, any width), the vector of each distinct length.
         atom: (P,) int64, the atom of each distinct end.
         length: (P,) int64, its row in `rows`.
         neighbour: (E,) int64, the end of each edge at the neighbour.
@@ -54,9 +54,9 @@ def find_ends(rows: Tensor, place: Tensor, batch: CrystalBatch) -> Ends:
     """Return the distinct ends of all edges.
 
     Args:
-        rows: (D, any width), what is known of each distinct length.
+        rows: (D, any width), the vector of each distinct length.
         place: (E,) int64, the row of each edge.
-        batch: says which atoms an edge joins.
+        batch: the batch of the edges.
     """
     lengths = max(len(rows), 1)
     ends, end = torch.unique(batch.edge_index * lengths + place, return_inverse=True)
@@ -64,7 +64,7 @@ def find_ends(rows: Tensor, place: Tensor, batch: CrystalBatch) -> Ends:
 
 
 class AugmentedAttention(nn.Module):
-    """The augmented graph attention layer (AGAT): both ends of an edge know its length.
+    """The augmented graph attention layer (AGAT): both ends of an edge get its length.
 
     For each of H heads, with one W for both ends:
 
@@ -73,11 +73,12 @@ class AugmentedAttention(nn.Module):
     c_ij = softmax over the neighbours of i of softplus(BN(s_ij));
     v_i' = mean over heads of sum_j c_ij h_j, plus b.
 
-    The products with v are taken once per atom, that with e once per distinct distance.
+    Products with v are computed once per atom, products with e once per distinct
+    distance.
 
-    Differs from the paper: the batch norm, which takes its statistics from all edges,
-    and the second softplus around it stand in the published code only. That code also
-    holds one PReLU, which it never uses.
+    Differs from the paper: only the published code has the batch norm, with statistics
+    over all edges, and the second softplus around it. That code also holds one PReLU,
+    which it never uses.
 
     Args:
         width: F, of atoms and edges alike.
@@ -103,9 +104,9 @@ class AugmentedAttention(nn.Module):
         """Update atoms (N, F).
 
         Args:
-            x: of atoms, (N, F).
-            edges: of edges, F wide.
-            batch: says which edges arrive at an atom.
+            x: vectors of atoms, (N, F).
+            edges: ends of edges, with rows F wide.
+            batch: the batch of the edges.
         """
         of_atom, of_edge = self.weight.chunk(2, dim=1)  # (H F, F) each
         z = F.linear(x, of_atom).index_select(0, edges.atom)  # (P, H F)
@@ -125,15 +126,14 @@ class AugmentedAttention(nn.Module):
 
 
 class CompositionAttention(nn.Module):
-    """Weights of a crystal's atoms that know its whole composition (GI-M1).
+    """Weights of a crystal's atoms that depend on its whole composition (GI-M1).
 
     softmax over the atoms of the crystal of MLP([v_i | shares of the elements]), with
-    softplus between the layers. What a crystal's atoms share is multiplied once per
-    crystal.
+    softplus between the layers. The shares are multiplied once per crystal.
 
     Args:
         width: F, of atoms.
-        elements: how many shares.
+        elements: the number of shares.
         hidden: the widths of the hidden layers.
     """
 
@@ -149,9 +149,9 @@ class CompositionAttention(nn.Module):
         """Return weights that sum to one over the atoms of each crystal, (N, 1).
 
         Args:
-            x: of atoms, (N, F).
-            shares: of the elements in each crystal, (B, elements).
-            batch: says which atoms a crystal has.
+            x: vectors of atoms, (N, F).
+            shares: shares of the elements in each crystal, (B, elements).
+            batch: the batch of the atoms.
         """
         of_atom, of_crystal = self.first.weight.split(self.sizes, dim=1)
         crystals = F.linear(shares, of_crystal, self.first.bias)
@@ -162,10 +162,10 @@ class CompositionAttention(nn.Module):
 
 
 class _WeightedSum(torch.autograd.Function):
-    """The sum over heads and neighbours of shares times what the neighbour's end says.
+    """The sum over heads and neighbours of shares times messages of neighbours' ends.
 
-    What ends say, (P, H, F), is gathered for a few edges at a time, in both passes:
-    nothing that is H F wide is kept for each edge.
+    The messages of ends, (P, H, F), are gathered for a few edges at a time, in both
+    passes. So no row of width H F is kept for each edge.
     """
 
     @staticmethod
@@ -198,7 +198,7 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def _blocks(shares: Tensor, said: Tensor) -> Iterator[slice]:
-    """Yield the edges that are taken together: on a GPU, all."""
+    """Yield the edges that are processed together; all edges on a GPU."""
     count, wide = len(shares), said.shape[1] * said.shape[2]
     step = max(_NUMBERS_AT_ONCE * torch.get_num_threads() // wide, 1)
     step = step if shares.device.type == "cpu" else max(count, 1)

@@ -13,15 +13,15 @@ class Gaussians(nn.Module):
     """Values on an even grid of Gaussians.
 
     u_k(x) = exp(-((x - mu_k) / width)^2); there is no factor 2 in the exponent.
-    Published programs write the exponent in several ways; `width` says all of them:
+    Published programs write the exponent in several ways. `width` covers all of them:
     `spacing` for CGCNN, sqrt(spacing) for ALIGNN, sqrt(2) sigma for a Gaussian of
     standard deviation sigma.
 
     Args:
         start: the first centre.
         stop: the last centre.
-        count: K, how many centres.
-        width: of each Gaussian, in the unit of the values.
+        count: K, the number of centres.
+        width: the width of each Gaussian, in the unit of the values.
     """
 
     centres: Tensor
@@ -48,7 +48,7 @@ class Bessel(nn.Module):
 
     Args:
         cutoff: Å, where all functions are zero.
-        count: K, how many.
+        count: K, the number of functions.
     """
 
     orders: Tensor

@@ -1,4 +1,4 @@
-"""Linear layers with what follows them."""
+"""Linear layers with activations and norms."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "shifted_softplus": shifted_softplus,
     "relu": F.relu,
 }
-"""What may follow a linear layer."""
+"""Activations that may follow a linear layer."""
 
 
 class Dense(nn.Module):
     """Linear layers, each with activation and then norm.
 
     Args:
-        widths: of the input and of each layer's result.
+        widths: the widths of the input and of each layer's result.
         activation: one of `ACTIVATIONS`.
         norm: one of `NORMS`.
-        skip: whether what entered a layer is added to what left it, from the second
-            layer on, where the widths agree.
+        skip: whether the input of a layer is added to its output, from the second layer
+            on, if the widths agree.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Dense(nn.Module):
         return self.finish(self.linears[0](x))
 
     def finish(self, x: Tensor) -> Tensor:
-        """Go on from the product of the first layer, (rows, second width)."""
+        """Continue from the product of the first layer, (rows, second width)."""
         x = self.norms[0](self.activation(x))
         for linear, norm in zip(self.linears[1:], self.norms[1:], strict=True):
             y = norm(self.activation(linear(x)))

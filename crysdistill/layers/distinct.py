@@ -1,4 +1,4 @@
-"""Edges that are alike, so that work on them can be done once."""
+"""Finding equal edges, so that work on them is done once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from crysdistill.graphs.batch import CrystalBatch, distances
 
 _BITS = 11
-"""Of a key that holds the kinds of two atoms and one of 2^41 lengths."""
+"""Bits for an atom's kind in a key, which holds two kinds and one of 2^41 lengths."""
 
 
 class Distinct(NamedTuple):
     """The distinct distances of a batch, D of them for E edges.
 
-    In a crystal both directions of an edge are equally long, and so are the edges of
-    a shell: what depends on the distance alone is worked out for D rows, a sixth of
-    E in the crystals of the Materials Project.
+    In a crystal both directions of an edge have the same length, and so have the edges
+    of a shell. Numbers that depend only on the distance are computed for D rows, a
+    sixth of E in the crystals of the Materials Project.
 
     Args:
         distances: (D,), Å.
@@ -46,10 +46,10 @@ class DistinctEdges(NamedTuple):
 def distinct_distances(batch: CrystalBatch) -> Distinct:
     """Return the distinct distances of a batch.
 
-    Distances are rounded to 2e-6 Å, about what float32 coordinates round away
-    (1e-10 Å in float64), each by itself, so that those of one crystal do not depend
-    on the others in its batch. Where somebody asks for derivatives with respect to
-    positions, every edge keeps a row of its own.
+    Each distance is rounded to 2e-6 Å, about the rounding error of float32 coordinates
+    (1e-10 Å in float64). So the distances of one crystal do not depend on the others in
+    its batch. If derivatives with respect to positions are required, every edge keeps
+    its own row.
     """
     length, step = distances(batch), _step(batch)  # (E,)
     if length.requires_grad:
@@ -62,8 +62,8 @@ def distinct_edges(batch: CrystalBatch, kinds: Tensor) -> DistinctEdges:
     """Return the edges of a batch that differ in length, neighbour or centre.
 
     Args:
-        batch: whose edges; lengths count as in `distinct_distances`.
-        kinds: (N,) int64 below 2048, of atoms.
+        batch: the batch of the edges; lengths are rounded as in `distinct_distances`.
+        kinds: (N,) int64 below 2048, the kinds of atoms.
     """
     length, step = distances(batch), _step(batch)  # (E,)
     each = torch.arange(len(length), device=length.device)

@@ -1,7 +1,7 @@
-"""The edge-gated graph convolution, sparing with rows for every pair of nodes.
+"""The edge-gated graph convolution, which keeps few rows for each pair of nodes.
 
-On a line graph pairs are triplets, of which there are a dozen for every edge: what
-autograd keeps of each decides how many crystals fit into memory.
+On a line graph, pairs are triplets, a dozen for every edge. The numbers that autograd
+keeps for each triplet decide how many crystals fit into memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class EdgeGatedConvolution(nn.Module):
         width: F, of nodes and edges alike.
         norm: one of `NORMS`.
         offset: w, which is published as 1e-6.
-        last: whether nobody reads e', which is then neither made nor has weights.
+        last: whether e' is not needed; then it is not computed and has no weights.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class EdgeGatedConvolution(nn.Module):
         receiver: Tensor,
         place: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Update R nodes and S edges; the last convolution returns e as it is.
+        """Update R nodes and S edges; the last convolution returns e unchanged.
 
         Args:
-            x: of nodes, (R, F).
-            e: of edges, (S, F), or (D, F) where they share rows.
+            x: vectors of nodes, (R, F).
+            e: vectors of edges, (S, F), or (D, F) if edges share rows.
             sender: (S,), the node j of each edge.
             receiver: (S,), the node i of each edge.
-            place: (S,), the row of each edge, where they share rows.
+            place: (S,), the row of each edge, if edges share rows.
         """
         c = self.edge_gate(e)
         m, heard = _Gates.apply(
@@ -93,9 +93,9 @@ class _Gates(torch.autograd.Function):
 
     s_ij = sigmoid(m_ij).
 
-    Autograd alone would keep the gates s and the gathered v, a row for each pair. Here
-    m stays, which takes the place of c, and the rest is worked out again, block by
-    block: nothing else has a row for every pair.
+    Plain autograd would keep the gates s and the gathered v, a row for each pair. Here
+    only m, which overwrites c, has a row for every pair. The backward pass computes the
+    rest again, block by block.
     """
 
     @staticmethod
@@ -148,7 +148,7 @@ class _Gates(torch.autograd.Function):
 
 
 def _in_blocks(m: Tensor) -> Iterator[slice]:
-    """Yield the rows of (S, F) in blocks of half a megabyte; whole on a GPU."""
+    """Yield the rows of (S, F) in blocks of half a megabyte; in one block on a GPU."""
     count, width = m.shape
     step = max(1, (1 << 17) // width) if m.device.type == "cpu" else count or 1
     for start in range(0, count, step):
@@ -158,15 +158,15 @@ def _in_blocks(m: Tensor) -> Iterator[slice]:
 class _SiluOfNorm(torch.autograd.Function):
     """SiLU(norm(x)).
 
-    Autograd alone would keep the normalised values beside x. They are worked out
-    again in the backward pass.
+    Plain autograd would keep the normalised values beside x. The backward pass computes
+    them again.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: nn.Module, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
         ctx.norm, ctx.mixed = norm, torch.is_autocast_enabled(x.device.type)
-        normal = norm(x)  # no rows pass a norm as they are
+        normal = norm(x)  # without rows, a norm returns its input itself
         return F.silu(normal, inplace=normal is not x)
 
     @staticmethod
@@ -178,7 +178,7 @@ class _SiluOfNorm(torch.autograd.Function):
             x = x.detach().requires_grad_()
             normal = ctx.norm(x)
         asked = [w for w in (x, *weights) if w.requires_grad]
-        # The norm does not need its result any more; but see above for no rows.
+        # The norm no longer needs its result; but see above for no rows.
         slope = normal.detach() if len(x) else torch.empty_like(x)
         torch.ops.aten.silu_backward.grad_input(dy, slope, grad_input=slope)
         found = iter(torch.autograd.grad(normal, asked, slope, allow_unused=True))
@@ -188,7 +188,7 @@ class _SiluOfNorm(torch.autograd.Function):
 
 @contextmanager
 def _not_followed(norm: nn.Module) -> Iterator[None]:
-    """Let a BatchNorm in training see a batch again without counting it twice."""
+    """Let a BatchNorm in training see a batch again, but count it only once."""
     if not (isinstance(norm, BatchNorm) and norm.training):
         yield
         return
@@ -201,5 +201,5 @@ def _not_followed(norm: nn.Module) -> Iterator[None]:
 
 
 def silu_of_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return SiLU(norm(x)), keeping x alone for the backward pass; (S, F)."""
+    """Return SiLU(norm(x)), (S, F), and keep only x for the backward pass."""
     return _SiluOfNorm.apply(x, norm, *norm.parameters())

@@ -7,17 +7,17 @@ from torch import Tensor, nn
 
 
 class ElementEmbedding(nn.Linear):
-    """W row + b for each row of an element table, and what a hidden element is.
+    """W row + b for each row of an element table, and the vector of masked atoms.
 
-    Without a token a masked atom has the bias alone, since its row of the table is
-    empty. With one it has a vector of its own, which learns and starts at zero. The
-    weights are called as those of `nn.Linear`, with `token` beside them.
+    Without a token, a masked atom has only the bias, since its row of the table is
+    empty. With a token, it has a learned vector of its own, which starts at zero. The
+    weights have the names of `nn.Linear`, with `token` beside them.
 
     Source: the learned mask of W. Hu et al., ICLR 2020, arXiv:1905.12265.
 
     Args:
-        columns: of the element table.
-        width: F, of the result.
+        columns: the number of columns in the element table.
+        width: F, the width of the result.
         bias: whether there is a b.
         token: whether a masked atom has its own vector.
     """
@@ -33,7 +33,7 @@ class ElementEmbedding(nn.Linear):
     def forward(self, table: Tensor) -> Tensor:
         """Embed the rows of an element table: (elements, columns) to (elements, F).
 
-        Row 0 is that of a masked atom.
+        Row 0 is for masked atoms.
         """
         rows = super().forward(table)
         if self.token is None:

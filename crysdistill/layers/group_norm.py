@@ -1,4 +1,4 @@
-"""Differentiable group normalisation, which keeps atoms of deep encoders apart."""
+"""Differentiable group normalisation, which keeps atoms of deep encoders distinct."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class DifferentiableGroupNorm(nn.Module):
 
     x' = x + scale * sum_g BN_g(s_g * x).
 
-    The batch norms are linear in x once their statistics are known, so the sum over
-    groups is x * (s A) + c, with A (groups, F) and c (F,): neither the values of every
-    group, (N, groups, F), nor their gradients are ever held.
+    The batch norms are linear in x once their statistics are known. So the sum over
+    groups is x * (s A) + c, with A (groups, F) and c (F,). Neither the values of every
+    group, (N, groups, F), nor their gradients are kept in memory.
 
     Sources: K. Zhou et al., NeurIPS 2020, arXiv:2006.06972; equation numbers are those
     of DeeperGATGNN, S. S. Omee et al., Patterns 3, 100491 (2022),
@@ -29,8 +29,8 @@ class DifferentiableGroupNorm(nn.Module):
 
     Args:
         width: F, of the atoms.
-        groups: how many.
-        scale: what the normalised atoms are weighted with.
+        groups: the number of groups.
+        scale: the weight of the normalised atoms.
 
     Raises:
         InputError: a setting is out of range.
@@ -95,4 +95,4 @@ NORMS: dict[str, type[nn.Module]] = {
     "batch": BatchNorm,
     "group": DifferentiableGroupNorm,
 }
-"""What may normalise the atoms after a convolution, by the name in settings."""
+"""Norms of atoms after a convolution, by their name in settings."""

@@ -12,17 +12,17 @@ from crysdistill.ranks import sum_over_ranks, world_size
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """`nn.BatchNorm1d` whose statistics are those of the batch on all ranks.
+    """`nn.BatchNorm1d` with statistics over the batch on all ranks.
 
     In one process it is `nn.BatchNorm1d`. PyTorch's own `SyncBatchNorm` needs a GPU
-    and a row on every rank; this needs neither.
+    and a row on every rank; this class needs neither.
 
     Source: S. Ioffe and C. Szegedy, ICML 2015, arXiv:1502.03167.
 
     Args:
         num_features: F.
-        in_order: whether the CPU adds rows up in one order on any number of threads, so
-            that all bits stay the same; PyTorch's takes half of the time.
+        in_order: whether the CPU adds rows in one order on any number of threads, so
+            that all bits stay the same. PyTorch's own sum takes half of the time.
     """
 
     def __init__(self, num_features: int, in_order: bool = False) -> None:
@@ -47,7 +47,7 @@ class BatchNorm(nn.BatchNorm1d):
         Args:
             count: rows of the batch on all ranks.
             mean: (F,).
-            var: (F,), divided by `count` and not by one less.
+            var: (F,), divided by `count`, not by one less.
         """
         seen = self.num_batches_tracked
         if self.running_mean is None or self.running_var is None or seen is None:
@@ -66,7 +66,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 @torch.no_grad()
 def moments(x: Tensor) -> tuple[Tensor | float, Tensor, Tensor]:
-    """Return how many rows all ranks hold, and their mean and variance, (F,)."""
+    """Return the number of rows on all ranks, and their mean and variance, (F,)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     rows = max(len(x), 1)
     mean = wide.sum(dim=0) / rows
@@ -78,12 +78,12 @@ def moments(x: Tensor) -> tuple[Tensor | float, Tensor, Tensor]:
 def over_ranks(
     rows: int, mean: Tensor, var: Tensor
 ) -> tuple[Tensor | float, Tensor, Tensor]:
-    """Return rows, mean and variance of all ranks from those of this one, in float64.
+    """Return rows, mean and variance of all ranks from those of this rank, in float64.
 
     Args:
-        rows: how many this rank has.
+        rows: the number of rows on this rank.
         mean: (F,) float64.
-        var: (F,) float64, divided by `rows` and not by one less.
+        var: (F,) float64, divided by `rows`, not by one less.
     """
     if world_size() == 1:
         return float(rows), mean, var
@@ -99,11 +99,11 @@ def over_ranks(
 def moments_of_sums(
     rows: int, pivot: np.ndarray, sums: np.ndarray
 ) -> tuple[float, Tensor, Tensor]:
-    """Return rows, mean and variance of all ranks from sums that compiled code made.
+    """Return rows, mean and variance of all ranks from sums of compiled code.
 
     Args:
-        rows: how many this rank has.
-        pivot: (F,) float32, something near the mean.
+        rows: the number of rows on this rank.
+        pivot: (F,) float32, numbers near the mean.
         sums: (parts, 2, F) float64, of x - pivot and of its square.
     """
     # In numpy, whose calls cost less than those of PyTorch.

@@ -1,4 +1,4 @@
-"""Pooling: from the atoms of each crystal, however many, to one vector."""
+"""Pooling: from any number of atoms in each crystal to one vector."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from crysdistill.layers.settings import at_least, one_of
 
 
 class Set2Set(nn.Module):
-    """Reads a set several times, each time where the last reading points.
+    """Reads a set several times; each reading sets the query of the next.
 
-    An LSTM asks, q_t = LSTM(q*_{t-1}) from q*_0 = 0; the set answers by attention,
-    r_t = sum_i softmax_i(x_i . q_t) x_i; both go on, q*_t = [q_t | r_t]. The order of
-    the set does not matter, nor does it matter whether every member stands in it
-    twice: a supercell has the embedding of its cell.
+    An LSTM gives the query, q_t = LSTM(q*_{t-1}) from q*_0 = 0. The set answers by
+    attention, r_t = sum_i softmax_i(x_i . q_t) x_i. The next step gets both,
+    q*_t = [q_t | r_t]. The result does not depend on the order of the set, nor does it
+    change if every member occurs twice: a supercell has the embedding of its cell.
 
     Source: O. Vinyals, S. Bengio and M. Kudlur, ICLR 2016, arXiv:1511.06391, Eqs. 3-7.
 
     Args:
         width: F, of the members; the result has 2 F.
-        steps: how many times the set is read. With one step the LSTM is asked for
-            nothing but its biases.
+        steps: the number of readings. With one step, the LSTM uses only its biases.
 
     Raises:
         InputError: a setting is out of range.
@@ -59,10 +58,10 @@ class Set2Set(nn.Module):
 
 
 def edges_as_atoms(batch: CrystalBatch) -> CrystalBatch:
-    """Return a batch in which the edges of a crystal stand where its atoms stand.
+    """Return a batch with the edges of a crystal in place of its atoms.
 
     `gather_crystals`, `sum_over_atoms`, `softmax_over_atoms` and `Set2Set` then run
-    over edges, (E, F). Of no other use.
+    over edges, (E, F). The batch has no other use.
     """
     edges = replace(batch, ptr=batch.neighbor_ptr.index_select(0, batch.ptr))
     edges.batch = batch.batch.index_select(0, batch.edge_index[1])  # (E,)
@@ -81,7 +80,7 @@ POOLINGS: dict[str, Callable[[Tensor, CrystalBatch], Tensor]] = {
     "max": max_over_atoms,
     "sum": sum_over_atoms,
 }
-"""Poolings without weights. A sum grows with the cell that was chosen."""
+"""Poolings without weights. A sum grows with the chosen cell."""
 
 
 class Pooling(nn.Module):
@@ -90,7 +89,7 @@ class Pooling(nn.Module):
     Args:
         kind: one of `POOLINGS`, or `set2set`.
         width: F, of the atoms.
-        steps: of `set2set`.
+        steps: the number of steps of `set2set`.
 
     Raises:
         InputError: `kind` is not known, or a setting is out of range.

@@ -11,7 +11,7 @@ def one_of(name: str, value: str, known: Iterable[str]) -> None:
     """Refuse a name that is not known.
 
     Raises:
-        InputError: the text lists what is known.
+        InputError: the name is unknown; the text lists the known names.
     """
     known = list(known)
     if value not in known:

@@ -97,12 +97,12 @@ def make_objective(
 
     Args:
         name: one of `OBJECTIVES`.
-        encoder: the one whose embeddings it will see; it tells widths and elements.
-        published: whether to start from CrysGNN's settings and not from ours.
-        settings: what shall differ from those.
+        encoder: gives the widths and the elements; the objective sees its embeddings.
+        published: whether to start from CrysGNN's settings instead of ours.
+        settings: replace single settings of that start.
 
     Raises:
-        InputError: the name or a setting is not known, or a value is out of range.
+        InputError: the name or a setting is unknown, or a value is out of range.
     """
     if name not in OBJECTIVES:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Objective: know many numbers that follow from a crystal, at once."""
+"""Objective: predict many numbers at once that follow from a crystal."""
 
 from __future__ import annotations
 
@@ -30,25 +30,24 @@ from crysdistill.store.store import Store
 
 __all__ = ["Bank"]
 
-_SAMPLE = 2000  # crystals that tell means and deviations
-_AT_ONCE = 50  # of them
+_SAMPLE = 2000  # crystals from which means and deviations are computed
+_AT_ONCE = 50  # crystals of that sample in one batch
 _SAME = 1e-4  # a column that varies less than this is rounding noise
 
 
 class Bank(Objective):
     """Regress families of targets from the embeddings of atoms and of crystals.
 
-    Targets are computed in the step from the crystal as it is, standardised by mean
-    and deviation over (at most 2,000) training crystals, and clipped. Where the view
-    hides elements, their own targets are asked for too. The loss of a family is the
-    mean squared error over the targets that are known, averaged over its columns:
-    about 1 for whoever knows the means alone. Columns that do not vary in the corpus
-    are left out.
+    Each step computes the targets from the unchanged crystals. It standardises them by
+    mean and deviation over (at most 2,000) training crystals and clips them. Atoms whose
+    element the view hides have targets too. The loss of a family is the mean squared
+    error over the known targets, averaged over its columns: about 1 if every answer is
+    the mean. Columns that do not vary in the corpus are left out.
 
-    Numbers: for each family `bank_FAMILY_r2`, the share of the variance of its
-    standardised targets that is explained, below 0 where the mean of the held-out
-    crystals would be a better answer, and NaN where they do not vary; its chance
-    level, 0, always answers that mean.
+    Numbers: for each family `bank_FAMILY_r2`, the explained share of the variance of its
+    standardised targets. It is below 0 where the mean of the held-out crystals would be
+    a better answer, and NaN where they do not vary. Its chance level, 0, always answers
+    that mean.
 
     Sources: descriptors as targets, S. Jia et al., arXiv:2503.01227 (2025); clipping
     and a random share of targets, J. Burns et al., arXiv:2506.15792 (2025).
@@ -56,19 +55,19 @@ class Bank(Objective):
     Args:
         encoder_width: F, the width of the atom embeddings.
         crystal_width: F', the width of the crystal embeddings.
-        families: which, each with its weight in the loss; all with weight 1 where
-            null. Of atoms: `radial`, how many neighbours of what kind are how far;
+        families: the families and their weights in the loss; null takes all, each with
+            weight 1. Of atoms: `radial`, counts of neighbours by kind and distance;
             `angular`, how they are arranged; `coordination`, coordination numbers,
             bond lengths, bond valences; `orbitals`, their valence orbitals;
             `densities`, embedded-atom densities; `charges`, charge taken from
             neighbours. Of crystals: `crystal`, density, packing, composition.
-        mask_fraction: the chance of each atom that its element is hidden from the
-            encoder; 0 hides none.
-        share: how much of each family's columns a step learns, drawn at random.
-        clip: in deviations, where targets end.
+        mask_fraction: the chance that an atom's element is hidden from the encoder; 0
+            hides none.
+        share: the share of each family's columns, drawn at random, that a step learns.
+        clip: the largest standardised target, in deviations.
 
     Raises:
-        InputError: a family is not known, or a setting is out of range.
+        InputError: a family is unknown, or a setting is out of range.
     """
 
     name: ClassVar[str] = "bank"
@@ -98,7 +97,7 @@ class Bank(Objective):
             raise InputError(f"`clip` is {clip} but must be positive")
         self.views = (masked_or_clean(mask_fraction),)
         self.share, self.clip = share, clip
-        # Atoms first, so that the columns of a level are neighbours.
+        # Atoms first, so that the columns of one level stand together.
         names = sorted(weights, key=lambda name: FAMILIES[name].level)
         self.families = nn.ModuleDict({name: FAMILIES[name]() for name in names})
         sizes = [len(family.columns) for family in self._members()]
@@ -130,10 +129,10 @@ class Bank(Objective):
     def prepare(self, store: Store, rows: np.ndarray) -> None:
         """Find mean and deviation of every column over a sample of the corpus.
 
-        From then on they are saved with a run.
+        From then on, runs save them.
 
         Raises:
-            InputError: nothing varies that a family could teach.
+            InputError: no target of a family varies.
         """
         drawn = np.random.default_rng(0).permutation(len(rows))[:_SAMPLE]
         sample = rows[np.sort(drawn)]
@@ -160,7 +159,7 @@ class Bank(Objective):
     def forward(
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> Tensor:
-        """Return the mean squared error, of columns, then families."""
+        """Return the mean squared error, averaged over columns and then over families."""
         wrong, counts = [], []
         for predicted, wanted, known in self._compare(seen[0], batch):
             wrong.append(((predicted - wanted) * known).square().sum(dim=0))  # (K',)
@@ -189,7 +188,7 @@ class Bank(Objective):
         self.totals.update(**{name: torch.cat(parts) for name, parts in sums.items()})
 
     def compute(self) -> dict[str, float]:
-        """Return what share of each family's variance is explained."""
+        """Return the explained share of each family's variance."""
         sums = self.totals.compute()
         numbers: dict[str, float] = {}
         for number, name in enumerate(self.families):
@@ -200,10 +199,10 @@ class Bank(Objective):
 
     @torch.no_grad()
     def wanted(self, batch: CrystalBatch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return standardised targets, 0 where not known, and which are known, bool.
+        """Return standardised targets, 0 where unknown, and a mask of the known ones.
 
         Returns:
-            For each level, both (N or B, K').
+            For each level, both (N or B, K'); the mask is bool.
         """
         around = Surroundings(batch)
         found: dict[str, list[Tensor]] = {}
@@ -225,17 +224,17 @@ class Bank(Objective):
     def _compare(
         self, embedded: Embedded, batch: CrystalBatch
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield what is predicted, wanted and known, level by level."""
+        """Yield predictions, targets and the mask of known targets, level by level."""
         embeddings = {"atoms": embedded.atoms, "crystals": embedded.crystals}
         for level, (wanted, known) in self.wanted(batch).items():
             predicted = full_precision(self.decoders[level](embeddings[level]))
             yield predicted, wanted, known
 
     def _drawn(self, seed: int) -> Tensor:
-        """Return which columns this step learns, (K,) bool; as many of each family."""
+        """Return which columns this step learns, (K,) bool: one share of each family."""
         if self.share == 1:
             return torch.ones_like(self.owner, dtype=torch.bool)
-        # One draw, which no rank's crystals change.
+        # One draw that depends on no rank's crystals.
         nobody = torch.zeros(1, dtype=torch.int64, device=self.owner.device)
         draw = per_crystal_uniform(nobody, len(self.owner), seed, "bank columns")[0]
         drawn = []

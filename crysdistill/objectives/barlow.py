@@ -16,9 +16,9 @@ __all__ = ["Barlow"]
 class Barlow(TwoViews):
     """Correlate each number of one view with itself in the other, and with no other.
 
-    With C the correlations (P, P) of the projected embeddings over the crystals of a
-    batch, the loss is (1 / P) (sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2):
-    about 1 for views that have nothing to do with each other.
+    C are the correlations (P, P) of the projected embeddings over the crystals of a
+    batch. The loss is (1 / P) (sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2):
+    about 1 for unrelated views.
 
     Number: `barlow_retrieval`; see `TwoViews`.
 
@@ -33,15 +33,15 @@ class Barlow(TwoViews):
 
     Args:
         crystal_width: F', the width of crystal embeddings.
-        mask_fraction: the chance of each atom to be hidden; at least one is, where
-            it is not 0.
-        drop_fraction: the chance of each bond to be left out.
+        mask_fraction: the chance that an atom is hidden; if it is not 0, at least one
+            atom is.
+        drop_fraction: the chance that a bond is left out.
         sigma: Å, how far atoms are moved along each axis.
-        projected: P, the width of what is correlated.
+        projected: P, the width of the projected embeddings.
         redundancy: lambda, the weight of correlations between different numbers.
 
     Raises:
-        InputError: a setting is out of range, or nothing tells the views apart.
+        InputError: a setting is out of range, or the two views would be the same.
     """
 
     name: ClassVar[str] = "barlow"

@@ -1,4 +1,4 @@
-"""Objective: say how often two atoms of a crystal are neighbours."""
+"""Objective: predict how often two atoms of a crystal are neighbours."""
 
 from __future__ import annotations
 
@@ -34,31 +34,32 @@ from crysdistill.ranks import sum_over_ranks
 __all__ = ["Connectivity"]
 
 PAIRS_AT_ONCE = 1 << 20
-"""Pairs whose logits are held at once. Beyond, they are computed again backwards."""
+"""Pairs whose logits are held at once; for more, the backward pass recomputes them."""
 
 BINS = 1000
-"""Shelves of probability from which the AUROC is read off."""
+"""Bins of probability from which the AUROC is computed."""
 
 _PARTNERS_AT_ONCE = 12
-"""Second atoms that are multiplied with their first atom in one go."""
+"""Second atoms that are multiplied with one first atom in a single product."""
 
 
 class Connectivity(Objective):
     """Predict from two atom embeddings how many edges lead from atom j to atom i.
 
     The logits of an ordered pair are M (h_i^T W h_j + b) + c with a bilinear form W of
-    six slices and a 6 x 6 matrix M, on L2-normalised embeddings h; the classes are 0,
-    1, ..., 4 and "5 or more" edges; the loss is a class-weighted mean of their negative
+    six slices and a 6 x 6 matrix M, on L2-normalised embeddings h. The classes are 0,
+    1, ..., 4 and "5 or more" edges. The loss is a class-weighted mean of their negative
     log-likelihood. CrysGNN takes every ordered pair, i = j included, and weighs
-    "not connected" by 0.1, so that its cost and its weight grow with the square of the
-    atoms. The defaults take every connected pair and as many others (`sampled_pairs`),
-    at a cost linear in atoms, and weigh a class by (its pairs in the batch)^-balance.
+    "not connected" by 0.1, so that the cost and the weight of this class grow with the
+    square of the number of atoms. The defaults take every connected pair and as many
+    others (`sampled_pairs`), at a cost linear in atoms. They weigh a class by (its
+    pairs in the batch)^-balance.
 
-    Numbers, on sampled pairs of the validation crystals in either form: `edge_f1` of
+    Numbers, always on sampled pairs of the validation crystals: `edge_f1` of
     "connected or not", whose chance level calls every pair connected (hard to beat,
-    as half of the pairs are); and `edge_auroc`, how often a connected pair is held
-    likelier to be so than one that is not. Neither can be perfect: atoms that a
-    symmetry maps onto each other have equal embeddings.
+    since half of the pairs are); and `edge_auroc`, how often a connected pair gets a
+    higher probability of being connected than an unconnected one. Neither can be
+    perfect: atoms that a symmetry maps onto each other have equal embeddings.
 
     Source: K. Das et al., AAAI 37, 7323 (2023), doi:10.1609/aaai.v37i6.25892.
 
@@ -67,10 +68,10 @@ class Connectivity(Objective):
         pairs: `sampled` or `all`.
         weights: `balanced`, or `published` for (0.1, 1, 1, 1, 1, 1).
         balance: 0 weighs balanced classes equally, 1 gives them equal shares.
-        mask_fraction: the chance of each atom that its element is hidden from the
-            encoder; 0, as in CrysGNN, hides none.
-        normalize: whether the decoder sees embeddings of length one; CrysXPP's sees
-            them as they are.
+        mask_fraction: the chance that an atom's element is hidden from the encoder; 0,
+            as in CrysGNN, hides none.
+        normalize: whether the decoder sees embeddings of length one; in CrysXPP it
+            sees them unscaled.
 
     Raises:
         InputError: a setting is out of range.
@@ -140,7 +141,7 @@ class Connectivity(Objective):
         for block in blocks:
             counts = counts + _count(block.labels)
         weight = self._class_weights(counts)
-        # Connected to all weights, though this rank may have no pairs.
+        # This connects the loss to all weights even if this rank has no pairs.
         total = 0.0 * (products.sum() + bias.sum()).to(weight.dtype)
         for block in blocks:
             arguments = (products, bias, h, block, weight)
@@ -175,7 +176,7 @@ class Connectivity(Objective):
         connected, others = sums["connected"], sums["others"]
         n, m = connected.sum(), others.sum()
         below = others.cumsum(0) - others
-        # Twice the pairs of pairs in the right order; those on one shelf count half.
+        # Twice the pairs of pairs in the right order; those in one bin count half.
         ordered = (connected * (2 * below + others)).sum()
         return {
             "edge_f1": ratio(2 * sums["both"], sums["said"] + n),
@@ -193,9 +194,9 @@ class Connectivity(Objective):
     def _products(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return M W applied to the first atoms, (N, 6, F), and the bias (6,).
 
-        h_i^T (M W) h_j is a plain product of two short vectors once h_i^T (M W) is
-        known, which costs one matrix product per atom and none per pair. Folding M
-        into W leaves one tensor of logits where there would be two.
+        h_i^T (M W) costs one matrix product per atom and none per pair. Each pair then
+        needs only a product of two short vectors. Because M is folded into W, there is
+        one tensor of logits instead of two.
         """
         form = torch.einsum("km,mfg->fkg", self.mix.weight, self.bilinear.weight)
         bias = F.linear(self.bilinear.bias, self.mix.weight, self.mix.bias)  # (6,)
@@ -205,9 +206,9 @@ class Connectivity(Objective):
     def _logits_of(self, pairs: Pairs, h: Tensor) -> Tensor:
         """Return the logits of listed pairs, (P, 6)."""
         products, bias = self._products(h)
-        # The pairs of one first atom are cut into segments of twelve, so that a pair
-        # costs one gathered row of F numbers and a segment one of 6 F: linear in
-        # pairs, however unevenly they are spread over atoms.
+        # The pairs of each first atom are cut into segments of twelve. A pair then costs
+        # one gathered row of F numbers, and a segment one of 6 F. The total is linear in
+        # pairs, however unevenly atoms share them.
         width = _PARTNERS_AT_ONCE
         segments = (pairs.counts + width - 1) // width  # (N,)
         owner = torch.repeat_interleave(segments)  # (S,), the first atom
@@ -225,7 +226,7 @@ class Connectivity(Objective):
 
 
 def _count(labels: Tensor) -> Tensor:
-    """Return how often each class occurs, (6,); -1 is not counted."""
+    """Return how often each class occurs, (6,), ignoring -1."""
     return torch.bincount(labels.flatten() + 1, minlength=CLASSES + 1)[1:]
 
 

@@ -1,4 +1,4 @@
-"""Contrast of crystals by classes: the losses, what judges them, what they share."""
+"""Contrast of crystals by class: losses, their metric, and a common base class."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ __all__ = [
 
 # ------------------------------------------------------------------ the losses
 #
-# Both take anchors and the candidates they are compared with. In one process these
-# are the same crystals; with several, candidates are those of all ranks, and `first`
-# says where the anchors stand among them. Each returns a sum over terms and how many.
+# Both take anchors and the candidates to compare them with. In one process these are
+# the same crystals. With several, the candidates are the crystals of all ranks, and
+# `first` is the place of the first anchor among them. Each loss returns the sum of its
+# terms and their number.
 
 
 def _compare(
@@ -45,11 +46,11 @@ def _compare(
     first: int,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return scaled cosines, positive and negative pairs, each (A, C).
+    """Return scaled cosines and masks of positive and negative pairs, each (A, C).
 
-    Crystals with a label below 0 are in no pair, and none is paired with itself.
+    Crystals with a label below 0 are in no pair, and no crystal is paired with itself.
     """
-    # Halved precision would not do: a step of bfloat16 near cosine 1, divided by
+    # Half precision is too coarse: one step of bfloat16 near cosine 1, divided by
     # 0.07, is a factor of 1.06 in every exponential.
     with torch.autocast(device_type=anchors.device.type, enabled=False):
         a = F.normalize(full_precision(anchors), dim=1)
@@ -63,7 +64,7 @@ def _compare(
 
 
 def _logsumexp_where(scores: Tensor, mask: Tensor) -> Tensor:
-    """Return ln sum exp over the columns in `mask`, (A,); hugely negative for none."""
+    """Return ln sum exp over the columns in `mask`, (A,); hugely negative if none is."""
     # Not -inf: its gradient would be NaN.
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min / 4).logsumexp(1)
 
@@ -76,7 +77,7 @@ def nt_xent(
     first: int,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of NT-Xent over positive pairs, and how many there are.
+    """Return the sum of NT-Xent over positive pairs, and the number of these pairs.
 
     For a positive pair (a, p), with n over the negatives of a and s a cosine:
     -ln(exp(s_ap / T) / (exp(s_ap / T) + sum_n exp(s_an / T))). Other positives of a
@@ -103,7 +104,7 @@ def supervised_contrastive(
     first: int,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of SupCon over anchors with a positive, and how many there are.
+    """Return the sum of SupCon over anchors with a positive, and the number of these.
 
     For an anchor a: the mean over its positives p of
     -ln(exp(s_ap / T) / sum_{k != a} exp(s_ak / T)).
@@ -125,13 +126,13 @@ LOSSES = {"supcon": supervised_contrastive, "nt-xent": nt_xent}
 """Contrastive losses by the name that configurations use."""
 
 
-# --------------------------------------------------------------- what judges them
+# --------------------------------------------------------------------- the metric
 
 
 class NearestIsAlike(Metric):
-    """How often the nearest other embedding has the same label, and its chance.
+    """How often the nearest other embedding has the same label, and the chance level.
 
-    Labels are kept as float32: those beyond 2^24 would be rounded.
+    Labels are kept as float32, which would round labels beyond 2^24.
 
     Args:
         width: F, of the embeddings.
@@ -143,12 +144,12 @@ class NearestIsAlike(Metric):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        # One flat state with the label as the last number of each row: a rank that
-        # has seen no crystal holds an empty vector, which concatenates with this.
+        # One flat state, with the label as the last number of each row. A rank that has
+        # seen no crystal holds an empty vector, which concatenates with flat ones.
         self.add_state("entries", [], dist_reduce_fx="cat")
 
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Add embeddings (B, F) with labels (B,); those below 0 are left out."""
+        """Add embeddings (B, F) with labels (B,), leaving out labels below 0."""
         known = labels >= 0
         rows = F.normalize(embeddings[known].float(), dim=1)
         entries = torch.cat((rows, labels[known].float().unsqueeze(1)), dim=1)
@@ -157,7 +158,7 @@ class NearestIsAlike(Metric):
         self.entries.append(entries.reshape(-1))
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Return precision@1 and its chance; NaN for fewer than two entries."""
+        """Return precision@1 and its chance level; NaN for fewer than two entries."""
         undefined = torch.tensor(float("nan"), device=self.device)
         flat = dim_zero_cat(self.entries) if len(self.entries) else undefined[None][:0]
         rows = flat.reshape(-1, self.width + 1)
@@ -173,28 +174,28 @@ class NearestIsAlike(Metric):
             right += (labels[nearest] == labels[start : start + 1024]).sum()
         counts = torch.unique(labels, return_counts=True)[1].double()
         n = len(x)
-        # sum_c p_c^2, for drawing without putting back
+        # sum_c p_c^2, for drawing without replacement
         chance = (counts * (counts - 1)).sum() / (n * (n - 1))
         return right.double() / n, chance
 
 
-# ------------------------------------------------- what such objectives have in common
+# ---------------------------------------------------------------------- the base class
 
 
 class Contrast(Objective):
-    """Bring crystals of one class together, and those of others apart.
+    """Bring crystals of one class together, and crystals of different classes apart.
 
-    A subclass says what the classes are.
+    A subclass defines the classes.
 
     Attributes:
-        number: what is retrieved, for the name of the number.
+        number: the first part of the name of its number, `NUMBER_retrieval`.
 
     Args:
         crystal_width: F', the width of crystal embeddings.
         loss: a name in `LOSSES`.
         projection: whether there is a projection head.
         temperature: T, which divides cosines.
-        mask_fraction: the chance of each atom to be hidden from the encoder.
+        mask_fraction: the chance that an atom is hidden from the encoder.
 
     Raises:
         InputError: a setting is out of range.
@@ -227,7 +228,7 @@ class Contrast(Objective):
 
     @abstractmethod
     def classes(self, batch: CrystalBatch) -> Tensor:
-        """Return the class of each crystal, (B,) int64; below 0 where not known."""
+        """Return the class of each crystal, (B,) int64; below 0 where unknown."""
 
     def forward(
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int

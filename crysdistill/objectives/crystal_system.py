@@ -19,15 +19,15 @@ __all__ = ["CrystalSystem"]
 class CrystalSystem(Contrast):
     """Contrast crystals: those of one crystal system are positives of each other.
 
-    CrysGNN applies NT-Xent to the pooled embeddings themselves, one term per
-    positive pair. That pulls all cubic crystals to one point, whatever they are made
-    of, and lets a system with n crystals in the batch have n^2 terms. The defaults
-    put a projection head between (two Linear with ReLU), which takes the pull, and
-    count every crystal once (SupCon).
+    CrysGNN applies NT-Xent to the pooled embeddings themselves, with one term per
+    positive pair. That pulls all cubic crystals to one point, whatever their elements,
+    and gives a system with n crystals in the batch n^2 terms. The defaults insert a
+    projection head (two Linear with ReLU), which absorbs this pull, and count every
+    crystal once (SupCon).
 
-    Numbers: `system_retrieval`, how often the nearest other validation crystal, by
-    cosine of crystal embeddings (those that leave pretraining, before the head), is
-    of the same system; its chance level draws the other crystal at random.
+    Numbers: `system_retrieval`, how often the nearest other validation crystal is of
+    the same system. Distance is the cosine of crystal embeddings, taken before the head,
+    as pretraining exports them. The chance level draws the other crystal at random.
 
     Sources: K. Das et al., AAAI 37, 7323 (2023), doi:10.1609/aaai.v37i6.25892;
     see `nt_xent` and `supervised_contrastive`.
@@ -37,8 +37,8 @@ class CrystalSystem(Contrast):
         loss: `supcon` or `nt-xent`.
         projection: whether there is a projection head.
         temperature: T, which divides cosines.
-        mask_fraction: the chance of each atom that its element is hidden from the
-            encoder; 0, as in CrysGNN, hides none.
+        mask_fraction: the chance that an atom's element is hidden from the encoder; 0,
+            as in CrysGNN, hides none.
 
     Raises:
         InputError: a setting is out of range.
@@ -68,5 +68,5 @@ class CrystalSystem(Contrast):
         self.register_buffer("systems", systems, persistent=False)  # (231,), -1 to 6
 
     def classes(self, batch: CrystalBatch) -> Tensor:
-        """Return the crystal systems, (B,), 0 to 6; -1 where not known."""
+        """Return the crystal systems, (B,), 0 to 6; -1 where unknown."""
         return self.systems[batch.space_groups]

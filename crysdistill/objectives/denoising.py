@@ -1,4 +1,4 @@
-"""Objective: say how far atoms were moved, as far as an invariant encoder can."""
+"""Objective: predict how moved atoms changed bond lengths, and the noise level."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from crysdistill.objectives.views import Chain, MovedAtoms, View, masked_or_clea
 
 __all__ = ["Denoising"]
 
-_SPACING = 0.2  # Å, between Gaussians of a length
+_SPACING = 0.2  # Å, between the Gaussians that expand a length
 
 # Two atoms that move independently by u sigma along each axis change the length of
 # their bond by a number with variance 2 u^2 sigma^2. With u uniform in [0, 1]:
@@ -39,32 +39,32 @@ _LEVEL_DEVIATION = math.sqrt(1 / 6)
 
 
 class Denoising(Objective):
-    """Tell how much the noise of a moved crystal has changed its bonds.
+    """Predict how much noise on the atoms of a crystal has changed its bonds.
 
-    Each crystal has its own noise, uniform between 0 and `sigma`. Asked are, for a
-    share of the edges, the change of its length, from the embeddings of both ends and
-    the length as it became, the same from either end; and for the crystal, the root
-    mean square change of all its lengths. Both are in units of what independent moves
-    would give, and the loss is the mean of the two mean squared errors: about 1 for
-    whoever knows nothing, and less in cells so small that atoms move with their own
-    images.
+    Each crystal has its own noise level, uniform between 0 and `sigma`. There are two
+    targets. The first is the change of length of a share of the edges. It is predicted
+    from the embeddings of both ends and from the length after the move, and both
+    directions of an edge give the same answer. The second is the root mean square
+    change of all lengths of the crystal. Both are in units of what independent moves
+    would give. The loss is the mean of the two mean squared errors: about 1 for an
+    untrained decoder, and less in cells so small that atoms move with their own images.
 
-    Numbers: `denoising_bond_r2` and `denoising_level_r2`, the shares of the variance
-    that are explained; their chance level, 0, always answers the mean.
+    Numbers: `denoising_bond_r2` and `denoising_level_r2`, the explained shares of the
+    variance; their chance level, 0, always answers the mean.
 
     Source: S. Zaidi et al., ICLR 2023, arXiv:2206.00133.
 
-    Differs from the paper: embeddings that do not turn with the crystal say no
-    direction, so that changes of lengths stand in for the moves themselves; the scale
-    of the noise is drawn, and asked for.
+    Differs from the paper: changes of lengths replace the moves themselves, because
+    embeddings that do not turn with the crystal hold no direction; the scale of the
+    noise is drawn at random and is itself a target.
 
     Args:
         encoder_width: F, the width of atom embeddings.
         crystal_width: F', the width of crystal embeddings.
         sigma: Å, the largest standard deviation along each axis.
-        bonds: the chance of each bond to be asked for.
-        longest: Å, where the Gaussians of lengths end; the graph's cutoff.
-        mask_fraction: the chance of each atom that its element is hidden too.
+        bonds: the chance that a bond is a target.
+        longest: Å, the centre of the last Gaussian of lengths; the graph's cutoff.
+        mask_fraction: the chance that an atom's element is hidden too.
 
     Raises:
         InputError: a setting is out of range.
@@ -91,8 +91,8 @@ class Denoising(Objective):
         positive(longest=longest)
         self.sigma, self.bonds = sigma, bonds
         self.basis = Gaussians(0.0, longest, round(longest / _SPACING) + 1, _SPACING)
-        # The sum over both ends is taken of what is linear, so that an atom costs a
-        # product of matrices, and an edge that of its length alone.
+        # Both ends are summed after a linear layer. So the matrix product is needed once
+        # per atom, and an edge needs only the product for its length.
         self.of_atoms = nn.Linear(encoder_width, encoder_width, bias=False)
         self.of_lengths = nn.Linear(self.basis.count, encoder_width)
         self.change = nn.Sequential(nn.SiLU(), nn.Linear(encoder_width, 1))
@@ -124,7 +124,7 @@ class Denoising(Objective):
             totals.update(**sums_of(said, wanted))
 
     def compute(self) -> dict[str, float]:
-        """Return both shares of explained variance beside their chance levels."""
+        """Return both explained shares of variance beside their chance levels."""
         numbers: dict[str, float] = {}
         for name, totals in (("bond", self.of_bonds), ("level", self.of_levels)):
             sums = totals.compute()
@@ -136,13 +136,13 @@ class Denoising(Objective):
     def wanted(
         self, embedded: Embedded, batch: CrystalBatch
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return lengths as they became, their changes, (E,), and levels, (B,).
+        """Return lengths after the move, their changes, (E,), and levels, (B,).
 
-        Fake edges change by nothing and belong to no level.
+        Fake edges do not change and count in no level.
 
         Args:
-            embedded: with the moved crystals, whose edges are those of `batch`.
-            batch: the crystals as they were.
+            embedded: holds the moved crystals, with the same edges as `batch`.
+            batch: the crystals before the move.
         """
         # Half precision would ruin positions and distances.
         with torch.autocast(batch.cell.device.type, enabled=False):
@@ -159,7 +159,7 @@ class Denoising(Objective):
     def _compare(
         self, embedded: Embedded, batch: CrystalBatch, seed: int
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return what is said and wanted, of bonds (n, 1) and of crystals (B, 1)."""
+        """Return predictions and targets, of bonds (n, 1) and of crystals (B, 1)."""
         lengths, changes, levels = self.wanted(embedded, batch)
         asked = per_bond_uniform(batch, seed, "denoising bonds") < self.bonds  # (E,)
         if "padding" in batch:

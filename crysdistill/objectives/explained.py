@@ -1,4 +1,4 @@
-"""How much of the variance of targets is explained: exact over batches and ranks."""
+"""The explained share of the variance of targets, exact over batches and ranks."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ _UNIT = 1 << 16
 def fixed(x: Tensor) -> Tensor:
     """Return numbers as integers, in units of the fixed point.
 
-    They are rounded one by one, so that their sums do not depend on how batches are
-    cut and dealt to ranks.
+    Each number is rounded on its own. So sums do not depend on how crystals are divided
+    into batches and among ranks.
     """
     return (x.double() * _UNIT).round().long()
 
 
 def explained(sums: dict[str, Tensor], counts: Tensor) -> float:
-    """Return R2, the share of the variance that is explained.
+    """Return R2, the explained share of the variance.
 
     1 - (sum of squared errors) / (sum of squares about the mean of each column). NaN
-    where the targets vary by no more than rounding.
+    if the targets vary by no more than the rounding error.
 
     Args:
         sums: of `fixed` numbers: `wrong`, squared errors, of any shape; `total`, the
             targets (K,); `squares`, their squares, of any shape.
-        counts: how many targets of each column there are, (K,) or (1,).
+        counts: the number of targets in each column, (K,) or (1,).
     """
     wrong, total, squares = (sums[n].double() for n in ("wrong", "total", "squares"))
     mean = total / counts.double().clamp(min=1)
     variance = squares.sum() - (mean * total).sum() / _UNIT
-    # Each number may be off by half a unit, and its square by the number of units.
+    # Each number may be off by half a unit, and its square by as much as the number.
     rounding = (2 * mean.abs() / _UNIT + 1) * counts.double()
     if variance <= rounding.expand_as(total).sum():
         return float("nan")
@@ -41,7 +41,7 @@ def explained(sums: dict[str, Tensor], counts: Tensor) -> float:
 
 
 def sums_of(predicted: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    """Return what a batch adds to `explained`, with one error and square for all.
+    """Return a batch's sums for `explained`, with columns added up but for `total`.
 
     Args:
         predicted: (n, K).

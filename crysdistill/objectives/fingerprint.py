@@ -1,4 +1,4 @@
-"""Objective: say what surrounds an atom, as a fingerprint of its neighbours."""
+"""Objective: predict a fingerprint of an atom's neighbours."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from crysdistill.structures.elements import CGCNN_BLOCKS, cgcnn92
 __all__ = ["WEIGHTS", "Fingerprint", "element_weights", "fingerprints"]
 
 WEIGHTS = ("electronegativity", "covalent_radius", "valence_electrons", "atomic_volume")
-"""Element properties that weigh neighbours, besides the weight 1 for all."""
+"""Element properties by which neighbours are weighted, besides weight 1 for all."""
 
 _LEAST_VARIANCE = 1e-3
 
 
 def element_weights() -> Tensor:
-    """Return (101, 1 + len(WEIGHTS)): 1, and bin centres of properties in (0, 1)."""
+    """Return (101, 1 + len(WEIGHTS)): 1, then each property's bin centre in (0, 1)."""
     table, columns, start = torch.from_numpy(cgcnn92()), [torch.ones(101)], 0
     for block, width in CGCNN_BLOCKS.items():
         if block in WEIGHTS:
@@ -48,11 +48,11 @@ def fingerprints(batch: CrystalBatch, radii: Tensor, weights: Tensor) -> Tensor:
     """Return weighted radial symmetry functions of every atom, (N, R * W).
 
     G_rw(i) = sum_j w(Z_j) exp(-((d_ij - radius_r) / spacing)^2), over the neighbours
-    that the graph has. Invariant to everything that leaves the crystal the same.
+    in the graph. They do not change when the same crystal is described differently.
 
     Source: M. Gastegger et al., J. Chem. Phys. 148, 241709 (2018),
     doi:10.1063/1.5019667, Eq. 9, without angles and without a cutoff function (the
-    graph ends where it ends).
+    sum ends where the graph ends).
 
     Args:
         batch: the crystals, with their elements.
@@ -70,22 +70,21 @@ def fingerprints(batch: CrystalBatch, radii: Tensor, weights: Tensor) -> Tensor:
 class Fingerprint(Objective):
     """Regress a fingerprint of the surroundings of every atom.
 
-    The fingerprint (`fingerprints`) is computed in the step from the crystal as it
-    is, and the square roots of its entries, which are all of order one, are predicted
-    from the atom's embedding. Where the view hides elements, hidden neighbours have
-    to be guessed.
+    Each step computes the fingerprint (`fingerprints`) from the unchanged crystal. The
+    atom's embedding predicts the square roots of its entries, all of which are of order
+    one. If the view hides elements, the encoder has to guess hidden neighbours.
 
-    Number: `fingerprint_r2`, the share of the variance over atoms that is explained,
-    NaN where there is none to speak of; its chance level, 0, always answers the mean.
+    Number: `fingerprint_r2`, the explained share of the variance over atoms, NaN if
+    that variance is negligible; its chance level, 0, always answers the mean.
 
     Sources: the idea, S. Jia et al., arXiv:2503.01227 (2025); the fingerprint, see
     `fingerprints`.
 
     Args:
         encoder_width: F, the width of the embeddings.
-        radii: how many shells.
-        longest: Å, the radius of the last; the first is at 1 Å.
-        mask_fraction: the chance of each atom to be hidden; 0 hides none.
+        radii: the number of shells.
+        longest: Å, the radius of the last shell; the first is at 1 Å.
+        mask_fraction: the chance that an atom is hidden; 0 hides none.
 
     Raises:
         InputError: fewer than two radii, or a length or fraction out of range.
@@ -135,7 +134,7 @@ class Fingerprint(Objective):
         )
         variance = squares - total.square() / atoms  # (R * W,), times atoms
         wrong = (predicted - wanted).square().sum(dim=0)  # (R * W,)
-        # An entry that hardly varies in this batch is no reason for large steps.
+        # An entry that hardly varies in this batch must not cause large steps.
         return (wrong / (variance + _LEAST_VARIANCE * atoms)).mean()
 
     def update(
@@ -145,7 +144,7 @@ class Fingerprint(Objective):
         self.totals.update(**sums_of(*self._compare(seen[0], batch)))
 
     def compute(self) -> dict[str, float]:
-        """Return the share of the variance that is explained, and its chance level."""
+        """Return the explained share of the variance, and its chance level."""
         sums = self.totals.compute()
         r2 = explained(sums, sums["count"])
         return {"fingerprint_r2": r2, "fingerprint_r2_chance": 0.0}

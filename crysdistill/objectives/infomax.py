@@ -1,4 +1,4 @@
-"""Objective: say which crystal of the batch an atom belongs to."""
+"""Objective: predict which crystal of the batch an atom belongs to."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ __all__ = ["Infomax", "OwnIsBest"]
 class Infomax(Objective):
     """Tell an atom's own crystal from the others of the batch.
 
-    A score T of an atom and a crystal is the product of their projected embeddings
+    The score T of an atom and a crystal is the product of their projected embeddings
     over sqrt(P). With softplus(x) = ln(1 + e^x), the loss is the mean of softplus(-T)
-    over atoms and their own crystals, plus that of softplus(T) over atoms and all
-    others, over 2 ln 2: it bounds their mutual information, after Jensen and Shannon.
-    It is 1 for whoever knows nothing. Others are those of all ranks.
+    over atoms and their own crystals, plus the mean of softplus(T) over atoms and all
+    other crystals, all over 2 ln 2. It is a bound on their mutual information in the
+    sense of Jensen and Shannon, and it is 1 if all scores are 0. The other crystals are
+    those of all ranks.
 
-    Number: `infomax_accuracy`, how often the own crystal has the highest score of all
-    validation crystals, for one atom of each, drawn at random; by chance, one in as
-    many as there are.
+    Number: `infomax_accuracy`. One atom is drawn at random from each validation
+    crystal; the accuracy is how often its own crystal has the highest score of all
+    validation crystals. The chance level is 1 over the number of these crystals.
 
     Source: F.-Y. Sun et al., ICLR 2020, arXiv:1908.01000 (InfoGraph), with
     its Jensen-Shannon estimator.
@@ -45,15 +46,14 @@ class Infomax(Objective):
     Differs from the paper:
 
     - The loss is divided by 2 ln 2, and scores by sqrt(P).
-    - An atom's embedding is that after the last convolution, not those of all layers
-      side by side.
+    - An atom's embedding is that after the last convolution; the paper concatenates
+      those of all layers.
 
     Args:
         encoder_width: F, the width of atom embeddings.
         crystal_width: F', the width of crystal embeddings.
-        projected: P, the width in which both are compared.
-        mask_fraction: the chance of each atom to be hidden from the encoder; 0 hides
-            none.
+        projected: P, the width of the projected embeddings.
+        mask_fraction: the chance that an atom is hidden from the encoder; 0 hides none.
 
     Raises:
         InputError: a setting is out of range.
@@ -88,7 +88,7 @@ class Infomax(Objective):
     def forward(
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> Tensor:
-        """Return the loss; 0 for one crystal, which every atom belongs to."""
+        """Return the loss; 0 if there is only one crystal."""
         atoms, crystals = self._project(seen[0])
         everyone, first = gather_rows(crystals)  # (C, P)
         with torch.autocast(atoms.device.type, enabled=False):
@@ -121,7 +121,7 @@ class Infomax(Objective):
 
 
 class OwnIsBest(Metric):
-    """How often a row has its highest product with its own partner, and the chance.
+    """How often a row's own partner gives its highest product, and the chance level.
 
     Args:
         width: P, of rows and partners.
@@ -133,7 +133,7 @@ class OwnIsBest(Metric):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        # Flat, so that what a rank without rows holds can be put beside the others'.
+        # Flat, so that the empty state of a rank without rows concatenates with others.
         self.add_state("entries", [], dist_reduce_fx="cat")
 
     def update(self, rows: Tensor, partners: Tensor) -> None:
@@ -143,7 +143,7 @@ class OwnIsBest(Metric):
         self.entries.append(torch.cat((rows, partners), dim=1).float().reshape(-1))
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Return the accuracy and its chance; NaN for fewer than two rows."""
+        """Return the accuracy and its chance level; NaN for fewer than two rows."""
         undefined = torch.tensor(float("nan"), device=self.device)
         flat = dim_zero_cat(self.entries) if len(self.entries) else undefined[None][:0]
         rows, partners = flat.reshape(-1, 2 * self.width).chunk(2, dim=1)

@@ -1,4 +1,4 @@
-"""Objective: from what is seen, predict how the whole would be embedded."""
+"""Objective: predict the embeddings of hidden atoms in the full crystal."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _LEAST_VARIANCE = 1e-6
 
 
 class JointEmbedding(Objective):
-    """Predict the embeddings of hidden atoms as they are where nothing is hidden.
+    """Predict the embeddings that hidden atoms have when nothing is hidden.
 
-    From the embedding of a hidden atom a predictor says its embedding in the clean
-    view, standardised over the atoms of the batch; through that no gradient flows. Two
-    terms keep the clean embeddings from collapsing: what their deviations lack to 1,
-    and the squared correlations of their columns. The loss is the mean squared error, 1
-    for whoever knows the means alone, plus these two with their weights.
+    A predictor maps the embedding of a hidden atom to its embedding in the clean view,
+    standardised over the atoms of the batch. No gradient flows through this target. Two
+    terms keep the clean embeddings from collapsing: the shortfall of their deviations
+    from 1, and the squared correlations of their columns. The loss is the mean squared
+    error, which is 1 if every answer is the mean, plus the two weighted terms.
 
     Numbers: `joint_embedding_r2`, the explained share of the variance of the hidden
     atoms' clean embeddings, averaged over the columns that vary; its chance level, 0,
     always answers the mean. `joint_embedding_rank`, the effective rank of the clean
-    embeddings over their width; by chance, all on one axis.
+    embeddings over their width; its chance level has all of them on one axis.
 
     Sources: M. Assran et al., CVPR 2023, arXiv:2301.08243 (I-JEPA); A. Baevski et al.,
     ICML 2022, arXiv:2202.03555 (data2vec); the two terms, A. Bardes et al., ICLR 2022,
@@ -52,14 +52,14 @@ class JointEmbedding(Objective):
 
     Differs from the papers:
 
-    - The clean view is embedded by the encoder itself and not by a second one whose
+    - The encoder itself embeds the clean view, instead of a second encoder whose
       weights follow slowly; hence the two terms against collapse.
-    - Correlations stand for covariances, so that embeddings may have any scale above 1.
+    - Correlations replace covariances, so that embeddings may have any scale above 1.
     - Targets are embeddings after the last convolution, not a mean of several layers.
 
     Args:
         encoder_width: F, the width of the embeddings.
-        mask_fraction: the chance of each atom to be hidden.
+        mask_fraction: the chance that an atom is hidden.
         variance: the weight of the variance term.
         covariance: the weight of the correlations.
 
@@ -81,7 +81,7 @@ class JointEmbedding(Objective):
         hidden = masked_or_clean(mask_fraction)
         if not isinstance(hidden, MaskedAtoms):
             raise InputError(
-                "`mask_fraction` is 0 but must be positive: what is asked for are the "
+                "`mask_fraction` is 0 but must be positive: the targets are the "
                 "embeddings of hidden atoms"
             )
         positive(variance=variance, covariance=covariance)
@@ -104,7 +104,7 @@ class JointEmbedding(Objective):
     def forward(
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> Tensor:
-        """Return the error of prediction, and what the spread lacks."""
+        """Return the prediction error plus the two weighted terms."""
         said, asked = self._predict(seen[0])  # (n, F), (n,)
         rows, first = gather_rows(full_precision(seen[1].atoms))  # (N of all, F)
         wanted = standardized(rows.detach())[first + asked]  # (n, F)
@@ -124,7 +124,7 @@ class JointEmbedding(Objective):
         clean = _rounded(seen[1].atoms)  # (N, F)
         p, t = _rounded(said), clean[asked]
         device = clean.device
-        # Sums of products of whole numbers: exact in whatever order.
+        # Sums of products of whole numbers are exact in any order.
         self.totals.update(
             count=torch.tensor(len(t), device=device),
             atoms=torch.tensor(len(clean), device=device),
@@ -149,7 +149,7 @@ class JointEmbedding(Objective):
         }
 
     def _predict(self, masked: Embedded) -> tuple[Tensor, Tensor]:
-        """Return what is said of the hidden atoms, (n, F), and which they are, (n,)."""
+        """Return the predictions for hidden atoms, (n, F), and their indices, (n,)."""
         asked = masked.batch.masked_atoms.nonzero().squeeze(1)
         return full_precision(self.predictor(masked.atoms[asked])), asked
 
@@ -160,9 +160,9 @@ def _rounded(x: Tensor) -> Tensor:
 
 
 def _explained(sums: dict[str, Tensor]) -> float:
-    """Return R2 of standardised targets, from what is summed over all batches.
+    """Return R2 of standardised targets, from sums over all batches.
 
-    With t the targets, of mean m and deviation s, and p what is said of (t - m) / s:
+    With t the targets, of mean m and deviation s, and p the prediction of (t - m) / s:
     1 - mean (p - (t - m) / s)^2 for each column, averaged over columns.
     """
     n = sums["count"].clamp(min=1)

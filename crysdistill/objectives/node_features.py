@@ -1,4 +1,4 @@
-"""Objective: say what element an atom is."""
+"""Objective: predict the element of an atom."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ __all__ = ["NodeFeatures"]
 class NodeFeatures(Objective):
     """Reconstruct the element vector of an atom from its embedding.
 
-    One logit per bit of the element table, binary cross-entropy, mean over the
-    atoms and bits asked for. By default the atoms asked for are hidden from the
-    encoder, so that the answer has to come from their surroundings; CrysGNN shows
-    the vector that it asks for, and L2-normalises the embeddings first.
+    There is one logit per bit of the element table. The loss is the binary
+    cross-entropy, averaged over target atoms and bits. By default the elements of the
+    target atoms are hidden from the encoder, so that the answer has to come from their
+    surroundings. In CrysGNN the encoder sees the vector to reconstruct, and the
+    embeddings are L2-normalised first.
 
-    Numbers: `feature_accuracy`, the share of bits on the right side of 1/2, with the
-    majority value of each bit as its chance; `element_accuracy`, how often the most
-    likely row of the table is the atom's (elements with equal rows count as one),
-    with the most frequent row as its chance.
+    Numbers: `feature_accuracy`, the share of bits on the right side of 1/2; its chance
+    level answers the majority value of each bit. `element_accuracy`, how often the most
+    likely row of the table is the atom's (elements with equal rows count as one); its
+    chance level answers the most frequent row.
 
     Sources: K. Das et al., AAAI 37, 7323 (2023), doi:10.1609/aaai.v37i6.25892;
     masking, W. Hu et al., ICLR 2020, arXiv:1905.12265.
 
     Args:
         encoder_width: F, the width of the embeddings.
-        elements: the element table to reconstruct; the encoder's own, as a rule.
-        mask_fraction: the chance of each atom to be hidden from the encoder; 0 hides
-            none and asks for all.
+        elements: the element table to reconstruct; usually the encoder's own.
+        mask_fraction: the chance that an atom is hidden from the encoder; with 0 none is
+            hidden and all atoms are targets.
         normalize: whether the decoder sees embeddings of length one.
 
     Raises:
@@ -95,8 +96,8 @@ class NodeFeatures(Objective):
         """Add a validation batch to the numbers."""
         logits, numbers = self._decode(seen[0], batch)
         bits = self.table[numbers] > 0.5  # (n, bits)
-        # ln p(row r) = sum_b r_b z_b + what does not depend on r. Row 0, "no
-        # element", is no answer.
+        # ln p(row r) = sum_b r_b z_b + terms that do not depend on r. Row 0, "no
+        # element", is not a possible answer.
         likely = (logits.float() @ self.table[1:].T).argmax(dim=1) + 1  # (n,)
         rows = self.same_row[numbers]
         self.totals.update(
@@ -120,7 +121,7 @@ class NodeFeatures(Objective):
         }
 
     def _decode(self, embedded: Embedded, batch: CrystalBatch) -> tuple[Tensor, Tensor]:
-        """Return logits (n, bits) and atomic numbers (n,) of the atoms asked for."""
+        """Return logits (n, bits) and atomic numbers (n,) of the target atoms."""
         atoms, numbers = embedded.atoms, batch.atomic_numbers
         if "masked_atoms" in embedded.batch:
             asked = embedded.batch.masked_atoms.nonzero().squeeze(1)
@@ -147,6 +148,6 @@ def _bit_table(elements: str) -> Tensor:
 
 
 def _first_equal_row(table: Tensor) -> Tensor:
-    """Return for each row the first that equals it, (rows,) int64."""
+    """Return for each row the index of the first row equal to it, (rows,) int64."""
     equal = (table.unsqueeze(0) == table.unsqueeze(1)).all(dim=2)  # (rows, rows)
     return equal.int().argmax(dim=1)

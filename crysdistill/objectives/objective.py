@@ -1,4 +1,4 @@
-"""What every pretraining objective offers to the trainer."""
+"""The interface between pretraining objectives and the trainer."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A view of a batch and what the encoder made of it.
+    """A view of a batch and its embeddings.
 
     Args:
-        batch: the view, with `masked_atoms` where it hides some, and `copy_of` where
+        batch: the view; it has `masked_atoms` if it hides some atoms, and `copy_of` if
             it repeats some.
-        embeddings: what the encoder returned for it.
+        embeddings: the encoder's output for it.
     """
 
     batch: CrystalBatch
@@ -59,28 +59,27 @@ class Embedded:
 class Objective(nn.Module, ABC):
     """A loss on embeddings, and the numbers that judge it.
 
-    An objective says what the encoder shall be shown (`views`). It is called with what
-    became of that, one `Embedded` for each of its views in their order, with the batch
-    as it was before, and with the seed of the step. It returns a scalar that is
-    connected to the embeddings even where a batch has nothing to say (zero, then).
-    With several ranks, each of which has a part of the batch, it returns this rank's
-    share of the loss of the whole batch (`crysdistill.ranks`). In validation `update`
-    adds a batch to the numbers, `compute` returns them over all batches and ranks,
-    `reset` starts again; their states are no part of the weights.
+    An objective names the views that the encoder should see (`views`). It is called with
+    one `Embedded` for each of its views, in their order, with the batch before any view,
+    and with the seed of the step. It returns a scalar that is connected to the
+    embeddings. If no crystal of the batch is of use to it, that scalar is zero. With
+    several ranks, each rank has a part of the batch and returns its share of the loss of
+    the whole batch (`crysdistill.ranks`). In validation, `update` adds a batch to the
+    numbers, `compute` returns them over all batches and ranks, and `reset` starts again.
+    Their states are not part of the weights.
 
-    A subclass is one file. Its constructor's arguments are its settings, but for
-    `encoder_width` and `crystal_width`, which it names if it needs them: the widths of
-    the encoder's embeddings. `elements`, where it names that, is the encoder's element
-    table unless a configuration says otherwise.
+    A subclass is one file. The arguments of its constructor are its settings, except
+    `encoder_width` and `crystal_width`, the widths of the encoder's embeddings; it names
+    these if it needs them. An argument `elements` is the encoder's element table unless
+    a configuration sets another.
 
     Attributes:
         name: the key in `OBJECTIVES`.
         PUBLISHED: the settings that reproduce CrysGNN; the defaults correct it.
-        views: what the encoder is shown. A view that several objectives ask for, and
-            with equal settings, costs one pass.
+        views: what the encoder sees. Equal views of several objectives cost one pass.
         columns: the labels of the corpus that it reads; see `labels`.
-        learned: what its teachers, where it has some, have learned from; known once it
-            is prepared. The weights hand it on.
+        learned: what its teachers, if any, were trained on; known after `prepare`. The
+            weights files keep it.
     """
 
     name: ClassVar[str]
@@ -93,20 +92,20 @@ class Objective(nn.Module, ABC):
     def prepare(self, store: Store, rows: np.ndarray) -> None:
         """Learn from the training part of the corpus, once before the first step.
 
-        Every rank calls it, with the same rows, and must come to the same result;
-        `crysdistill.store.kept` keeps for the next run what takes long.
+        Every rank calls it with the same rows and must get the same result.
+        `crysdistill.store.kept` can keep slow results for the next run.
 
         Args:
             store: the corpus.
-            rows: which of its crystals are learned from.
+            rows: its training crystals.
         """
         return
 
     def speaks_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return of which crystals it has anything to say, (R,) bool; all, for most.
+        """Return which crystals this objective can use, (R,) bool; by default, all.
 
-        Those of which no objective has are left out of the batches. It is asked once
-        it is prepared.
+        Batches leave out crystals that no objective can use. It is called after
+        `prepare`.
 
         Args:
             rows: (R,) of the corpus.
@@ -125,28 +124,28 @@ class Objective(nn.Module, ABC):
     ) -> None:
         """Compute what takes too long for `prepare`, once the run has its folder.
 
-        Every rank calls it, with the same rows.
+        Every rank calls it with the same rows.
 
         Args:
             store: the corpus.
-            train: which of its crystals are learned from.
-            held_out: which of them judge.
-            folder: of the run, where nothing can be written beside the store.
+            train: its training crystals.
+            held_out: its held-out crystals.
+            folder: of the run; used if nothing can be written beside the store.
             device: to compute on.
             progress: whether to show a progress bar.
         """
         return
 
     def place(self, columns: list[str]) -> None:
-        """Learn what the columns of `batch.targets` are.
+        """Take note of the columns of `batch.targets`.
 
         Args:
-            columns: their names; all that this objective reads are among them.
+            columns: their names, among them all that this objective reads.
         """
         self._places = tuple(columns.index(name) for name in self.columns)
 
     def labels(self, batch: CrystalBatch) -> Tensor:
-        """Return the labels that it reads, (B, len(columns)); NaN where not known."""
+        """Return the labels that it reads, (B, len(columns)); NaN where unknown."""
         return batch.targets[:, list(self._places)]
 
     @abstractmethod
@@ -163,9 +162,9 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """Return the numbers; beside each `x` its chance level, `x_chance`.
+        """Return the numbers, and beside each `x` its chance level, `x_chance`.
 
-        NaN where no batch had anything to say. Every rank must call it.
+        A number is NaN if no batch contributed to it. Every rank must call it.
         """
 
     def reset(self) -> None:
@@ -179,8 +178,8 @@ def mean_over_ranks(total: Tensor, weight: Tensor) -> Tensor:
     """Return this rank's share of a weighted mean over all ranks; 0 for 0 / 0.
 
     Args:
-        total: its numerator, of this rank.
-        weight: its denominator, of this rank.
+        total: this rank's part of the numerator.
+        weight: this rank's part of the denominator.
     """
     weight = sum_over_ranks(weight)
     return total / torch.where(weight > 0, weight, torch.ones_like(weight))
@@ -203,7 +202,7 @@ class Totals(Metric):
         self.names = tuple(sizes)
 
     def update(self, **amounts: Tensor) -> None:
-        """Add an amount, a scalar or of the sum's length, to each sum named."""
+        """Add to each named sum an amount, a scalar or of the sum's length."""
         for name, amount in amounts.items():
             setattr(self, name, getattr(self, name) + amount)
 
@@ -218,7 +217,7 @@ def ratio(part: Tensor, whole: Tensor) -> float:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Return `x` in float32, or in what it has if that is wider."""
+    """Return `x` in float32, or in its own type if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

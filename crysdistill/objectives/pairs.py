@@ -1,8 +1,8 @@
 """Ordered pairs of atoms of one crystal, and how often an edge connects them.
 
-The label of a pair (i, j) is the number of edges from neighbour j to centre i - one
-for each periodic image of j that i listens to - clipped to 5. So there are six
-classes: not connected, once, ..., four times, five times or more.
+The label of a pair (i, j) is the number of edges from neighbour j to centre i, clipped
+to 5. There is one edge for each periodic image of j among the neighbours of i. So there
+are six classes: not connected, once, ..., four times, five times or more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Pairs:
     """P ordered pairs, sorted by the first atom.
 
     Args:
-        counts: (N,), how many pairs each atom is the first of.
+        counts: (N,), the number of pairs that begin with each atom.
         first: (P,), atom i.
         second: (P,), atom j.
         labels: (P,), 0-5.
@@ -60,10 +60,10 @@ class PairBlock:
 def sampled_pairs(batch: CrystalBatch, seed: int) -> Pairs:
     """Return every connected pair, and about as many that are not connected.
 
-    An atom that has d connected partners is paired with min(d, m) of the m atoms of
-    its crystal (itself included) that are none, evenly spaced from a random start, so
-    that each is as likely as any other. The cost is linear in edges. Fake edges of
-    graph mode `cgcnn` do not connect.
+    Let an atom have d connected partners, and let m atoms of its crystal (itself
+    included) not be connected to it. It is paired with min(d, m) of these m, evenly
+    spaced from a random start, so that all m are equally likely. The cost is linear in
+    edges. Fake edges of graph mode `cgcnn` do not connect.
     """
     n_atoms = batch.num_nodes
     size = (batch.ptr[1:] - batch.ptr[:-1])[batch.batch]  # (N,)
@@ -81,8 +81,8 @@ def sampled_pairs(batch: CrystalBatch, seed: int) -> Pairs:
     starts = _starts(partners)  # (N,)
     order = torch.arange(len(first), device=first.device) - starts[first]
 
-    # The k-th of q evenly spaced ranks among m: (k m + t) // q, t in [0, m). They
-    # are distinct, and for q = m they are all.
+    # The k-th of q evenly spaced ranks among m: (k m + t) // q, t in [0, m). All are
+    # distinct, and for q = m every rank occurs.
     stranger_of, k = _enumerate(draws)  # (P',)
     random = per_atom_integers(batch, seed, "sampled pairs")  # (N,)
     t = (random % strangers.clamp(min=1))[stranger_of]
@@ -98,7 +98,7 @@ def sampled_pairs(batch: CrystalBatch, seed: int) -> Pairs:
     passed = passed - starts[stranger_of]
     stranger = origin[stranger_of] + rank + passed
 
-    # Partners and strangers of one atom stand together: no sorting afterwards.
+    # The partners and strangers of one atom stand together, so nothing needs sorting.
     counts = partners + draws
     place = _starts(counts)
     total = len(first) + len(stranger)
@@ -121,7 +121,7 @@ def _starts(counts: Tensor) -> Tensor:
 
 
 def _enumerate(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each element of runs of these lengths its run and its number."""
+    """Return, for each element of runs of these lengths, its run and its place there."""
     run = torch.repeat_interleave(counts)
     return run, torch.arange(len(run), device=run.device) - _starts(counts)[run]
 
@@ -135,15 +135,15 @@ def all_pairs(batch: CrystalBatch, limit: int) -> Iterator[PairBlock]:
     Fake edges of graph mode `cgcnn` connect like others, as they do in CrysGNN.
 
     Args:
-        batch: its edges are followed as they are.
-        limit: pairs that a block holds at most, padding included (a block of one row
-            is the smallest).
+        batch: all its edges count.
+        limit: the most pairs that a block holds, padding included (but no block has
+            less than one row).
     """
     device = batch.ptr.device
     sizes = (batch.ptr[1:] - batch.ptr[:-1]).tolist()
     groups = _similar_sizes(sizes, limit)
-    # Crystal b holds slots base[b] + i * stride[b] + j of one long list, in which
-    # each group is a padded (g, n, n) array: one pass over the edges labels all.
+    # Crystal b owns the slots base[b] + i * stride[b] + j of one long list, in which
+    # each group is a padded (g, n, n) array. So one pass over the edges labels all pairs.
     strides = torch.empty(len(sizes), dtype=torch.int64)
     bases = torch.empty(len(sizes), dtype=torch.int64)
     end = 0
@@ -158,7 +158,7 @@ def all_pairs(batch: CrystalBatch, limit: int) -> Iterator[PairBlock]:
     crystal = batch.batch[centre]
     origin = batch.ptr[crystal]
     slot = bases[crystal] + (centre - origin) * strides[crystal] + neighbour - origin
-    # In int32 and in place: this list is the one thing here that is quadratic.
+    # In int32 and in place, because only this list is quadratic in atoms.
     edges = torch.ones(1, dtype=torch.int32, device=device).expand(len(slot))
     labels = torch.zeros(end, dtype=torch.int32, device=device)
     labels.scatter_add_(0, slot, edges).clamp_(max=_MOST)
@@ -184,8 +184,8 @@ def all_pairs(batch: CrystalBatch, limit: int) -> Iterator[PairBlock]:
 def _similar_sizes(sizes: list[int], limit: int) -> list[list[int]]:
     """Group crystals, the largest first, so that padding stays small.
 
-    A crystal joins a group if its pairs fill 60 % of the group's largest, or if they
-    are so few that another group would cost more than the padding.
+    A crystal joins a group if it has at least 60 % of the pairs of the group's largest
+    crystal, or if that one is so small that a new group would cost more than padding.
     """
     groups: list[list[int]] = []
     largest = 0

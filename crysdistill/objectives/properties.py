@@ -24,12 +24,12 @@ class Properties(Objective):
     """Predict several properties of a crystal from one embedding.
 
     Labels may be missing; a crystal without any adds nothing. Each target has its own
-    scale, fitted on the training crystals, and the losses are balanced by learned
-    variances unless a target has a `weight` (`Balance`).
+    scale, fitted on the training crystals. Learned variances balance the losses unless a
+    target has a `weight` (`Balance`).
 
     Numbers: for each target its mean absolute error in its unit, the area under the
-    ROC curve of two classes, or the accuracy over more; the chance level answers the
-    mean of the training labels, or guesses.
+    ROC curve for two classes, or the accuracy for more. The chance level answers the
+    mean of the training labels, or guesses a class.
 
     Source: pretraining on several properties at once, S. Deng, J. Park and A. Sy,
     "Transfer Learning and Representations for Material Properties", University of

@@ -1,4 +1,4 @@
-"""Objective: SimSiam, one view foretold from the other."""
+"""Objective: SimSiam, which predicts one view from the other."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["SimSiam"]
 class SimSiam(TwoViews):
     """Predict the projected embedding of one view from that of the other.
 
-    1 - (cos(p_1, z_2) + cos(p_2, z_1)) / 2, with z the projected embeddings, through
-    which no gradient flows here, and p = predictor(z). What keeps them from collapsing
-    is that, and that z is standardised over the batch. The loss is 1 for whoever knows
-    nothing.
+    1 - (cos(p_1, z_2) + cos(p_2, z_1)) / 2, with z the projected embeddings and
+    p = predictor(z). No gradient flows through z in this formula, and z is standardised
+    over the batch; together these two keep the embeddings from collapsing. The loss is 1
+    for unrelated views.
 
     Number: `simsiam_retrieval`; see `TwoViews`.
 
@@ -32,21 +32,21 @@ class SimSiam(TwoViews):
 
     - The loss is 1 plus that of the paper.
     - z is standardised over the batch, in validation as well, without the running
-      statistics of a batch norm; hidden layers have a layer norm, for in small batches
-      several batch norms in a row make much of rounding.
-    - The projector has one hidden layer, where the paper has two.
+      statistics of a batch norm. Hidden layers have a layer norm, because several batch
+      norms in a row amplify rounding errors in small batches.
+    - The projector has one hidden layer; the paper has two.
 
     Args:
         crystal_width: F', the width of crystal embeddings.
-        mask_fraction: the chance of each atom to be hidden; at least one is, where
-            it is not 0.
-        drop_fraction: the chance of each bond to be left out.
+        mask_fraction: the chance that an atom is hidden; if it is not 0, at least one
+            atom is.
+        drop_fraction: the chance that a bond is left out.
         sigma: Å, how far atoms are moved along each axis.
-        projected: P, the width of what is compared.
+        projected: P, the width of the projected embeddings.
         hidden: the width of the predictor's hidden layer.
 
     Raises:
-        InputError: a setting is out of range, or nothing tells the views apart.
+        InputError: a setting is out of range, or the two views would be the same.
     """
 
     name: ClassVar[str] = "simsiam"
@@ -63,7 +63,7 @@ class SimSiam(TwoViews):
     ) -> None:
         super().__init__(crystal_width, mask_fraction, drop_fraction, sigma)
         at_least(2, projected=projected, hidden=hidden)
-        # Before a standardisation a bias would do nothing.
+        # A bias would have no effect before a standardisation.
         self.projector = nn.Sequential(
             nn.Linear(crystal_width, projected),
             nn.LayerNorm(projected),

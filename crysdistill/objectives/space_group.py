@@ -1,4 +1,4 @@
-"""Objective: say which space group a crystal has."""
+"""Objective: predict the space group of a crystal."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from crysdistill.store.store import Store
 __all__ = ["SPACE_GROUPS", "SpaceGroup"]
 
 SPACE_GROUPS = 230
-"""How many there are; number 0 stands for "not known" and is skipped."""
+"""The number of space groups; number 0 means "not known" and is skipped."""
 
 
 class SpaceGroup(Objective):
     """Classify crystal embeddings by space group: cross-entropy over 230 classes.
 
-    Numbers: `space_group_top1` and `space_group_top5`, how often the right one is
-    the likeliest and among the five likeliest; their chance levels always answer
-    the most common and the five most common of the validation crystals.
+    Numbers: `space_group_top1` and `space_group_top5`, how often the right group is
+    the most likely and among the five most likely. Their chance levels always answer
+    the most common and the five most common groups of the validation crystals.
 
     Source: K. Das et al., AAAI 37, 7323 (2023), doi:10.1609/aaai.v37i6.25892.
 
-    Differs from the paper: rare space groups weigh more (a few groups hold most
-    crystals), by their counts in the corpus, and some elements are hidden. Before
-    `prepare`, and with `balance` 0 as in CrysGNN, all groups weigh the same.
+    Differs from the paper: rare space groups weigh more, by their counts in the corpus
+    (a few groups hold most crystals), and some elements are hidden. All groups weigh the
+    same before `prepare`, and with `balance` 0 as in CrysGNN.
 
     Args:
         crystal_width: F', the width of crystal embeddings.
         balance: weight of a space group = (its crystals)^-balance.
-        mask_fraction: the chance of each atom that its element is hidden from the
-            encoder; 0, as in CrysGNN, hides none.
+        mask_fraction: the chance that an atom's element is hidden from the encoder; 0,
+            as in CrysGNN, hides none.
 
     Raises:
         InputError: `balance` or `mask_fraction` is not in [0, 1].
@@ -72,7 +72,7 @@ class SpaceGroup(Objective):
         self.totals = Totals(top1=1, top5=1, crystals=SPACE_GROUPS)
 
     def prepare(self, store: Store, rows: np.ndarray) -> None:
-        """Count space groups in the training part of the corpus, for class weights."""
+        """Set the class weights from the space groups of the training crystals."""
         groups = store.space_groups[rows, 0]
         counts = torch.from_numpy(np.bincount(groups, minlength=SPACE_GROUPS + 1))
         weights = balanced_weights(counts[1:], self.balance)  # 0 is "not known"

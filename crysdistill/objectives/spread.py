@@ -1,4 +1,4 @@
-"""What keeps embeddings from collapsing: how far, and along how many axes, they spread.
+"""Terms against collapse: how far, and along how many axes, embeddings spread.
 
 Every function takes the rows of all ranks.
 """
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 __all__ = ["Standardize", "lacking_variance", "overlap_of_columns", "standardized"]
 
-# A column that hardly varies in this batch is no reason for large steps, and rounding
-# should not decide what becomes of it.
+# A column that hardly varies in this batch must not cause large steps, and rounding must
+# not determine its values.
 _LEAST = 1e-3
 _LEAST_OF_HINGE = 1e-4  # epsilon of VICReg, Eq. 2
 
@@ -19,14 +19,14 @@ _LEAST_OF_HINGE = 1e-4  # epsilon of VICReg, Eq. 2
 def standardized(x: Tensor) -> Tensor:
     """Return rows with mean 0 and variance 1 in each column; (n, F).
 
-    Columns of a variance below about 10^-3 vary less, and those of one row are zeros.
+    Columns with a variance below about 10^-3 end below 1. A single row becomes zeros.
     """
     centred = x - x.mean(dim=0)
     return centred / (centred.square().mean(dim=0) + _LEAST).sqrt()
 
 
 class Standardize(nn.Module):
-    """A batch norm that learns nothing and remembers nothing; see `standardized`."""
+    """A batch norm without weights or running statistics; see `standardized`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardise rows (n, F)."""
@@ -49,7 +49,7 @@ def lacking_variance(x: Tensor) -> Tensor:
 
 
 def overlap_of_columns(x: Tensor) -> Tensor:
-    """Return the squared covariances of different columns, added up, over F.
+    """Return the sum of squared covariances of different columns, over F.
 
     c = (1 / F) sum_{i != j} C_ij^2.
 

@@ -1,4 +1,4 @@
-"""Objective: bring crystals together that belong to one class, which they tell."""
+"""Objective: bring together crystals of one class that follows from the structure."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from crysdistill.ranks import sum_over_ranks
 __all__ = ["CLASSES", "Surrogate", "anion_groups", "stoichiometries"]
 
 CLASSES = ("stoichiometry", "anion", "space_group")
-"""What a crystal can be sorted by."""
+"""The ways to sort crystals into classes."""
 
 _ELEMENTS = 128  # a power of two above the last atomic number
-_FACTOR = 0x9E3779B97F4A7C15  # odd, its bits without a pattern: 2^64 over the golden
-_LABEL_BITS = 24  # what float32 holds
+_FACTOR = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: odd, bits without a pattern
+_LABEL_BITS = 24  # float32 holds integers of so many bits exactly
 
 
 class Surrogate(Contrast):
-    """Contrast crystals by a class that follows from what they are.
+    """Contrast crystals by a class that follows from the crystal itself.
 
     Classes are `stoichiometry`, such as AB2C4, whatever A, B and C are; `anion`, the
     group of the periodic table of the most electronegative element; `space_group`.
-    The class stands in for a property whose labels are not there.
+    The class replaces a property for which there are no labels.
 
     Number: `surrogate_retrieval`, how often the nearest other validation crystal, by
-    cosine of crystal embeddings, is of the same class; its chance level draws the
-    other at random.
+    cosine of crystal embeddings, is of the same class. The chance level draws the other
+    crystal at random.
 
     Sources: surrogate labels for crystals, C. M. A. Rahman, A. H. Romero and P. K.
     Gyawali, arXiv:2504.20112 (2025); the losses, see `nt_xent` and
@@ -42,9 +42,9 @@ class Surrogate(Contrast):
     Differs from the papers:
 
     - Classes need no label: they follow from the crystal alone.
-    - The loss is divided by ln of how many crystals each is compared with, so that it
-      is about 1 for whoever knows nothing.
-    - One view of a crystal, not two.
+    - The loss is divided by ln of the number of crystals that each is compared with, so
+      that it is about 1 for equal scores.
+    - There is one view of a crystal, not two.
 
     Args:
         crystal_width: F', the width of crystal embeddings.
@@ -52,8 +52,8 @@ class Surrogate(Contrast):
         loss: `supcon` or `nt-xent`.
         projection: whether there is a projection head.
         temperature: T, which divides cosines.
-        mask_fraction: the chance of each atom that its element is hidden from the
-            encoder; 0 hides none.
+        mask_fraction: the chance that an atom's element is hidden from the encoder; 0
+            hides none.
 
     Raises:
         InputError: a setting is out of range.
@@ -81,7 +81,7 @@ class Surrogate(Contrast):
         self.register_buffer("properties", table, persistent=False)  # (101, 2)
 
     def classes(self, batch: CrystalBatch) -> Tensor:
-        """Return the class of each crystal, (B,); -1 where not known."""
+        """Return the class of each crystal, (B,); -1 where unknown."""
         if self.kind == "stoichiometry":
             return stoichiometries(batch)
         if self.kind == "anion":
@@ -91,18 +91,18 @@ class Surrogate(Contrast):
     def forward(
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> Tensor:
-        """Return the contrastive loss, over that of equal scores."""
+        """Return the contrastive loss, divided by the loss for equal scores."""
         known = sum_over_ranks((self.classes(batch) >= 0).sum())
-        # One other crystal is always found.
+        # Among one other crystal the right one is always found; ln 1 would be 0.
         equal = (known - 1).clamp(min=2).double().log()
         return super().forward(seen, batch, seed) / equal.float()
 
 
 def stoichiometries(batch: CrystalBatch) -> Tensor:
-    """Return a number for the formula of each crystal without its elements, (B,).
+    """Return a number for each crystal's formula, whatever its elements, (B,).
 
-    NaCl and CsI have one number, Mg2Si and CaF2 another. Two formulas may have the
-    same number, about once in 2^24 pairs.
+    NaCl and CsI share one number, Mg2Si and CaF2 another. Two different formulas get
+    the same number in about one of 2^24 pairs.
     """
     place = batch.batch * _ELEMENTS + batch.atomic_numbers
     counts = torch.bincount(place, minlength=batch.num_graphs * _ELEMENTS)
@@ -111,7 +111,7 @@ def stoichiometries(batch: CrystalBatch) -> Tensor:
     while common.shape[1] > 1:
         common = torch.gcd(*common.chunk(2, dim=1))
     counts = counts // common
-    # A sum of c_k f^(k+1), modulo 2^64, of which the highest bits are kept.
+    # The highest bits of a sum of c_k f^(k+1), modulo 2^64.
     powers = [pow(_FACTOR, k + 1, 1 << 64) for k in range(_ELEMENTS)]
     signed = [power - (power >> 63 << 64) for power in powers]
     words = (counts * torch.tensor(signed, device=counts.device)).sum(dim=1)  # (B,)
@@ -123,8 +123,8 @@ def anion_groups(batch: CrystalBatch, properties: Tensor) -> Tensor:
 
     Args:
         batch: the crystals.
-        properties: (101, 2), electronegativity and group by atomic number. Of equals
-            the higher group counts.
+        properties: (101, 2), electronegativity and group by atomic number. If two
+            elements are equally electronegative, the higher group counts.
     """
     electronegativity, group = properties[batch.atomic_numbers].unbind(1)  # (N,)
     nothing = torch.zeros(batch.num_graphs, device=group.device)

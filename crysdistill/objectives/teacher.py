@@ -1,4 +1,4 @@
-"""Objective: say what teachers say of the crystals of the corpus."""
+"""Objective: predict teachers' answers for the crystals of the corpus."""
 
 from __future__ import annotations
 
@@ -32,53 +32,52 @@ __all__ = ["FromTeachers"]
 
 
 class FromTeachers(Objective):
-    """Regress what teachers say of atoms or crystals, on the corpus itself.
+    """Regress teachers' answers for atoms or crystals, on the corpus itself.
 
-    Each number that a teacher gives is brought to mean 0 and variance 1 over what is
-    learned from. The loss is the mean squared error, averaged over teachers and levels:
-    1 for a student that knows the means alone, 1 - R2 for one that knows more. A
-    decoder with one hidden layer stands between the two, so that any student can learn
-    from any teacher; it is no part of the encoder.
+    Each column of a teacher's answers is standardised to mean 0 and variance 1 over the
+    training crystals. The loss is the mean squared error, averaged over teachers and
+    levels: 1 if the student always answers the mean, 1 - R2 if it knows more. A decoder
+    with one hidden layer stands between the two, so that any student can learn from any
+    teacher. The decoder is not part of the encoder.
 
-    A teacher may know a part of the corpus: a table that covers some crystals, or one
-    that thinks so long that `max_atoms` and `max_crystals` limit what it is asked.
-    Means are then over what it knows, and decoders see nothing else. Crystals of which
-    no objective of the run has anything to say are left out of the batches
-    (`speaks_of`), so that an epoch of this objective alone costs what the known
-    crystals cost; the same store serves other objectives as a whole.
+    A teacher may know only a part of the corpus: a table may cover some crystals, and
+    for a slow model `max_atoms` and `max_crystals` limit the number of answers. Means
+    are then over the known crystals, and decoders see no others. Batches leave out
+    crystals that no objective of the run can use (`speaks_of`). So an epoch of this
+    objective alone costs no more than the known crystals, while other objectives can use
+    the whole store.
 
-    A teacher is asked once, before the first step; its answers stay beside the store,
-    and a run that was interrupted goes on asking where it was.
+    A teacher is asked once, before the first step. Its answers are kept beside the
+    store, and an interrupted run continues where it stopped.
 
-    Numbers: `teacher_r2_atoms` and `teacher_r2_crystals`, the share of the variance of
-    the answers about held-out crystals that is explained, over atoms or crystals; of
-    the second teacher `teacher2_r2_atoms`, and so on. The chance level, 0, is that of
-    the mean; who is worse than the mean has less. NaN where no teacher knows any.
+    Numbers: `teacher_r2_atoms` and `teacher_r2_crystals`, the explained share of the
+    variance of the answers for held-out crystals, over atoms or crystals; for the second
+    teacher `teacher2_r2_atoms`, and so on. The chance level, 0, answers the mean; R2 is
+    below 0 if the student is worse than that. NaN if the teacher knows none.
 
     Source: regressing a teacher's features through a part that is thrown away later,
     A. Romero et al., ICLR 2015, arXiv:1412.6550.
 
     Differs from the paper: features are standardised, the decoder has a hidden layer,
-    and nothing but the teacher's last word is learned.
+    and only the teacher's final embeddings are learned.
 
     Args:
         encoder_width: F, the width of the embeddings of atoms.
         crystal_width: F', the width of the embeddings of crystals.
         teachers: each as in `crysdistill distill`: a weights file, a checkpoint of the
             published CGCNN, a table of embeddings, `chgnet`, or `random`.
-        levels: `atoms`, `crystals` or both; None takes atoms, and crystals of a teacher
-            that does not answer for atoms.
-        max_atoms: ask about no larger crystals; None asks about all.
-        max_crystals: ask about so many, drawn at random, of those that are learned
-            from, and about the same share of those held out; None asks about all.
-            CHGNet takes some 50 ms for a crystal on one core.
-        mask_fraction: the chance of each atom to be hidden from the student; 0 hides
-            none.
-        seed: of what is drawn, and of the weights of a `random` teacher.
+        levels: `atoms`, `crystals` or both; None takes atoms, or crystals if a teacher
+            does not answer for atoms.
+        max_atoms: skip crystals with more atoms; None skips none.
+        max_crystals: ask about so many training crystals, drawn at random, and about the
+            same share of the held-out crystals; None asks about all. CHGNet takes some
+            50 ms for a crystal on one core.
+        mask_fraction: the chance that an atom is hidden from the student; 0 hides none.
+        seed: of the random draws, and of the weights of a `random` teacher.
         teacher_encoder: `name` and the settings of a `random` teacher.
 
     Raises:
-        InputError: there is no teacher, or one comes twice, or a value is out of range.
+        InputError: there is no teacher, one is listed twice, or a value is out of range.
     """
 
     name: ClassVar[str] = "teacher"
@@ -120,7 +119,7 @@ class FromTeachers(Objective):
         self.lessons = nn.ModuleList()
 
     def prepare(self, store: Store, rows: np.ndarray) -> None:
-        """Find the teachers, and what they will be asked about; make the decoders.
+        """Find the teachers and the crystals to ask them about; make the decoders.
 
         Raises:
             InputError: there is no such teacher, its file cannot be used, it does not
@@ -145,7 +144,7 @@ class FromTeachers(Objective):
                     + "; name another teacher, or raise `max_atoms`"
                 )  # fmt: skip
             if self.max_crystals is not None and len(places) > self.max_crystals:
-                # Held-out crystals are drawn by the same lot, and so the same share.
+                # One order draws training and held-out crystals, so the share is equal.
                 known &= order <= places[self.max_crystals - 1]
             self.teachers.append(teacher)
             self.known.append(known)
@@ -158,7 +157,7 @@ class FromTeachers(Objective):
         self.learned = tuple(t.learned for t in self.teachers if t.learned is not None)
 
     def _levels(self, teacher: Teacher) -> Sequence[Level]:
-        """Return what is to be learned of a teacher."""
+        """Return the levels at which to learn from a teacher."""
         if self.levels is None:
             return ("crystals",) if teacher.atom_width is None else ("atoms",)
         for level in self.levels:
@@ -170,7 +169,7 @@ class FromTeachers(Objective):
         return self.levels
 
     def speaks_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return which crystals a teacher is asked about."""
+        """Return which crystals any teacher is asked about."""
         return np.any([known[rows] for known in self.known], axis=0)
 
     def begin(
@@ -226,7 +225,7 @@ class FromTeachers(Objective):
             lesson.totals.update(**sums_of(*lesson(seen[0], batch)))
 
     def compute(self) -> dict[str, float]:
-        """Return the share of the variance that is explained, of each lesson."""
+        """Return the explained share of the variance for each lesson."""
         numbers: dict[str, float] = {}
         for lesson in cast(Sequence[Lesson], self.lessons):
             sums = lesson.totals.compute()
@@ -240,12 +239,12 @@ def _width(teacher: Teacher, level: Level) -> int | None:
 
 
 class Lesson(nn.Module):
-    """What one teacher says at one level, and the decoder that learns to say it.
+    """One teacher's answers at one level, and the decoder that predicts them.
 
     Args:
-        teacher: which of the teachers.
+        teacher: the index of the teacher.
         number: the name of its R2.
-        level: what is compared.
+        level: `atoms` or `crystals`.
         width: of the student's embeddings at that level.
         answers: the width of the teacher's answers.
     """
@@ -269,22 +268,22 @@ class Lesson(nn.Module):
         self._device = torch.device("cpu")
 
     def begin(self, answers: TeacherAnswers, train: np.ndarray) -> None:
-        """Take the answers, and their scale over the crystals to learn from."""
+        """Take the answers, and their scale over the training crystals."""
         self.answers = answers
         mean, variance = answers.about(train).statistics(self.level)
         block = answers.atoms if self.level == "atoms" else answers.crystals
         assert block is not None  # noqa: S101 - for the type checker
         asked = torch.zeros(len(block.first), dtype=torch.bool)
         asked[answers.rows] = True
-        # A number that is the same for all stays as it is, less its mean.
+        # A constant column is not scaled; only its mean is subtracted.
         scale = torch.where(variance > 0, variance, torch.ones_like(variance)).rsqrt()
-        # They follow from the answers, which every run asks for: nothing to save.
+        # Not saved: they follow from the answers, which every run reads anyway.
         self.register_buffer("asked", asked, persistent=False)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, seen: Embedded, batch: CrystalBatch) -> tuple[Tensor, Tensor]:
-        """Return what the student and the teacher say of what the teacher knows."""
+        """Return the student's and the teacher's answers where the teacher has any."""
         answers = self.answers
         if answers is None:
             raise RuntimeError("call `begin` before the first batch")

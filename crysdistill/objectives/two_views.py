@@ -1,4 +1,4 @@
-"""What the objectives share that compare two views of a crystal."""
+"""The base of all objectives that compare two views of a crystal."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = ["TwoViews", "projector", "two_chains"]
 
 
 def two_chains(mask_fraction: float, drop_fraction: float, sigma: float) -> list[View]:
-    """Return two views that hide, leave out and move alike, but draw differently.
+    """Return two views with the same settings and different random draws.
 
     Args:
-        mask_fraction: the chance of each atom to be hidden; 0 hides none.
-        drop_fraction: the chance of each bond to be left out; 0 leaves out none.
+        mask_fraction: the chance that an atom is hidden; 0 hides none.
+        drop_fraction: the chance that a bond is left out; 0 leaves out none.
         sigma: Å, how far atoms are moved along each axis; 0 moves none.
 
     Raises:
@@ -52,24 +52,24 @@ def two_chains(mask_fraction: float, drop_fraction: float, sigma: float) -> list
         steps.append(MovedAtoms(sigma))
     if not steps:
         raise InputError(
-            "`mask_fraction`, `drop_fraction` and `sigma` are all 0, and both views "
+            "`mask_fraction`, `drop_fraction` and `sigma` are all 0, so both views are "
             "the same; set one"
         )
     return [Chain(steps, name=name) for name in ("one", "two")]
 
 
 def projector(width: int, projected: int) -> nn.Sequential:
-    """Return what stands between embeddings and a loss: Linear, ReLU, Linear.
+    """Return the layers between embeddings and a loss: Linear, ReLU, Linear.
 
     Args:
         width: F', of the embeddings.
-        projected: P, of what is compared.
+        projected: P, of the projected embeddings.
 
     Raises:
         InputError: `projected` is less than 2.
     """
     at_least(2, projected=projected)
-    # What is added to all rows leaves variances and differences as they are.
+    # No bias at the end: adding it to all rows changes no variance and no difference.
     return nn.Sequential(
         nn.Linear(width, projected),
         nn.ReLU(),
@@ -80,17 +80,17 @@ def projector(width: int, projected: int) -> nn.Sequential:
 class TwoViews(Objective):
     """Embed two views of a crystal alike, and different crystals differently.
 
-    A subclass says how alike they are. Its loss compares the crystals of the batch,
-    and those of all ranks: each rank computes the whole and returns its share.
+    A subclass defines the loss. It compares the crystals of the whole batch, over all
+    ranks: each rank computes the whole loss and returns its share.
 
-    Number: `NAME_retrieval`, how often the nearest other among both views of all
-    validation crystals, by cosine of their embeddings, is the other view of the same
-    crystal; its chance level draws the other at random.
+    Number: `NAME_retrieval`. Both views of all validation crystals are embedded; it is
+    how often the embedding nearest to a view, by cosine, is the other view of the same
+    crystal. The chance level draws that embedding at random.
 
     Args:
         crystal_width: F', the width of crystal embeddings.
-        mask_fraction: the chance of each atom to be hidden.
-        drop_fraction: the chance of each bond to be left out.
+        mask_fraction: the chance that an atom is hidden.
+        drop_fraction: the chance that a bond is left out.
         sigma: Å, how far atoms are moved along each axis.
 
     Raises:
@@ -115,17 +115,17 @@ class TwoViews(Objective):
         """Return the loss of the crystals of all ranks.
 
         Args:
-            one: (B, F'), in the first view, in single precision at least.
-            two: (B, F'), in the second.
+            one: (B, F'), embeddings of the first view, at least in single precision.
+            two: (B, F'), embeddings of the second view.
         """
 
     def forward(
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> Tensor:
-        """Return the loss; 0 for one crystal, which differs from nothing."""
+        """Return the loss; 0 if there is only one crystal."""
         both = torch.cat([embedded.crystals for embedded in seen], dim=1)  # (B, 2 F')
         rows, _ = gather_rows(full_precision(both))
-        # Correlations of half precision would not do.
+        # Half precision is too coarse for correlations.
         with torch.autocast(rows.device.type, enabled=False):
             loss = self.compare(*rows.chunk(2, dim=1))
         return loss * float(len(rows) > 1) / world_size()

@@ -1,4 +1,4 @@
-"""Objective: VICReg, two views alike and embeddings that spread."""
+"""Objective: VICReg, which makes two views alike and spreads the embeddings."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class VICReg(TwoViews):
     """Bring two views together; keep the variance up, the covariances down.
 
     (lambda s(Z, Z') + mu (v(Z) + v(Z')) + nu (c(Z) + c(Z'))) / (2 mu), with s the mean
-    squared difference of the projected embeddings, v what their deviation lacks to 1
-    (`lacking_variance`), c their squared covariances (`overlap_of_columns`). It is 1
-    for embeddings that are all the same, and with the weights of the paper also for
-    views that have nothing to do with each other.
+    squared difference of the projected embeddings, v the shortfall of their deviation
+    from 1 (`lacking_variance`), c their squared covariances (`overlap_of_columns`). It
+    is 1 if all embeddings are equal, and with the paper's weights also for unrelated
+    views.
 
     Number: `vicreg_retrieval`; see `TwoViews`.
 
@@ -28,22 +28,22 @@ class VICReg(TwoViews):
 
     Differs from the paper:
 
-    - The loss is divided by 2 mu; s is a mean over columns too, where Eq. 5 sums.
+    - The loss is divided by 2 mu; s is a mean over columns too, whereas Eq. 5 sums.
     - The projector has one hidden layer and no batch norm.
 
     Args:
         crystal_width: F', the width of crystal embeddings.
-        mask_fraction: the chance of each atom to be hidden; at least one is, where
-            it is not 0.
-        drop_fraction: the chance of each bond to be left out.
+        mask_fraction: the chance that an atom is hidden; if it is not 0, at least one
+            atom is.
+        drop_fraction: the chance that a bond is left out.
         sigma: Å, how far atoms are moved along each axis.
-        projected: P, the width of what is compared.
+        projected: P, the width of the projected embeddings.
         invariance: lambda, the weight of s.
         variance: mu, the weight of v.
         covariance: nu, the weight of c.
 
     Raises:
-        InputError: a setting is out of range, or nothing tells the views apart.
+        InputError: a setting is out of range, or the two views would be the same.
     """
 
     name: ClassVar[str] = "vicreg"

@@ -1,12 +1,13 @@
-"""Views: what an encoder is shown of a batch.
+"""Views: versions of a batch to show to an encoder.
 
-A view is a value: views that are equal share a pass of the encoder, whichever
-objectives ask for them. What it draws depends on the seed of the step, its kind and
-name, and the crystal's row in the store; so it is the same in every batch and on every
-rank, and views of one kind draw differently if their names differ.
+A view is a value: equal views share one pass of the encoder, whichever objectives ask
+for them. Its random draws depend on the seed of the step, on its kind and name, and on
+the crystal's row in the store. So they are the same in every batch and on every rank,
+and views of one kind draw differently if their names differ.
 
-There is no view of the primitive cell: finding the symmetry of a crystal takes longer
-than learning from it. A corpus of primitive cells and `Supercell` show the same.
+There is no view of the primitive cell, because finding the symmetry of a crystal takes
+longer than learning from it. A corpus of primitive cells with `Supercell` has the same
+effect.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class View(ABC):
-    """A frozen dataclass that turns a batch into the batch that is encoded.
+    """A frozen dataclass that turns a batch into the batch to encode.
 
     Args:
         name: of its random draws.
@@ -63,16 +64,16 @@ class View(ABC):
 
     @abstractmethod
     def __call__(self, batch: CrystalBatch, seed: int) -> CrystalBatch:
-        """Return the batch to encode; the one given is left as it is.
+        """Return the batch to encode, leaving the given one unchanged.
 
         Args:
-            batch: of crystals of a store, as `rows` say.
+            batch: crystals of a store; its `rows` are their rows there.
             seed: of the step.
         """
 
     @property
     def stream(self) -> str:
-        """What keeps its draws apart from those of others."""
+        """The name that keeps its draws apart from those of other views."""
         return f"{type(self).__name__} {self.name}"
 
     def called(self, name: str) -> Self:
@@ -82,7 +83,7 @@ class View(ABC):
 
 @dataclass(frozen=True)
 class Clean(View):
-    """The batch as it is."""
+    """The batch without changes."""
 
     def __call__(self, batch: CrystalBatch, seed: int) -> CrystalBatch:
         """Return `batch` itself."""
@@ -94,18 +95,18 @@ class Clean(View):
 
 @dataclass(frozen=True)
 class MaskedAtoms(View):
-    """Hide the element of some atoms, at least one in every crystal, and never of all.
+    """Hide the elements of some atoms: at least one in every crystal, but never all.
 
-    A hidden atom has atomic number 0, whose row in an element table says "no
-    element"; it stays in the graph. The batch returned has one more attribute,
-    `masked_atoms` (N,) bool.
+    A hidden atom stays in the graph and has atomic number 0, whose row in an element
+    table means "no element". The returned batch has one more attribute, `masked_atoms`
+    (N,) bool.
 
     Source: attribute masking, W. Hu et al., ICLR 2020, arXiv:1905.12265.
 
     Args:
-        fraction: the chance of each atom. The atom with the lowest draw of its crystal
-            is always hidden, so that small cells lose a larger share, and the one with
-            the highest never is, except where it is the only one.
+        fraction: the chance of each atom. The atom with its crystal's lowest draw is
+            always hidden, so that small cells lose a larger share. The atom with the
+            highest draw never is, unless it is the only one.
 
     Raises:
         InputError: `fraction` is not in (0, 1].
@@ -120,7 +121,7 @@ class MaskedAtoms(View):
         """Return a copy of `batch` with hidden atoms."""
         draw = per_atom_uniform(batch, seed, self.stream)  # (N,)
         visible = batch.atomic_numbers > 0
-        # Of the atoms of a crystal that no earlier view has hidden.
+        # Only among atoms that no earlier view has hidden.
         lowest = _per_crystal(draw.masked_fill(~visible, 1.0), batch, "amin")
         highest = _per_crystal(draw.masked_fill(~visible, 0.0), batch, "amax")
         several = (batch.ptr.diff() > 1)[batch.batch]
@@ -145,8 +146,8 @@ class DroppedEdges(View):
     Differs from the paper: a bond is left out in both directions or in neither.
 
     Args:
-        fraction: the chance of each bond. The bond with the highest draw of an atom
-            stays, so that atoms with few neighbours lose a smaller share.
+        fraction: the chance of each bond. An atom always keeps its bond with the highest
+            draw, so that atoms with few neighbours lose a smaller share.
 
     Raises:
         InputError: `fraction` is not in (0, 1].
@@ -164,7 +165,7 @@ class DroppedEdges(View):
         padding = getattr(batch, "padding", torch.zeros_like(centre, dtype=torch.bool))
         best = draw.new_full((batch.num_nodes,), -1.0)  # (N,)
         best = best.scatter_reduce(0, centre, draw.masked_fill(padding, -1.0), "amax")
-        # What either end needs stays for both.
+        # A bond that either end needs stays in both directions.
         needed = (draw == best[centre]) | (draw == best[neighbour])
         return drop_edges(batch, (draw < self.fraction) & ~needed & ~padding)
 
@@ -174,15 +175,16 @@ class DroppedEdges(View):
 
 @dataclass(frozen=True)
 class MovedAtoms(View):
-    """Move atoms by normally distributed steps; the neighbours stay who they are.
+    """Move atoms by normally distributed steps, keeping the list of neighbours.
 
-    From a `sigma` of about 0.1 Å on others may be nearest: chain with `Rebuilt`.
+    From a `sigma` of about 0.1 Å on, other atoms may be nearest: chain with `Rebuilt`.
 
     Source: S. Zaidi et al., ICLR 2023, arXiv:2206.00133.
 
     Args:
         sigma: Å, the standard deviation along each axis.
-        drawn: whether each crystal has its own, uniform between 0 and `sigma`.
+        drawn: whether each crystal draws its own deviation, uniform between 0 and
+            `sigma`.
 
     Raises:
         InputError: `sigma` is not in (0, 1] Å.
@@ -206,15 +208,15 @@ class MovedAtoms(View):
 
 @dataclass(frozen=True)
 class Strained(View):
-    """Strain each cell at random, without turning it; the neighbours stay who they are.
+    """Strain each cell at random, without rotation, keeping the list of neighbours.
 
-    From a few hundredths on others may be nearest: chain with `Rebuilt`.
+    From a few hundredths on, other atoms may be nearest: chain with `Rebuilt`.
 
     Args:
         largest: each of the six components is uniform between `-largest` and `largest`.
 
     Raises:
-        InputError: `largest` is not in (0, 0.3]; from a third on a cell could collapse.
+        InputError: `largest` is not in (0, 0.3]; above a third a cell could collapse.
     """
 
     largest: float = 0.02
@@ -232,13 +234,13 @@ class Strained(View):
 
 @dataclass(frozen=True)
 class Rebuilt(View):
-    """Find the neighbours anew, as the last view of a chain that moves much.
+    """Find the neighbours again, as the last view of a chain with large moves.
 
-    On the host, by a compiled loop; a device has to wait for it. Where an atom would
-    have no neighbour within the cutoff, its crystal keeps the edges that it had.
+    A compiled loop on the host does this, and a device has to wait for it. If an atom
+    would have no neighbour within the cutoff, its crystal keeps its old edges.
 
     Args:
-        graph: how to pick neighbours, as the store did.
+        graph: how to pick neighbours, as in the store.
 
     Raises:
         InputError: the graph's mode is `cgcnn`.
@@ -254,22 +256,22 @@ class Rebuilt(View):
         return rebuild(batch, self.graph, lonely="keep")
 
 
-# ----------------------------------------------------- the same, said otherwise
+# ------------------------------------------- the same crystal, described otherwise
 
 
 @dataclass(frozen=True)
 class Supercell(View):
-    """Describe each crystal by a cell that is some times as long along one axis.
+    """Describe each crystal by a cell that is several times as long along one axis.
 
-    The batch returned has more atoms than the one given; its attribute `copy_of` (N',)
-    says of which atom each is a copy.
+    The returned batch has more atoms than the given one. Its attribute `copy_of` (N',)
+    holds, for each atom, the original atom.
 
     Args:
         copies: how many times as long.
         axis: 0, 1 or 2; None draws one for each crystal.
 
     Raises:
-        InputError: `copies` is not 2 to 8, or `axis` is no axis.
+        InputError: `copies` is not 2 to 8, or `axis` is none of 0, 1, 2 and None.
     """
 
     copies: int = 2
@@ -298,17 +300,17 @@ class Chain(View):
 
     Args:
         views: the first is applied first.
-        name: put before the names of its views, so that two chains of the same views
+        name: prefixed to the names of its views, so that two chains of the same views
             draw differently.
 
     Raises:
-        InputError: there are no views, or two of one kind that would draw alike.
+        InputError: there are no views, or two of one kind would draw alike.
     """
 
     views: Sequence[View]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "views", tuple(self.views))  # which has a hash
+        object.__setattr__(self, "views", tuple(self.views))  # a tuple has a hash
         streams = [view.stream for view in self.views]
         if not streams:
             raise InputError("`views` is empty; name at least one")
@@ -320,7 +322,7 @@ class Chain(View):
                 )
 
     def __call__(self, batch: CrystalBatch, seed: int) -> CrystalBatch:
-        """Return what is left of `batch` after all views."""
+        """Return `batch` after all views."""
         for view in self.views:
             own = view.called(f"{self.name} {view.name}") if self.name else view
             batch = own(batch, seed)
@@ -331,7 +333,7 @@ class Chain(View):
 
 
 def masked_or_clean(mask_fraction: float) -> View:
-    """Return the view that a setting `mask_fraction` of an objective asks for.
+    """Return the view for an objective's setting `mask_fraction`.
 
     Raises:
         InputError: it is not in [0, 1].
@@ -344,7 +346,7 @@ def masked_or_clean(mask_fraction: float) -> View:
 
 
 def _check_most(name: str, value: float, most: float, unit: str = "") -> None:
-    """Refuse what is not above 0 and at most `most`."""
+    """Refuse a value that is not above 0 and at most `most`."""
     if not 0 < value <= most:
         raise InputError(
             f"`{name}` is {value} but must be above 0 and at most {most}{unit}"

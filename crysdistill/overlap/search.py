@@ -25,6 +25,7 @@ from crysdistill.overlap.candidates import (
     same_formula,
 )
 from crysdistill.overlap.facts import Collection, Facts, Numbers
+from crysdistill.overlap.matching import compile_matcher
 from crysdistill.overlap.verdicts import (
     ALONE,
     DIFFERENT,
@@ -236,12 +237,16 @@ class _Search:
 
     def structures(self, sets: Sequence[_Set]) -> None:
         """Find the pairs of one crystal."""
+        self.bar.reset(self.task, total=sum(len(one.dataset) for one in sets))
         for one in sets:
-            self.bar.update(self.task, description=f"comparing {one.name}")
+            self.bar.update(self.task, description=f"candidates of {one.name}")
             one.propose(self.kinds, self.workers)
+            self.bar.update(self.task, advance=len(one.dataset))
         if "structure" not in self.kinds:
             return
         work = [(one, one.structure) for one in sets]
+        if any(len(pairs) for _, pairs in work):
+            compile_matcher()  # before the workers need it, so that they find it ready
         for one, verdicts in self._judge(work, same_crystals):
             one.judged(verdicts)
 

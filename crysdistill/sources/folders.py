@@ -32,6 +32,7 @@ from crysdistill.structures.text import format_of
 
 _SUFFIXES = {
     ".cif": "cif",
+    ".mcif": "cif",
     ".vasp": "poscar",
     ".poscar": "poscar",
     ".contcar": "poscar",
@@ -41,7 +42,7 @@ _SUFFIXES = {
 }
 _VASP_NAMES = ("POSCAR", "CONTCAR")
 _TABLES = (".jsonl", ".ndjson", ".json")
-UNREAD = (".mcif", ".pdb", ".mol2")
+UNREAD = (".pdb", ".mol2")
 
 
 def structure_format(name: str) -> str | None:

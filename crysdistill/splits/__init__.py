@@ -1,4 +1,4 @@
-"""Which crystals train, choose and judge: drawn once, written, never overlapping."""
+"""Splits into train, validation and test sets: drawn once, written, never shared."""
 
 from crysdistill.splits.draws import (
     grouped_split,

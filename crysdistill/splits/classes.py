@@ -1,4 +1,4 @@
-"""Drawing subsets in which every class has its share."""
+"""Drawing subsets that hold a proportional share of every class."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def _shares(counts: np.ndarray, size: int, later: int, name: str) -> np.ndarray:
     """Divide a subset among classes: in proportion, but at least one of each.
 
     Args:
-        counts: (C,) crystals of each class that are left.
+        counts: (C,) remaining crystals of each class.
         size: crystals of the subset.
-        later: subsets that need one of each class afterwards.
-        name: of the subset.
+        later: the number of later subsets that need one of each class.
+        name: the name of the subset.
     """
     if not size:
         return np.zeros(len(counts), np.int64)
@@ -60,7 +60,7 @@ def _shares(counts: np.ndarray, size: int, later: int, name: str) -> np.ndarray:
     exact = counts * (size / counts.sum())
     shares = np.clip(np.floor(exact).astype(np.int64), 1, most)
     while (missing := size - shares.sum()) != 0:
-        # The class that is furthest from its share, of those that can still change.
+        # The class furthest from its share, among those that can still change.
         step = 1 if missing > 0 else -1
         free = shares < most if step > 0 else shares > 1
         gap = np.where(free, step * (exact - shares), -np.inf)
@@ -69,7 +69,7 @@ def _shares(counts: np.ndarray, size: int, later: int, name: str) -> np.ndarray:
 
 
 def _interleaved(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Merge classes so that every beginning has them in proportion."""
+    """Merge classes so that every prefix of the result has them in proportion."""
     places = [(np.arange(len(part)) + 0.5) / len(part) for part in parts if len(part)]
     rows = np.concatenate([np.empty(0, np.int64), *parts])
     return rows[np.argsort(np.concatenate([np.empty(0), *places]), kind="stable")]

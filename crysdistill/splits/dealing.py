@@ -1,4 +1,4 @@
-"""Drawing subsets of whole groups, as near to the wanted sizes as those can come."""
+"""Drawing subsets of whole groups, as close to the wanted sizes as groups allow."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from crysdistill.errors import InputError
 from crysdistill.splits.groups import Groups
 from crysdistill.splits.order import hashed_order, shuffled
 
-_NEAR = 0.1  # of what is wanted
-_WINDOW = 4000  # crystals; the last ones of a subset, for which sums are searched
+_NEAR = 0.1  # share of the wanted size
+_WINDOW = 4000  # the last crystals of a subset, for which sums are searched
 
 
 def draw_whole_groups(
@@ -21,7 +21,7 @@ def draw_whole_groups(
     seed: int,
     whole: bool,
 ) -> dict[str, np.ndarray]:
-    """Draw whole groups; where `whole`, the last subset takes all that is left."""
+    """Draw whole groups; if `whole`, the last subset takes all remaining groups."""
     names, number = np.unique(groups.names, return_inverse=True)
     order = hashed_order(names.tolist(), seed)
     sizes = np.bincount(number, minlength=len(names))[order]
@@ -50,7 +50,7 @@ def _deal(
     whole: bool,
     reserved: Mapping[str, int],
 ) -> dict[str, np.ndarray]:
-    """Give groups to subsets, (G,) bool each; `reserved` ones are given already."""
+    """Give groups to subsets, (G,) bool each; `reserved` groups are already given."""
     free = np.ones(len(sizes), bool)
     free[list(reserved.values())] = False
     dealt = {}
@@ -70,7 +70,7 @@ def _deal(
 
 
 def _reserve(sizes: np.ndarray, wanted: Mapping[str, int]) -> dict[str, int]:
-    """Set a group aside for each subset but the first, so that it does not go empty."""
+    """Reserve a group for each subset except the first, so that none stays empty."""
     reserved: dict[str, int] = {}
     asked = [name for name, size in wanted.items() if size]
     for name in reversed(asked[1:]):
@@ -82,17 +82,17 @@ def _reserve(sizes: np.ndarray, wanted: Mapping[str, int]) -> dict[str, int]:
 
 
 def nearest_sum(sizes: np.ndarray, wanted: int) -> np.ndarray:
-    """Return which groups add up to a number of crystals, or as near as they can.
+    """Return groups that add up to a number of crystals, or as close as possible.
 
-    Groups are looked at in their order: all of them, but once a sum is within a tenth
-    of what is wanted, only twice as many more. So the order, which a seed draws, has
-    its say where groups are few, and sums are exact where they are many. Among very
-    many only the last few thousand crystals are searched for; the first groups are
-    taken as they come.
+    The search takes groups in their order. Once a sum is within a tenth of the wanted
+    number, it looks at only twice as many more groups. So the order, which a seed
+    draws, matters if groups are few, and sums are exact if groups are many. If there
+    are very many, the first groups are taken in order, and only the last few thousand
+    crystals are searched for.
 
     Args:
         sizes: (G,) crystals of each group.
-        wanted: crystals.
+        wanted: the wanted number of crystals.
 
     Returns:
         (G,) bool.
@@ -102,7 +102,7 @@ def nearest_sum(sizes: np.ndarray, wanted: int) -> np.ndarray:
     start = int(np.searchsorted(ends, wanted - _WINDOW, side="right"))
     taken[:start] = True
     left = wanted - (int(ends[start - 1]) if start else 0)
-    # first[s]: the group with which the sum s is first reached; 0 for none taken.
+    # first[s]: the group that first reaches the sum s; 0 for no group.
     first = np.full(2 * left + 1, -1, np.int64)
     first[0] = 0
     close = slice(left - int(_NEAR * left), left + int(_NEAR * left) + 1)

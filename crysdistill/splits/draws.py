@@ -1,7 +1,7 @@
 """Drawing subsets: of rows, of classes, of whole groups.
 
-All but `random_split` draw by a hash of names, so that the order of the rows in a store
-changes nothing.
+All draws except `random_split` use a hash of names, so they do not depend on the order
+of the rows in a store.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def random_split(
     """Split rows at random.
 
     Args:
-        rows: what to split.
+        rows: the rows to split.
         train: a fraction (at most 1) or a number of crystals.
         val: the same; drawn after the test set.
         test: the same; drawn first, so that it stays when the others change.
-        seed: of the draw.
-        train_subset: keep only this many of the training rows (learning curves: each
-            smaller set is part of every larger one).
+        seed: the seed of the draw.
+        train_subset: keep only this many training rows, for learning curves: each
+            smaller set is part of every larger one.
 
     Raises:
-        InputError: more is asked for than there is.
+        InputError: the sizes exceed the number of rows.
     """
     order = np.random.default_rng(seed).permutation(np.sort(rows))
     sizes = _sizes(train, val, test, len(rows))
@@ -56,23 +56,23 @@ def ordered_split(
     seed: int,
     train_subset: int | None = None,
 ) -> Split:
-    """Split rows by their names: the first train, the last judge.
+    """Split rows by their names: the first train, the last test.
 
-    Databases number their entries as they come, so this asks whether a predictor
-    foretells what is found later. Numbers in names count as numbers: `mp-9` is before
+    Databases number their entries as they arrive, so this tests whether a predictor
+    predicts later discoveries. Numbers in names count as numbers: `mp-9` is before
     `mp-10`.
 
     Args:
-        rows: what to split.
+        rows: the rows to split.
         material_ids: the names of all crystals of the store.
-        train: as in `random_split`; those just before the validation set.
-        val: as in `random_split`; those just before the test set.
+        train: as in `random_split`; the crystals just before the validation set.
+        val: as in `random_split`; the crystals just before the test set.
         test: as in `random_split`.
-        seed: of the choice of a `train_subset`.
+        seed: the seed that chooses a `train_subset`.
         train_subset: as in `random_split`.
 
     Raises:
-        InputError: more is asked for than there is.
+        InputError: the sizes exceed the number of rows.
     """
     order = by_name(rows, material_ids)[::-1]
     sizes = _sizes(train, val, test, len(rows))
@@ -92,23 +92,23 @@ def stratified_split(
     seed: int,
     train_subset: int | None = None,
 ) -> Split:
-    """Split rows at random so that every subset has its share of every class.
+    """Split rows at random; every subset has a proportional share of every class.
 
-    Each subset that is asked for has at least one crystal of each class; the first
-    `train_subset` training rows have their share as well.
+    Each requested subset has at least one crystal of each class. The first
+    `train_subset` training rows have a proportional share, too.
 
     Args:
-        rows: what to split.
+        rows: the rows to split.
         labels: the class of each row of the store.
         material_ids: the names of all crystals of the store.
         train: as in `random_split`.
         val: as in `random_split`.
         test: as in `random_split`.
-        seed: of the draw.
+        seed: the seed of the draw.
         train_subset: as in `random_split`.
 
     Raises:
-        InputError: more is asked for than there is, or a class has too few crystals.
+        InputError: the sizes exceed the number of rows, or a class is too small.
     """
     wanted = _sizes(train, val, test, len(rows))
     chosen = draw_within_classes(rows, labels, material_ids, wanted, seed)
@@ -131,10 +131,10 @@ def grouped_split(
 ) -> Split:
     """Split whole groups at random: no two subsets share one.
 
-    The sizes of the subsets are as near to what is asked for as whole groups, drawn in
-    a random order, can come: exact where groups are many, within a tenth or the nearest
-    possible where they are few. The test set is drawn first. Where the three fractions
-    add up to 1, all that is left trains.
+    The sizes are as close to the wanted sizes as whole groups in random order allow:
+    exact if groups are many; within a tenth, or the nearest possible, if they are few.
+    The test set is drawn first. If the three fractions add up to 1, all remaining
+    groups train.
 
     Args:
         groups: the rows to split, and the group of each.
@@ -142,12 +142,12 @@ def grouped_split(
         train: as in `random_split`.
         val: as in `random_split`.
         test: as in `random_split`.
-        seed: of the draw.
-        train_subset: as in `random_split`; may divide a group, in training alone.
+        seed: the seed of the draw.
+        train_subset: as in `random_split`; may divide a group within the training set.
 
     Raises:
-        InputError: more is asked for than there is, or a subset would be left empty
-            because a group is too large.
+        InputError: the sizes exceed the number of rows, or a group is so large that a
+            subset would be empty.
     """
     total = len(groups.rows)
     wanted = _sizes(train, val, test, total)
@@ -171,25 +171,26 @@ def split_beside(
     groups: Groups | None = None,
     labels: np.ndarray | None = None,
 ) -> Split:
-    """Draw training and validation sets beside a test set that is given.
+    """Draw training and validation sets beside a given test set.
 
-    Fractions are those of all rows, as everywhere, and shrink in proportion where the
-    test set leaves too few.
+    Fractions are of all rows, as everywhere. They shrink in proportion if the test set
+    leaves too few rows.
 
     Args:
         test: the rows of the test set.
-        rows: all rows that may be used, with or without those.
+        rows: all usable rows, with or without the test set.
         material_ids: the names of all crystals of the store.
         train: a fraction (at most 1) or a number of crystals.
         val: the same.
-        seed: of the draw.
-        made_by: for `Split.made_by`.
+        seed: the seed of the draw.
+        made_by: the text for `Split.made_by`.
         train_subset: as in `random_split`.
-        groups: keep these whole.
-        labels: the class of each row of the store: draw within classes.
+        groups: groups to keep whole.
+        labels: the class of each row of the store, to draw within classes.
 
     Raises:
-        InputError: more is asked for than is left, or a group or class forbids it.
+        InputError: the sizes exceed the remaining rows, or a group or class is in the
+            way.
     """
     rest = np.setdiff1d(rows, test)
     wanted = _rest_sizes(train, val, len(rows), len(rest))
@@ -210,7 +211,7 @@ def split_beside(
 
 
 def _sizes(train: float, val: float, test: float, total: int) -> dict[str, int]:
-    """Return how many crystals each subset is to have, in the order of drawing."""
+    """Return the wanted size of each subset, in the order of drawing."""
     sizes = {
         name: _count(name, share, total)
         for name, share in (("test", test), ("val", val), ("train", train))
@@ -225,7 +226,7 @@ def _sizes(train: float, val: float, test: float, total: int) -> dict[str, int]:
 
 
 def _rest_sizes(train: float, val: float, total: int, rest: int) -> dict[str, int]:
-    """Return the sizes beside a test set that is given, in the order of drawing."""
+    """Return the sizes beside a given test set, in the order of drawing."""
     shares = {"val": val, "train": train}
     sizes = {name: _count(name, share, total) for name, share in shares.items()}
     if sum(sizes.values()) <= rest:
@@ -241,13 +242,13 @@ def _rest_sizes(train: float, val: float, total: int, rest: int) -> dict[str, in
     whole = sum(shares[name] for name in fractions)
     for name in fractions:
         sizes[name] = int(room * shares[name] / whole + 1e-9)
-    if "train" in fractions:  # what rounding leaves
+    if "train" in fractions:  # the remainder of rounding
         sizes["train"] = rest - sizes["val"]
     return sizes
 
 
 def _count(name: str, share: float, total: int) -> int:
-    """Return how many of `total` a fraction or a number means."""
+    """Return the number of crystals that a fraction of `total`, or a number, means."""
     if share < 0 or (share > 1 and share != int(share)):
         raise InputError(
             f"`split.{name}` is {share} but must be a fraction up to 1 or a whole "

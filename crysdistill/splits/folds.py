@@ -21,10 +21,10 @@ def folds_of_rows(
     shuffled by `seed`, over the rows in their order.
 
     Args:
-        rows: what to divide.
-        folds: into how many parts.
-        seed: of the shuffling.
-        labels: the class of each row of the store: each fold has its share of them.
+        rows: the rows to divide.
+        folds: the number of parts.
+        seed: the seed of the shuffling.
+        labels: the class of each row of the store, to give each fold its share.
 
     Returns:
         The test rows of each fold.
@@ -51,12 +51,12 @@ def folds_of_rows(
 def folds_of_groups(groups: Groups, folds: int, seed: int) -> list[np.ndarray]:
     """Divide whole groups into folds of nearly equal size.
 
-    Groups are dealt out by scikit-learn's `GroupKFold`, the largest first; the seed
-    and the names of the groups decide among equals, not the order of the rows.
+    scikit-learn's `GroupKFold` deals out the groups, the largest first. The seed and
+    the names of the groups, not the order of the rows, decide among equal sizes.
 
     Args:
         groups: the rows to divide, and the group of each.
-        folds: into how many parts.
+        folds: the number of parts.
         seed: decides among groups of equal size.
 
     Returns:
@@ -78,7 +78,7 @@ def folds_of_groups(groups: Groups, folds: int, seed: int) -> list[np.ndarray]:
 def folds_in_order(
     rows: np.ndarray, material_ids: Sequence[str], folds: int
 ) -> list[np.ndarray]:
-    """Divide rows into runs of neighbouring names.
+    """Divide rows into runs of consecutive names.
 
     Raises:
         InputError: there are fewer rows than folds.
@@ -113,7 +113,7 @@ MATBENCH_TASKS = {
     "mp_is_metal": 106113,
     "mp_e_form": 132752,
 }
-"""The tasks of Matbench v0.1 and how many entries each has."""
+"""The tasks of Matbench v0.1, and the number of entries of each."""
 
 
 def matbench_folds(
@@ -121,24 +121,24 @@ def matbench_folds(
 ) -> list[np.ndarray]:
     """Return the official folds of a Matbench task.
 
-    `KFold(5, shuffle=True, random_state=18012019)` over the entries of the task in
-    their official order; `StratifiedKFold` with the same seed where the target is a
-    class. They are defined for whole tasks only: with one entry less, all folds are
-    others.
+    They are `KFold(5, shuffle=True, random_state=18012019)` over the entries of the
+    task in their official order, or `StratifiedKFold` with the same seed if the target
+    is a class. They are defined for whole tasks only: if one entry is missing, all
+    folds differ.
 
     Source: A. Dunn, Q. Wang, A. Ganose, D. Dopp and A. Jain (2020), npj Comput. Mater.
     6, 138, doi:10.1038/s41524-020-00406-3.
 
     Args:
-        rows: those with a label.
-        labels: (store,) of all rows; zeros and ones alone are classes.
+        rows: the rows with a label.
+        labels: (store,) labels of all rows; labels that are all 0 or 1 are classes.
         material_ids: the names of all crystals of the store.
 
     Returns:
         The test rows of each fold.
 
     Raises:
-        InputError: no task has so many entries, or they are out of order.
+        InputError: no task has this number of entries, or they are out of order.
     """
     if len(rows) not in MATBENCH_TASKS.values():
         nearest = min(MATBENCH_TASKS, key=lambda n: abs(MATBENCH_TASKS[n] - len(rows)))

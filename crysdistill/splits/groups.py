@@ -1,4 +1,4 @@
-"""Groups of crystals that a split keeps together: what they have in common."""
+"""Groups of similar crystals that a split keeps together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from crysdistill.structures.elements import (
 from crysdistill.structures.symmetry import CRYSTAL_SYSTEMS, crystal_system
 
 CLUSTERS = 10
-"""Clusters where none are asked for."""
+"""The default number of clusters."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Groups:
     """The group of each of some rows.
 
     Args:
-        by: what the members of a group have in common, one of `GROUPINGS`.
+        by: the property that members of a group share, one of `GROUPINGS`.
         rows: (B,) rows of a store.
         names: (B,) the name of the group of each.
     """
@@ -39,12 +39,12 @@ class Groups:
 
     @property
     def word(self) -> str:
-        """What a group is called."""
+        """The word for a group."""
         return self.by.replace("_", " ")
 
     @property
     def plural(self) -> str:
-        """What several groups are called."""
+        """The word for several groups."""
         return f"{self.word}s"
 
     def of(self, rows: np.ndarray) -> Groups:
@@ -67,16 +67,16 @@ def find_groups(
     - `cluster`: alike in composition and density; see `cluster_names`.
     - `crystal_system`, `space_group`: those of the store, at its tighter tolerance.
 
-    The groups depend on the crystals alone, not on the order of the rows.
+    The groups depend on the crystals only, not on the order of the rows.
 
     Args:
         crystals: a store.
-        rows: which of them.
+        rows: the rows of the crystals.
         by: one of `GROUPINGS`.
-        clusters: how many, where `by` is `cluster`.
+        clusters: the number of clusters, if `by` is `cluster`.
 
     Raises:
-        InputError: `by` is unknown, or the store does not know what it takes.
+        InputError: `by` is unknown, or the store lacks the data for it.
     """
     if by not in GROUPINGS:
         raise InputError(
@@ -90,15 +90,15 @@ def find_groups(
 def with_elements(
     crystals: Collection, rows: np.ndarray, elements: Sequence[str]
 ) -> np.ndarray:
-    """Return the rows whose crystals hold one of some elements.
+    """Return the rows whose crystals hold at least one of some elements.
 
     Args:
         crystals: a store.
-        rows: which of them.
+        rows: the rows to choose from.
         elements: symbols.
 
     Raises:
-        InputError: a symbol is no element's, or no crystal holds it.
+        InputError: a symbol is not an element, or no crystal holds it.
     """
     numbers = atomic_numbers_by_symbol()
     holds = _counts(crystals, rows) > 0  # (B, 101)
@@ -148,13 +148,13 @@ def cluster_names(
     """Return the cluster of each crystal, numbered from the largest on.
 
     k-means on the mean element vector of the atoms (`cgcnn92`) and the logarithm of
-    the volume per atom. To leave out whole clusters is a test of extrapolation: B.
-    Meredig et al. (2018), Mol. Syst. Des. Eng. 3, 819-825, doi:10.1039/C8ME00012C.
+    the volume per atom. Leaving out whole clusters tests extrapolation: B. Meredig et
+    al. (2018), Mol. Syst. Des. Eng. 3, 819-825, doi:10.1039/C8ME00012C.
 
     Args:
         crystals: a store.
-        rows: which of them.
-        clusters: how many.
+        rows: the rows of the crystals.
+        clusters: the number of clusters.
 
     Raises:
         InputError: there are fewer different crystals than clusters.
@@ -172,7 +172,7 @@ def cluster_names(
         )
     found = KMeans(clusters, n_init=4, random_state=0).fit_predict(features)
     sizes = np.bincount(found, minlength=clusters)
-    # Equal sizes: the one that holds the first name.
+    # Among equal sizes, the cluster with the first name comes first.
     firsts = np.array([np.argmax(found == number) for number in range(clusters)])
     ranks = np.empty(clusters, np.int64)
     ranks[np.lexsort((firsts, -sizes))] = np.arange(clusters)
@@ -192,7 +192,7 @@ GROUPINGS: dict[str, Callable[[Collection, np.ndarray], list[str]]] = {
 
 
 def _space_groups(crystals: Collection, rows: np.ndarray) -> np.ndarray:
-    """Return space groups at the tighter tolerance, (B,), 0 where not known."""
+    """Return space groups at the tighter tolerance, (B,), 0 if not known."""
     known = np.asarray(crystals.space_groups)
     if not known.size or not known[rows].any():
         raise InputError(
@@ -202,7 +202,7 @@ def _space_groups(crystals: Collection, rows: np.ndarray) -> np.ndarray:
 
 
 def _features(crystals: Collection, rows: np.ndarray) -> np.ndarray:
-    """Return what `cluster_names` compares, (B, 93)."""
+    """Return the features that `cluster_names` compares, (B, 93)."""
     counts = _counts(crystals, rows)
     atoms = counts.sum(axis=1, keepdims=True)
     elements = counts / atoms @ element_table("cgcnn92")  # (B, 92)

@@ -1,4 +1,4 @@
-"""Orders of crystals that depend on their names alone, not on their rows."""
+"""Orders of crystals that depend on their names only, not on their rows."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 
 def shuffled(rows: np.ndarray, material_ids: Sequence[str], seed: int) -> np.ndarray:
-    """Return rows in an order that depends on their names and the seed alone."""
+    """Return rows in an order that depends only on their names and the seed."""
     names = [material_ids[row] for row in rows.tolist()]
     return rows[hashed_order(names, seed)]
 
 
 def by_name(rows: np.ndarray, material_ids: Sequence[str]) -> np.ndarray:
-    """Return rows in the order of their names, numbers in those as numbers."""
+    """Return rows in the order of their names; numbers in names sort as numbers."""
 
     def key(row: int) -> tuple[str, str]:
         name = material_ids[row]

@@ -1,4 +1,4 @@
-"""Structure types of crystals, wide enough that no two groups share a crystal."""
+"""Structure types of crystals, so wide that similar crystals share a group."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from crysdistill.store.fingerprints import composition, distances, fingerprint
 def prototype_names(crystals: Collection, rows: np.ndarray) -> list[str]:
     """Return the structure type of each crystal, such as `AB2 like mp-149`.
 
-    Two crystals are of one group where an overlap search would propose them as one
-    prototype or as the same crystal: the same anonymised formula, and fingerprints
-    alike within one space group, or almost equal whatever the symmetry, or alike for
-    the same elements. What is connected through others is one group too. The search
-    then asks a matcher; a split need not, since a group that is too wide leaks nothing.
-    So two groups never hold a pair of kind `structure` or `prototype`.
+    Two crystals share a group if an overlap search would propose them as one prototype
+    or as the same crystal. They have the same anonymised formula, and fingerprints that
+    are alike within one space group, or almost equal whatever the symmetry, or alike
+    for the same elements. Crystals connected through others share a group, too. The
+    search then asks a matcher. A split need not, since a group that is too wide leaks
+    nothing. So two groups never hold a pair of kind `structure` or `prototype`.
 
     A group is named after its formula and the first of its ids.
 
     Args:
-        crystals: a store. Where it does not know a space group, any will do.
-        rows: which of them.
+        crystals: a store. An unknown space group matches any other.
+        rows: the rows of the crystals.
     """
     blocks: dict[tuple[int, ...], list[int]] = defaultdict(list)
     species: list[tuple[int, ...]] = []
@@ -89,14 +89,14 @@ def _types(
 ) -> np.ndarray:
     """Number the structure types within one anonymised formula.
 
-    Each crystal is compared once with those that have no type yet, so that the work on
-    a type of many crystals grows with their number, not with its square.
+    Each crystal is compared once with the crystals that have no type yet. So the work
+    for a type of many crystals grows with their number, not with its square.
 
     Args:
         profiles: (B, S, F) fingerprints.
-        amounts: (S,) of the formula.
-        species: (B,) numbers that are equal where the elements are.
-        spaces: (B, 2) space groups, 0 where not known.
+        amounts: (S,) amounts of the formula.
+        species: (B,) numbers that are equal for equal elements.
+        spaces: (B, 2) space groups, 0 if not known.
 
     Returns:
         (B,) int64.
@@ -128,7 +128,7 @@ def _types(
 
 
 def _may_share(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Tell whether space groups agree as far as they are known, (A, B)."""
+    """Return whether the known space groups agree, (A, B)."""
     shared = np.zeros((len(first), len(second)), bool)
     for one in first.T:
         for other in second.T:

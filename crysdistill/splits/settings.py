@@ -1,4 +1,4 @@
-"""How a split is asked for, and the one function that makes what is asked for."""
+"""The settings of a split, and the function that makes the split."""
 
 from __future__ import annotations
 
@@ -49,26 +49,27 @@ By = Literal[
 
 @dataclass
 class SplitSettings:
-    """Which labelled crystals train, choose and judge.
+    """The split of labelled crystals into train, validation and test sets.
 
     Args:
         train: a fraction (up to 1) or a number of crystals.
         val: the same.
         test: the same; drawn first, so that it does not depend on the others. Not used
-            where `by`, `folds` or `file` says which crystals judge.
-        train_subset: use only so many of the training crystals.
-        seed: of the draw.
+            if `by`, `folds` or `file` defines the test set.
+        train_subset: use only this many training crystals.
+        seed: the seed of the draw.
         file: a CSV of `material_id, subset` to use instead; with `folds`, `split.csv`
-            stands for `split-0.csv`, `split-1.csv`, ... With `by` a kind of group, the
-            file is refused if it divides one.
+            stands for `split-0.csv`, `split-1.csv`, ... If `by` is a kind of group, a
+            file that divides a group is refused.
         by: `random`; `formula`, `prototype`, `cluster`, `crystal_system` or
-            `space_group`, which are never divided; `element`, where those with
-            `elements` judge; `id`, where the last ones judge; or `matbench`, the
-            official folds.
-        elements: symbols; crystals with one of them judge.
-        clusters: how many clusters of composition and density.
-        folds: divide the crystals into so many parts; one part judges.
-        fold: which, from 0 on. In a study its seeds are the folds, where None.
+            `space_group`, which are never divided; `element`, which tests crystals with
+            `elements`; `id`, which tests the last ids; or `matbench`, the official
+            folds.
+        elements: symbols; crystals with one of them form the test set.
+        clusters: the number of clusters of composition and density.
+        folds: divide the crystals into this many parts; one part is the test set.
+        fold: the number of the test part, from 0 on. If None, the seeds of a study are
+            the folds.
         stratify: give each subset its share of every class.
     """
 
@@ -86,7 +87,7 @@ class SplitSettings:
     stratify: bool = False
 
     def __post_init__(self) -> None:
-        # 24 and 24.0 are one number of crystals, and one configuration.
+        # 24 and 24.0 mean the same number and the same configuration.
         for name in ("train", "val", "test"):
             share = getattr(self, name)
             if share > 1 and share == int(share):
@@ -96,7 +97,7 @@ class SplitSettings:
         self._check()
 
     def _check(self) -> None:
-        """Refuse what does not go together."""
+        """Refuse settings that contradict each other."""
         kinds = get_args(By)
         if self.by not in kinds:
             raise InputError(
@@ -121,7 +122,7 @@ class SplitSettings:
             raise InputError(f"`split.folds` is {self.folds} but must be at least 2")
         if self.by == "element":
             raise InputError(
-                "`split.by=element` says which crystals judge; leave out `split.folds`"
+                "`split.by=element` defines the test set; leave out `split.folds`"
             )
         if self.by == "matbench" and self.folds != MATBENCH_FOLDS:
             raise InputError(
@@ -142,14 +143,14 @@ class SplitSettings:
     def for_seed(self, seed: int, train_subset: int | None = None) -> SplitSettings:
         """Return the settings of one seed of a study.
 
-        Where there are folds, and none is chosen, the seed is the fold.
+        If there are folds and none is chosen, the seed is the fold.
 
         Args:
-            seed: of the study.
-            train_subset: how many training crystals.
+            seed: the seed of the study.
+            train_subset: the number of training crystals.
 
         Raises:
-            InputError: there are fewer folds than that.
+            InputError: there is no fold of that number.
         """
         if self.folds is None or self.fold is not None:
             return replace(self, seed=seed, train_subset=train_subset)
@@ -168,11 +169,11 @@ def make_split(
 
     Args:
         crystals: a store.
-        settings: how.
-        labels: (B,) of all its crystals, NaN where not known; None takes all crystals.
+        settings: the settings of the split.
+        labels: (B,) of all its crystals, NaN if not known; None takes all crystals.
 
     Raises:
-        InputError: the settings ask for what there is not, or divide a group.
+        InputError: the settings cannot be met, or divide a group.
     """
     if settings.folds is not None and settings.fold is None:
         raise InputError(f"`split.folds` needs `split.fold`, 0 to {settings.folds - 1}")
@@ -192,7 +193,7 @@ def make_folds(
     """Return the splits of all folds, or of one; arguments are those of `make_split`.
 
     Their test sets hold every crystal once. Validation crystals are drawn from the
-    others: whole groups where groups are kept, within classes where classes are.
+    others, as whole groups or within classes like the folds.
     """
     rows, names = _labelled(crystals, labels), crystals.material_ids
     folds, seed = settings.folds or 0, settings.seed
@@ -268,7 +269,7 @@ def _one(
 def _from_file(
     crystals: Collection, settings: SplitSettings, rows: np.ndarray
 ) -> Split:
-    """Read a split, and check what the settings say of it."""
+    """Read a split, and check that it agrees with the settings."""
     path = Path(settings.file or "")
     if settings.fold is not None:
         path = fold_file(path, settings.fold)
@@ -304,7 +305,7 @@ def _classes(labels: np.ndarray | None) -> np.ndarray:
 
 
 def _checked(split: Split, groups: Groups | None, material_ids: Sequence[str]) -> Split:
-    """Return the split, having made sure that it keeps groups whole."""
+    """Return the split after checking that it keeps groups whole."""
     if groups is not None:
         split.check_groups(groups, material_ids)
     return split

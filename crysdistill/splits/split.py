@@ -1,4 +1,4 @@
-"""A split: which materials stand in which subset, as a file and as a hash."""
+"""A split: the subset of each material, as a file and as a hash."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Split:
     """Rows of a store for training, validation and testing.
 
     Args:
-        train: rows to learn from.
-        val: rows on which the best epoch is chosen.
-        test: rows that are looked at once, at the end.
-        made_by: how it was made, in words; no part of the hash.
+        train: rows to train on.
+        val: rows that choose the best epoch.
+        test: rows that are used once, at the end.
+        made_by: how it was made, in words; not part of the hash.
 
     Raises:
-        InputError: a row stands in two subsets, or train or val is empty.
+        InputError: a row is in two subsets, or train or val is empty.
     """
 
     train: np.ndarray
@@ -44,7 +44,7 @@ class Split:
                 raise InputError(f"the split leaves no crystal for `{name}`")
 
     def hash(self, material_ids: Sequence[str]) -> str:
-        """Return a SHA-256 of which materials stand in which subset."""
+        """Return a SHA-256 of the materials of each subset."""
         digest = hashlib.sha256()
         for name in SUBSETS:
             names = sorted(material_ids[row] for row in getattr(self, name))
@@ -63,12 +63,12 @@ class Split:
         """Refuse a split that divides a group.
 
         Args:
-            groups: of all its rows, or of more.
+            groups: the groups of all its rows, or of more rows.
             material_ids: the names of all crystals of the store, for the message.
 
         Raises:
-            InputError: two subsets share a group; the text names it, and a crystal of
-                each.
+            InputError: two subsets share a group; the text names the group and a
+                crystal of each subset.
         """
         name_of = groups.name_of
         first: dict[str, tuple[str, int]] = {}
@@ -90,7 +90,7 @@ def read_split(path: Path, material_ids: Sequence[str], rows: np.ndarray) -> Spl
     Args:
         path: the CSV.
         material_ids: the names of all crystals of the store.
-        rows: the rows that may be used (those with a label); others are left out.
+        rows: the usable rows (those with a label); others are left out.
 
     Raises:
         InputError: the file is not such a table or names an unknown material.

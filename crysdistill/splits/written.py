@@ -30,10 +30,10 @@ class WrittenSplits:
 
     Args:
         paths: the files.
-        splits: what each holds.
+        splits: the split in each file.
         material_ids: the names of all crystals of the store.
-        groups: what to count: formulas, and the groups that were kept whole.
-        rows: all that could be used.
+        groups: the groups to count: formulas, and the groups that were kept whole.
+        rows: all usable rows.
         missing: crystals without the target.
     """
 
@@ -74,9 +74,9 @@ class WrittenSplits:
         return table
 
     def lines(self) -> Iterator[str]:
-        """Yield how each split was made, its hash, and what its test set repeats."""
+        """Yield how each split was made, its hash, and formulas shared with `train`."""
         if self.missing:
-            yield f"{self.missing:,} crystals have no label and stand nowhere"
+            yield f"{self.missing:,} crystals have no label and are in no subset"
         for path, split in zip(self.paths, self.splits, strict=True):
             yield f"{path}: {split.made_by}; hash {split.hash(self.material_ids)}"
             formulas = self.groups[0]
@@ -89,7 +89,7 @@ class WrittenSplits:
                 )
 
     def _subsets(self, split: Split) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield names and rows of the subsets, and of what is in none."""
+        """Yield names and rows of the subsets, and of the unused rows."""
         used = [getattr(split, name) for name in SUBSETS]
         yield from zip(SUBSETS, used, strict=True)
         unused = np.setdiff1d(self.rows, np.concatenate(used))
@@ -104,17 +104,17 @@ def write_splits(
     target: str | None = None,
     overwrite: bool = False,
 ) -> WrittenSplits:
-    """Make a split, or those of all folds, and write what `split.file` reads.
+    """Make a split, or the splits of all folds, and write them for `split.file`.
 
     Args:
         dataset: a store.
         out: the CSV. Folds go to `fold_file(out, 0)` and so on, unless one is chosen.
-        settings: how to split.
+        settings: the settings of the split.
         target: a property; crystals without it are left out.
         overwrite: replace other splits of those names.
 
     Raises:
-        InputError: the split cannot be made, or other ones would be overwritten.
+        InputError: the split cannot be made, or would overwrite another.
     """
     out = Path(out)
     if not out.parent.is_dir():  # before the work, not after it
@@ -152,7 +152,7 @@ def write_splits(
 
 
 def _holds(path: Path, split: Split, store: Store) -> bool:
-    """Tell whether a file is what writing the split would make it."""
+    """Return whether a file already holds the split, byte for byte."""
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder) / "split.csv"
         split.write(fresh, store.material_ids)

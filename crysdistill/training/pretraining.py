@@ -13,12 +13,12 @@ from torch import nn
 from crysdistill.encoders import Encoder
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.objectives import Embedded, Objective, View
-from crysdistill.ranks import sum_over_ranks
 from crysdistill.training.engine import batches_before, shared_loss, step_seed
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.means import EpochMeans
 from crysdistill.training.optimizers import make_optimizer
 from crysdistill.training.settings import OptimizerSettings
+from crysdistill.transfer.balance import geometric_mean
 
 Weighting = Literal["fixed", "balanced"]
 """How the losses of several objectives are combined."""
@@ -137,28 +137,6 @@ class PretrainModule(L.LightningModule):
         per_epoch = max(1, steps // (self.trainer.max_epochs or 1))
         groups = [(list(self.parameters()), self.optimizer_settings.lr)]
         return make_optimizer(groups, self.optimizer_settings, steps, per_epoch)
-
-
-def geometric_mean(shares: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return this rank's share of the weighted geometric mean of several losses.
-
-    The shares of all ranks add up to it, and so do their gradients. Only the relative
-    change of each loss counts, not its scale. A loss of 0 is left out; an objective has
-    it if it learns nothing from a batch.
-
-    Source: S. Chennupati, G. Sistu, S. Yogamani and S. Rawashdeh, CVPR Workshops 2019,
-    arXiv:1904.08492.
-
-    Args:
-        shares: (L,), this rank's shares of losses that are never negative.
-        weights: (L,); only their ratios matter.
-    """
-    whole = sum_over_ranks(shares.detach())  # (L,)
-    known = (whole > 0) & (weights > 0)
-    whole = torch.where(known, whole, torch.ones_like(whole))
-    power = weights * known
-    power = power / power.sum().clamp(min=torch.finfo(power.dtype).tiny)
-    return (power * whole.log()).sum().exp() * (power * shares / whole).sum()
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.graphs.batch import CrystalBatch, mean_over_atoms
 from crysdistill.ranks import sum_over_ranks
+from crysdistill.transfer.balance import geometric_mean
 from crysdistill.transfer.relations import (
     atom_relations,
     compared_atoms,
@@ -333,21 +334,11 @@ class Distillation(nn.Module):
         """
         alpha = self.alpha
         if self.weighting == "balanced":
-            return _geometric(property_loss, embedding_loss, alpha)
+            shares = torch.stack((property_loss, embedding_loss))
+            return geometric_mean(shares, shares.new_tensor([1 - alpha, alpha]))
         if self.weighting == "fading":
             alpha *= 0.5 * (1 + math.cos(math.pi * done))
         return (1 - alpha) * property_loss + alpha * embedding_loss
-
-
-def _geometric(a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """Return this rank's share of A^(1 - alpha) B^alpha, from its shares of A and B.
-
-    The shares of all ranks add up to it, and so do their gradients.
-    """
-    tiny = torch.finfo(torch.float32).tiny
-    whole = sum_over_ranks(torch.stack((a, b)).detach()).clamp(min=tiny)  # (2,)
-    mean = whole[0] ** (1 - alpha) * whole[1] ** alpha
-    return mean * ((1 - alpha) * a / whole[0] + alpha * b / whole[1])
 
 
 def agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:

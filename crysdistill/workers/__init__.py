@@ -1,4 +1,4 @@
-"""Where work is done: this process, many processes, or a cluster."""
+"""Workers: this process, many processes, or a cluster."""
 
 from crysdistill.workers.ground import await_files
 from crysdistill.workers.workers import Workers, check_engine, engine, spread

@@ -1,6 +1,6 @@
 """Workers on other machines: Dask, as a local cluster, a scheduler or SLURM jobs.
 
-Dask is imported where it is used: it is an extra, `crysdistill[cluster]`.
+Dask is imported only when it is used, since it is an extra, `crysdistill[cluster]`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from crysdistill.workers.slurm import (
 )
 
 ANSWER_WITHIN = 10.0
-"""Seconds that a scheduler has to answer."""
+"""Seconds to wait for the answer of a scheduler."""
 
 DEATHS = 3
-"""Workers that a job may end, in a cluster started here, before it is given up; a
-running scheduler has its own number (`distributed.scheduler.allowed-failures`)."""
+"""The number of workers that a job may end before it is given up, in a cluster started
+here. A running scheduler has its own (`distributed.scheduler.allowed-failures`)."""
 
 FORMS = "`local:N`, `tcp://HOST:PORT`, a scheduler file (`scheduler.json`), `slurm:FILE"
-"""What `cluster` may be."""
+"""The forms of `cluster`."""
 
-_PATIENCE = 30.0  # seconds without a worker before it is said
+_PATIENCE = 30.0  # seconds without a worker before the user is told
 _LOOK = 2.0  # seconds between looks at the number of workers
 
 
@@ -45,7 +45,8 @@ def check_cluster(cluster: str) -> None:
     """Refuse a cluster that does not exist, as far as this machine can tell.
 
     Raises:
-        InputError: of no known form, a file is missing or unusable, or a package is.
+        InputError: its form is unknown, a file is missing or unusable, or a package is
+            missing.
     """
     kind, _, rest = cluster.partition(":")
     if kind == "local":
@@ -72,7 +73,7 @@ def check_cluster(cluster: str) -> None:
 def connect(
     cluster: str, folder: Path | None, opened: Sequence[Path], kept: str
 ) -> Iterator[Backend]:
-    """Start or find a cluster, and let go of it; see `engine` for the arguments."""
+    """Start or find a cluster, and release it; see `engine` for the arguments."""
     check_cluster(cluster)
     distributed = load_extra("distributed", "dask")
     settings = {
@@ -96,10 +97,10 @@ class Backend:
     """Does single jobs on a cluster.
 
     Args:
-        cluster: as the user named it.
-        client: of its scheduler.
-        ground: what its workers must have in common with this machine.
-        kept: what remains of the work where it breaks off.
+        cluster: the cluster as the user named it.
+        client: the client of its scheduler.
+        ground: the files and versions that its workers must share with this machine.
+        kept: the part of the work that is kept if it stops, for messages.
     """
 
     def __init__(self, cluster: str, client: Any, ground: Ground, kept: str) -> None:
@@ -120,7 +121,7 @@ class Backend:
             return self._client.submit(_unpacker(), whole, pure=False)
 
     def result(self, job: Any) -> Any:
-        """Wait for the result of a job, however long the cluster is without workers."""
+        """Wait for the result of a job, even if the cluster has no workers for long."""
         with self._explained():
             while True:
                 try:
@@ -131,7 +132,7 @@ class Backend:
                     self._say_idle()
 
     def width(self) -> int:
-        """Return how many jobs run at once, now."""
+        """Return the number of jobs that run at once now."""
         if time.monotonic() - self._looked > _LOOK:
             with self._explained():
                 self._width = sum(self._client.nthreads().values())
@@ -139,14 +140,14 @@ class Backend:
         return self._width
 
     def _say_idle(self) -> None:
-        """Say once what is missing where nobody works."""
+        """Tell the user once if the cluster has no workers."""
         if not self._said and not self._client.nthreads():
             self._said = True
             print(f"{self._cluster} has no workers (yet); waiting", file=sys.stderr)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn what goes wrong between machines into one line."""
+        """Turn errors between machines into one line."""
         from concurrent.futures import CancelledError
 
         from distributed import KilledWorker
@@ -175,10 +176,10 @@ class Backend:
 
 
 def _unpacker() -> Callable[[bytes], Any]:
-    """Return what a worker can load without having this package.
+    """Return a function that a worker can load without this package.
 
-    A local function travels as code. One that a worker has to import, and cannot,
-    would not fail: Dask would wait for ever.
+    A local function is sent as code. If a worker could not import a function, there
+    would be no error: Dask would wait for ever.
     """
 
     def unpack(whole: bytes) -> Any:
@@ -202,7 +203,7 @@ def _read_address(path: Path) -> str:
 
 
 def _start(cluster: str, distributed: Any, stack: ExitStack) -> Any:
-    """Start a cluster where one is to be started."""
+    """Start a cluster, if `cluster` asks for a new one."""
     kind, _, rest = cluster.partition(":")
     if kind == "local":
         with interrupts_held():
@@ -235,7 +236,7 @@ def _client(cluster: str, where: Any, distributed: Any, stack: ExitStack) -> Any
 
 
 def _foreign(error: Exception) -> bool:
-    """Tell whether the other side could not load what was sent."""
+    """Return whether the other side could not load a job."""
     if isinstance(error, ModuleNotFoundError):
         return (error.name or "").partition(".")[0] == "crysdistill"
     return "deserialization of the task graph" in str(error)
@@ -243,7 +244,7 @@ def _foreign(error: Exception) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Dask from telling in many lines what is said in one."""
+    """Keep Dask from logging many lines about errors that we report in one."""
     loggers = [logging.getLogger(n) for n in ("distributed", "dask_jobqueue")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

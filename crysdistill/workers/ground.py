@@ -1,6 +1,6 @@
-"""What workers on other machines must have in common with that of the user.
+"""Checks that workers on other machines share files and versions with the user's.
 
-This is what a worker loads; it loads little.
+Workers load this module, so it imports little.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from crysdistill import __version__
 from crysdistill.errors import InputError
 
 _SAME = ("numpy", "spglib", "moyopy", "gemmi", "pymatgen-core")
-"""Packages whose release decides about results."""
+"""Packages whose version may change results."""
 
 _APPEARS_WITHIN = 5.0  # seconds in which a shared disk shows a new file
-_SETTLES_WITHIN = 90.0  # seconds after which it has forgotten that there was none
+_SETTLES_WITHIN = 90.0  # seconds after which its cache forgets that a file was missing
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What a worker must have in common with this machine.
+    """The files and versions that a worker must share with this machine.
 
     Args:
-        token: a file to be found, or None where no files are used.
-        text: what it holds.
-        opened: other paths that must be there.
-        versions: releases by package.
+        token: a file that the worker must find, or None if no files are used.
+        text: the content of that file.
+        opened: other paths that must exist.
+        versions: versions by package.
     """
 
     token: str | None
@@ -68,7 +68,7 @@ def _versions() -> dict[str, str]:
 
 
 def _check(ground: Ground) -> None:
-    """See whether a worker, this process, sees what the machine of the user sees."""
+    """Check that this process, a worker, sees the files of the user's machine."""
     here = socket.gethostname()
     for name, version in _versions().items():
         if ground.versions.get(name) != version:
@@ -87,7 +87,7 @@ def _check(ground: Ground) -> None:
 
 
 def _appears(path: Path, text: str) -> bool:
-    """Wait for a file: what one machine has written, another sees a moment later."""
+    """Wait for a file, since another machine sees it a moment after it is written."""
     end = time.monotonic() + _APPEARS_WITHIN
     while True:
         with suppress(OSError):
@@ -109,7 +109,7 @@ def work(job: bytes, ground: Ground) -> Any:
     """Do a job; this runs on a worker.
 
     Raises:
-        InputError: this machine does not see the same files, or has other releases.
+        InputError: this machine does not see the same files, or has other versions.
     """
     if ground not in _trusted:
         _check(ground)
@@ -119,14 +119,14 @@ def work(job: bytes, ground: Ground) -> Any:
     return function(*arguments)
 
 
-_trusted: list[Ground] = []  # on a worker: what has been checked
+_trusted: list[Ground] = []  # on a worker, those already checked
 
 
 def await_files(paths: Sequence[Path]) -> None:
     """Wait until this machine sees the files that others have written.
 
     Raises:
-        InputError: it does not within a minute and a half.
+        InputError: a file does not appear within a minute and a half.
     """
     end = time.monotonic() + _SETTLES_WITHIN
     for path in paths:

@@ -15,12 +15,12 @@ from crysdistill.errors import InputError, did_you_mean, not_installed
 
 
 def read_jobs(path: Path) -> dict[str, Any]:
-    """Read how SLURM jobs are to be started.
+    """Read the settings of SLURM jobs.
 
     Args:
-        path: YAML: `jobs`, how many; `cores` and `memory` of each; any other argument
-            of `dask_jobqueue.SLURMCluster`, such as `queue`, `account`, `walltime`,
-            `interface`, `job_script_prologue`.
+        path: a YAML file: the number of `jobs`; `cores` and `memory` of each; any other
+            argument of `dask_jobqueue.SLURMCluster`, such as `queue`, `account`,
+            `walltime`, `interface`, `job_script_prologue`.
 
     Raises:
         InputError: it cannot be read, or a key is unknown or missing.
@@ -53,7 +53,7 @@ def slurm_cluster(path: Path) -> Any:
     """Return the `SLURMCluster` of a settings file, without jobs yet."""
     given = read_jobs(path)
     given.pop("jobs")
-    # A port for all to see is opened on request only.
+    # Open a public port only on request.
     options = {"dashboard": False, **given.pop("scheduler_options", {})}
     given["scheduler_options"] = options
     return load_extra("dask_jobqueue", "dask-jobqueue").SLURMCluster(**given)
@@ -68,14 +68,14 @@ def _job_keys() -> set[str]:
 
 
 def try_job(script: str, settings: str) -> None:
-    """Ask SLURM whether it takes such a job; Dask would try in silence, for ever.
+    """Ask SLURM whether it accepts such a job; Dask would silently retry for ever.
 
     Args:
-        script: of the job.
-        settings: the file that it comes from.
+        script: the script of the job.
+        settings: the file with its settings.
 
     Raises:
-        InputError: it does not; the text has its reason.
+        InputError: SLURM refuses the job; the text holds its reason.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(script)

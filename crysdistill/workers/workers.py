@@ -1,7 +1,7 @@
-"""What applies a function to a stream of things: one process, many, or a cluster.
+"""Workers apply a function to a stream of items: one process, many, or a cluster.
 
-The build and the overlap search know `Workers.map` and nothing else of where their
-work is done, so that the result cannot depend on it.
+The build and the overlap search only call `Workers.map`, so that the result cannot
+depend on where the work is done.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from crysdistill.processes import interrupts_held
 from crysdistill.workers.cluster import check_cluster, connect
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""What numerical libraries read once, when they are loaded."""
+"""Variables that numerical libraries read once, when they are loaded."""
 
-_AHEAD = 4  # jobs per worker that are handed out at a time: memory stays flat
+_AHEAD = 4  # jobs per worker that are handed out at a time, to keep memory flat
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 class Workers(Protocol):
-    """Something that applies a function to many things."""
+    """Applies a function to many items."""
 
     def map(
         self, function: Callable[[_T], _R], items: Iterable[_T], chunk: int = 1
@@ -41,9 +41,9 @@ class Workers(Protocol):
         """Yield the results in the order of `items`.
 
         Args:
-            function: one that can be pickled.
-            items: may be a stream; little of it is held at a time.
-            chunk: how many items make one job; a job should take 0.1 s or more.
+            function: a function that can be pickled.
+            items: may be a stream; only a small part of it is in memory at a time.
+            chunk: the number of items in one job; a job should take 0.1 s or more.
         """
 
 
@@ -56,21 +56,21 @@ def engine(
     opened: Sequence[Path] = (),
     kept: str = "",
 ) -> Iterator[Workers]:
-    """Start what does the work, and end it.
+    """Start workers, and end them afterwards.
 
     Args:
-        workers: processes on this machine; all cores where None. With 1, this process
-            does the work.
+        workers: processes on this machine; all cores if None. With 1, this process does
+            the work.
         cluster: `local:N` (Dask with N workers on this machine), the address of a
             running scheduler such as `tcp://host:8786`, its scheduler file
             (`scheduler.json`), or `slurm:FILE.yaml` (see `slurm.read_jobs`).
-        folder: where the function writes; workers of a cluster must see it.
-        opened: files and folders that the function reads by name; so must these.
-        kept: ends the error about workers that died: what remains of the work.
+        folder: the folder that the function writes to; cluster workers must see it.
+        opened: files and folders that the function reads; they must see these, too.
+        kept: the part of the work that is kept, for the message about dead workers.
 
     Raises:
-        InputError: the cluster cannot be reached, lacks what it needs or does not see
-            the same files, or workers died.
+        InputError: the cluster cannot be reached, lacks a package or does not see the
+            same files, or workers died.
     """
     check_engine(workers, cluster)
     if cluster is not None:
@@ -84,13 +84,12 @@ def engine(
 
 
 def check_engine(workers: int | None, cluster: str | None) -> None:
-    """Refuse, before any work, what `engine` could not start.
+    """Refuse, before any work, arguments with which `engine` could not start.
 
     Raises:
-        InputError: a number below 1, both arguments, no such cluster, or a package is
-            missing.
-        SystemExit: this is a worker that has come here by reading the script which
-            started it.
+        InputError: the number is below 1, both arguments are given, there is no such
+            cluster, or a package is missing.
+        SystemExit: this is a worker process that runs the script which started it.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise SystemExit(
@@ -108,7 +107,7 @@ def check_engine(workers: int | None, cluster: str | None) -> None:
 
 
 def spread(function: Callable[..., _R], arguments: Sequence[Any]) -> _R:
-    """Call a function with arguments that come as one item of a stream."""
+    """Call a function with the arguments in one item of a stream."""
     return function(*arguments)
 
 
@@ -122,7 +121,7 @@ class _Here:
 
 
 class _Backend(Protocol):
-    """Something that does single jobs."""
+    """Does single jobs."""
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Hand out a job."""
@@ -131,11 +130,11 @@ class _Backend(Protocol):
         """Wait for its result."""
 
     def width(self) -> int:
-        """How many jobs run at once, now: a cluster grows and shrinks."""
+        """The number of jobs that run at once now; a cluster grows and shrinks."""
 
 
 class _Queue:
-    """Jobs in order, with a bounded number of them handed out."""
+    """Jobs in order; only a bounded number is handed out at a time."""
 
     def __init__(self, backend: _Backend) -> None:
         self._backend = backend
@@ -192,7 +191,7 @@ def _processes(count: int, kept: str) -> Iterator[_Backend]:
                 "again, with fewer `--workers` if it repeats"
             ) from None
         except BaseException:
-            # Whoever interrupts does not want to wait for jobs to end.
+            # A user who interrupts does not want to wait for jobs to end.
             executor.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
@@ -203,8 +202,8 @@ def _processes(count: int, kept: str) -> Iterator[_Backend]:
 def _one_thread() -> Iterator[None]:
     """Let processes that start now compute with one thread each.
 
-    They take it from here: once their first line of ours runs, a script that they
-    belong to may have loaded the numerical libraries.
+    They inherit the setting, because it would be late to set it in the process: the
+    user's script may have loaded the numerical libraries before our first line.
     """
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
@@ -225,7 +224,7 @@ def _start_worker() -> None:
 
 
 def _follow_parent() -> None:
-    """End this process when its parent was killed, which no queue would tell it."""
+    """End this process after its parent was killed, which no queue reports."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

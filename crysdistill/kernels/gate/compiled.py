@@ -25,18 +25,18 @@ def compiled_gated_sum(
 ) -> Tensor:
     """Return sum_j sigmoid(gate_ij) softplus(core_ij) for each atom i, (N, F).
 
-    Of z_ij = own_i + other_j + table(d_ij) + bias the gate is one half and the core the
-    other, each after its batch norm, if there is one.
+    Gate and core are the halves of z_ij = own_i + other_j + table(d_ij) + bias, each
+    after its batch norm, if there is one.
 
     Args:
         products: (N, 2, 2 F), `own` and `other` of each atom.
         bias: (2 F,).
         table: (2 M, 2 F); see `GaussianTable`.
-        edges: of the batch.
-        norms: of gate and core; their running statistics move where they train.
+        edges: the edges of the batch.
+        norms: norms of gate and core; training updates their running statistics.
     """
     products, table = products.contiguous(), table.contiguous()
-    # Here and below z is without the bias, which is taken from the mean instead.
+    # Here and below, z lacks the bias, which is subtracted from the mean instead.
     if norms is None:
         one, zero = torch.ones_like(bias), torch.zeros_like(bias)
         return _GatedSum.apply(products, table, one, zero, -bias, one, None, edges)
@@ -49,7 +49,7 @@ def compiled_gated_sum(
             moments = (mean + bias).chunk(2), var.chunk(2)
             for norm, *of_norm in zip(norms, *moments, strict=True):
                 norm.follow(count, *of_norm)
-        # What is added to all edges does nothing, but has a gradient: zero.
+        # A norm removes a bias of all edges, but the bias needs its gradient: zero.
         mean = mean + 0 * bias
     else:
         mean = _both(*(norm.running_mean for norm in norms)) - bias
@@ -59,7 +59,7 @@ def compiled_gated_sum(
 
 
 def _both(*parts: Tensor | None) -> Tensor:
-    """Put what gate and core have per channel side by side: (F,) twice to (2 F,)."""
+    """Join numbers per channel of gate and core: (F,) twice to (2 F,)."""
     return torch.cat([part for part in parts if part is not None])
 
 
@@ -67,10 +67,10 @@ def _both(*parts: Tensor | None) -> Tensor:
 def _moments(
     products: Tensor, table: Tensor, edges: CompiledEdges
 ) -> tuple[float, Tensor, Tensor]:
-    """Return how many edges all ranks have, and mean and variance of z, (2 F,)."""
+    """Return the number of edges on all ranks, and mean and variance of z, (2 F,)."""
     atoms, rows = products.numpy(), table.numpy()
     pivot = np.zeros(table.shape[1], np.float32)
-    if edges.count:  # something near the mean, so that no large sums are subtracted
+    if edges.count:  # a pivot near the mean avoids differences of large sums
         pivot = atoms[:16].mean(axis=0).sum(axis=0) + rows[::2].mean(axis=0)
     sums = np.zeros((len(edges.parts), 2, len(pivot)))
     tasks = [(*part, sums[k]) for k, part in enumerate(edges.parts)]
@@ -79,7 +79,7 @@ def _moments(
 
 
 class _GatedSum(torch.autograd.Function):
-    """Forward and backward; nothing is kept that has a row for every edge."""
+    """Forward and backward; no tensor with a row for every edge is kept."""
 
     @staticmethod
     def forward(
@@ -104,7 +104,7 @@ class _GatedSum(torch.autograd.Function):
             mean: (2 F,), of z.
             inverse: (2 F,), one over the standard deviation of z.
             count: edges on all ranks, if mean and deviation are theirs.
-            edges: of the batch.
+            edges: the edges of the batch.
         """
         ctx.save_for_backward(products, table, weight, shift, mean, inverse)
         ctx.count, ctx.edges = count, edges

@@ -1,21 +1,21 @@
 """The gate of CGCNN in compiled loops for the CPU: no tensor has a row for every edge.
 
-Everything about an edge, z = own_i + other_j + W u(d), its norm, its gate and their
-gradients, is computed in a few short rows that stay in the nearest cache, from what
-stands in memory per atom and per knot of the table; what forward has computed,
-backward computes again. Gate and core stand side by side in rows of 2 F:
+The numbers of an edge, z = own_i + other_j + W u(d), its norm, its gate and their
+gradients, are computed in a few short rows that stay in the nearest cache. Memory holds
+only numbers per atom and per knot of the table, and backward computes the results of
+forward again. Gate and core stand side by side in rows of 2 F:
 
 - products: (N, 2, 2 F), of each atom `own` and then `other`;
 - table: (2 M, 2 F); see `GaussianTable`;
 - norm: (3, 2 F), mean, scale and shift: y = (z - mean) scale + shift.
 
-Each function works on some crystals, from `begin` to `end`, and writes to their atoms
-alone; sums and gradients of the table have a place for each call. W u(d) is read from
+Each function works on some crystals, from `begin` to `end`, and writes only to their
+atoms; sums and gradients of the table have a place for each call. W u(d) is read from
 the table once for each length of a crystal.
 
-The inner loops run over channels, and each touches few rows: LLVM makes vectors of a
-loop only where it need not compare more than eight pairs of addresses, where nothing
-can raise, and where no function of a library is called.
+The inner loops run over channels, and each touches few rows. LLVM vectorises a loop
+only if it need not compare more than eight pairs of addresses, if nothing can raise,
+and if it calls no library function.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from crysdistill.kernels.softplus import (
 
 @inlined
 def _room(edges: MergedEdges, width: int) -> np.ndarray:
-    """Return room for something of each length of any crystal."""
+    """Return an array with a row for each length of any crystal."""
     most = 0
     for b in range(len(edges.atoms) - 1):
         most = max(most, edges.lengths[b + 1] - edges.lengths[b])
@@ -55,7 +55,7 @@ def _look_up(out: np.ndarray, table: np.ndarray, edges: MergedEdges, b: int) -> 
 
 @inlined
 def _spread(d: np.ndarray, d_table: np.ndarray, edges: MergedEdges, b: int) -> None:
-    """Add to the table's gradient what `_look_up` takes from the table."""
+    """Add to the table's gradient; this is the reverse of `_look_up`."""
     for k in range(edges.lengths[b], edges.lengths[b + 1]):
         row, w, d_t = edges.row[k], edges.weights[k], d[k - edges.lengths[b]]
         for m in range(4):
@@ -160,19 +160,19 @@ def pull(
     d_out: np.ndarray,
     d_products: np.ndarray,
 ) -> None:
-    """Fill gradients, as if mean and scale did not depend on z; `correct` mends that.
+    """Fill gradients as if mean and scale did not depend on z; `correct` adds the rest.
 
     Args:
         begin: the first crystal.
-        end: the one behind the last.
-        d_table: what to add to; empty where not wanted.
-        sums: what to add to, (2, 2 F): the gradient of y, and that times z - mean.
-        products: of the atoms.
-        table: of the knots that are used.
-        edges: all of them.
-        norm: of gate and core.
+        end: the crystal after the last.
+        d_table: the gradient of the table to add to; empty if not needed.
+        sums: sums to add to, (2, 2 F): the gradient of y, and that times z - mean.
+        products: the products of the atoms.
+        table: the table at the knots that are used.
+        edges: all edges.
+        norm: mean, scale and shift of gate and core.
         d_out: (N, F), gradients of the sums of messages.
-        d_products: what to fill.
+        d_products: the gradients of the products to fill.
     """
     width = d_out.shape[1]
     mean, scale, shift = norm[0], norm[1], norm[2]
@@ -239,10 +239,10 @@ def correct(
     line: np.ndarray,
     d_products: np.ndarray,
 ) -> None:
-    """Add to the gradients what z does to the mean and the variance of all edges.
+    """Add the gradients through the mean and the variance of all edges.
 
-    That is a straight line in z: (z - mean) slope + offset, with mean, slope and
-    offset in `line`, (3, 2 F).
+    They are linear in z: (z - mean) slope + offset, with mean, slope and offset in
+    `line`, (3, 2 F).
     """
     mean, slope, offset = line[0], line[1], line[2]
     short = np.empty((3, len(mean)), np.float32)

@@ -14,35 +14,35 @@ from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.kernels.gate.table import GaussianTable
 from crysdistill.machine_code import machine_code
 
-SAME = 1e-6  # Å; float32 coordinates know distances no better
+SAME = 1e-6  # Å, the precision of distances from float32 coordinates
 
 BUCKET, LONGEST = 1e-4, 1e6  # Å
 SPREAD = 0x9E3779B1
-"""A large odd number: lengths that are near each other come far apart."""
+"""A large odd number, which moves nearby lengths far apart."""
 
 PART = 4096
-"""Edges from which on a batch is worked on in parts. They depend on the batch alone:
-sums in the same order are the same on any number of threads."""
+"""A batch with more edges is processed in parts. The parts depend only on the batch, so
+that sums have the same order on any number of threads."""
 
 PARTS = 64
-"""Parts of the largest batches."""
+"""The number of parts of the largest batches."""
 
 
 class MergedEdges(NamedTuple):
-    """Edges by centre and length; those that say the same stand once, with a count.
+    """Edges by centre and length; equal edges are merged into one, with a count.
 
-    Crystals have few different lengths: an edge is as long as its reverse, and as those
-    that a symmetry makes of it.
+    Crystals have few different lengths: an edge is as long as its reverse, and as its
+    images under symmetry.
 
     Args:
         atoms: (B + 1,) int64, the first atom of each crystal.
         first: (N + 1,) int64, the first edge of each centre.
         neighbour: (E,) uint32.
-        length: (E,) uint32, which of the crystal's lengths it has.
-        times: (E,) float32, how many edges have this centre, neighbour and length.
+        length: (E,) uint32, the number of its length in the crystal.
+        times: (E,) float32, the number of edges with this centre, neighbour and length.
         lengths: (B + 1,) int64, the first length of each crystal.
         row: (L,) int64, the first of four rows of the table for each length.
-        weights: (L, 4) float32, of those four rows.
+        weights: (L, 4) float32, the weights of those four rows.
     """
 
     atoms: np.ndarray
@@ -57,13 +57,13 @@ class MergedEdges(NamedTuple):
 
 @dataclass(frozen=True)
 class CompiledEdges:
-    """The edges of a batch as compiled code reads them.
+    """The edges of a batch for compiled code.
 
     Args:
-        count: E, before equal ones were merged.
-        rows: (2 M, K), the Gaussians at the knots that are used, and no others.
-        merged: their arrays.
-        parts: the first crystal of each part of the batch, and the one behind its last.
+        count: E, the number before equal edges were merged.
+        rows: (2 M, K), the Gaussians at the knots that are used.
+        merged: the arrays of merged edges.
+        parts: the first crystal of each part of the batch, and the one after its last.
     """
 
     count: int
@@ -73,14 +73,14 @@ class CompiledEdges:
 
 
 def merge_edges(batch: CrystalBatch, table: GaussianTable) -> CompiledEdges | None:
-    """Return edges for compiled code, or None where it is not made for them.
+    """Return edges for compiled code, or None if it does not support them.
 
-    It is for the CPU and single precision, for graphs whose edges are sorted by centre
-    and stay in their crystals, and for distances without gradients.
+    It supports the CPU and single precision, graphs whose edges are sorted by centre
+    and stay in their crystals, and distances without gradients.
 
     Args:
-        batch: of crystals.
-        table: where to look distances up.
+        batch: the batch of the edges.
+        table: the table of Gaussians of distances.
     """
     geometry = batch.frac_coords, batch.cell
     kinds = {(tensor.device.type, tensor.dtype) for tensor in (*geometry, table.rows)}
@@ -116,7 +116,7 @@ def merge_edges(batch: CrystalBatch, table: GaussianTable) -> CompiledEdges | No
         weights=weights.float().numpy(),
     )
     size = max(PART, -(-first[-1] // PARTS))
-    # Where the edges before a crystal reach a multiple of the size.
+    # A part ends where the number of edges reaches a multiple of the size.
     cuts = np.searchsorted(first[ptr], np.arange(size, first[-1], size))
     bounds = np.unique([0, *cuts, len(ptr) - 1]).tolist()
     return CompiledEdges(count, rows, edges, list(pairwise(bounds)))
@@ -131,7 +131,7 @@ def measure(
     ptr: np.ndarray,
     distance: np.ndarray,
 ) -> bool:
-    """Fill the lengths of edges, in double precision as far as coordinates allow.
+    """Fill the lengths of edges, computed in double precision.
 
     Args:
         frac_coords: (N, 3).
@@ -139,10 +139,10 @@ def measure(
         edge_index: (2, E), neighbours and centres.
         edge_shift: (E, 3).
         ptr: (B + 1,) the first atom of each crystal.
-        distance: (E,) float64, Å, what to fill.
+        distance: (E,) float64, Å, the lengths to fill.
 
     Returns:
-        Whether centres are in order and all neighbours are of their crystal.
+        Whether centres are in order and all neighbours belong to their crystal.
     """
     total = len(distance)
     e = 0
@@ -186,16 +186,16 @@ def merge(
     Args:
         distance: (E,) float64, Å.
         edge_index: (2, E), neighbours and centres, in the order of centres.
-        atoms: (B + 1,), as all that follow see `MergedEdges`.
-        first: what to fill; zeros.
-        neighbour: what to fill.
-        length: what to fill.
-        times: what to fill.
-        lengths: what to fill; zeros.
-        known: Å, what to fill: the lengths of all crystals, (L,).
+        atoms: (B + 1,); for this and the following arrays see `MergedEdges`.
+        first: an array to fill; holds zeros.
+        neighbour: an array to fill.
+        length: an array to fill.
+        times: an array to fill.
+        lengths: an array to fill; holds zeros.
+        known: Å, an array to fill with the lengths of all crystals, (L,).
     """
-    # Where the lengths of a crystal are found again: by their bucket, in a table
-    # that is at most half full. Buckets are wide: nearly all lengths lie in one.
+    # A hash table finds the lengths of a crystal by their bucket; it is at most half
+    # full. Buckets are so wide that nearly every length lies in a single one.
     room = 2
     while room < 2 * len(distance):
         room *= 2
@@ -216,7 +216,7 @@ def merge(
                 first[i] = new
             d, kind = distance[e], -1
             bucket = low = high = 0
-            if d < LONGEST:  # NaN is like no other, whatever its bucket
+            if d < LONGEST:  # NaN equals no other length, whatever its bucket
                 bucket = int(d / BUCKET)
                 low, high = int((d - SAME) / BUCKET), int((d + SAME) / BUCKET)
             for near in range(low, high + 1):

@@ -1,4 +1,4 @@
-"""Functions of the distance alone, read from a table instead of computed per edge."""
+"""Functions of the distance, read from a table instead of computed for each edge."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 KNOTS = 16
-"""Knots from one Gaussian to the next."""
+"""Knots per spacing of the Gaussians."""
 
 REACH = 6.5
-"""How many widths beyond the last Gaussian it is zero: exp(-6.5^2) = 4e-19."""
+"""Widths after the last Gaussian at which the table is zero: exp(-6.5^2) = 4e-19."""
 
 
 class GaussianTable(nn.Module):
     """Values and slopes of Gaussians at knots, and cubic polynomials between.
 
     The Gaussians u_k(d) = exp(-((d - mu_k) / spacing)^2), mu_k = 0, spacing, ...,
-    cutoff, are smooth on the scale of their spacing. Any W u(d) is then read from W
-    times the table, four rows of it for each distance, and costs the same for one
-    Gaussian as for a hundred. Between knots stands the cubic Hermite polynomial; with
-    h the knots' distance its error is below h^4 / 384 times the fourth derivative,
-    5e-7 for a Gaussian of height 1: what rounding a distance to float32 changes, too.
-    Beyond `cutoff` the Gaussians die out, and then all is zero.
+    cutoff, are smooth on the scale of their spacing. So any W u(d) is read from W times
+    the table, four rows for each distance, and costs the same for one Gaussian as for a
+    hundred. Between knots the value is a cubic Hermite polynomial. With h the distance
+    of knots, its error is below h^4 / 384 times the fourth derivative: 5e-7 for a
+    Gaussian of height 1, the same as from rounding a distance to float32. Beyond
+    `cutoff` the Gaussians decay, and then all values are zero.
 
     Args:
         cutoff: Å, the last centre.
@@ -63,7 +63,7 @@ class GaussianTable(nn.Module):
         return 2 * first.long(), hermite(t).to(distance.dtype)
 
     def excerpt(self, distance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the rows that some distances need, and their places among these.
+        """Return the rows that some distances need, and their places in these rows.
 
         Args:
             distance: (L,), Å, on the CPU.
