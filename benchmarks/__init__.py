@@ -1,1 +1,1 @@
-"""Measurements of speed and memory, as ratios to the published codes."""
+"""Measurements of speed and memory, as ratios to the published programs."""

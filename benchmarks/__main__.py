@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _digits(ratio: float) -> int:
-    """Return the decimals of a ratio: those near 1 are judged by the second."""
+    """Return the number of decimals of a ratio: two for ratios near 1, else one."""
     return 2 if ratio < 2 else 1
 
 

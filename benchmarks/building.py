@@ -1,4 +1,4 @@
-"""Structures to a store's arrays: everything, and everything but symmetry."""
+"""Structures to a store's arrays, with and without symmetry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from crysdistill.graphs.neighbors import GraphSettings
 from crysdistill.sources import Record
 
 COUNT = 150
-EVERY = 1000  # lines of the corpus between two that are measured
+EVERY = 1000  # every so many lines of the corpus, one is measured
 
 
 def lines() -> list[bytes]:

@@ -25,7 +25,7 @@ THREADS = 2
 
 
 def measure() -> Iterator[Row]:
-    """Compare everything from the first start of a process to the last end."""
+    """Compare the total time from the start of the first process to the last end."""
     with tempfile.TemporaryDirectory() as folder:
         cifs = Path(folder) / "cifs"
         cifs.mkdir()

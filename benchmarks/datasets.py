@@ -1,4 +1,4 @@
-"""Stores of real crystals that benchmarks of whole runs read."""
+"""Stores of real crystals for benchmarks of whole runs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _ALL = 33_018
 
 
 def labelled_store(folder: Path, crystals: int = _ALL) -> Path:
-    """Build a store of `mp36k` with the published graph's neighbours.
+    """Build a store of `mp36k` with the neighbours of the published graph.
 
     Args:
-        folder: where to.
-        crystals: about how many, from all over it; `CRYSDISTILL_BENCH_CRYSTALS` makes
-            them fewer.
+        folder: where to write it.
+        crystals: about how many, spread evenly over `mp36k`;
+            `CRYSDISTILL_BENCH_CRYSTALS` reduces their number.
 
     Returns:
         The path of the store.
@@ -58,9 +58,9 @@ def labelled_store(folder: Path, crystals: int = _ALL) -> Path:
 
 
 def write_padded(store: Store, split: dict[str, np.ndarray], path: Path) -> None:
-    """Write what the published program knows of each crystal, as flat arrays.
+    """Write the published program's arrays of each crystal, as flat arrays.
 
-    Neighbours and distances are padded to twelve by atom 0 at 9 Å, as it does.
+    As in that program, neighbours and distances are padded to twelve by atom 0 at 9 Å.
     """
     from crysdistill.graphs.batch import distances
 

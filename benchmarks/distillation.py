@@ -1,4 +1,4 @@
-"""An epoch of distillation, whose teacher's embeddings are kept, and a plain one."""
+"""An epoch of distillation with kept teacher embeddings, and a plain epoch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TURNS = 2
 def measure() -> Iterator[Row]:
     """Compare epochs of `train` and `distill` on the same crystals.
 
-    Processes cannot share a core in turns of an epoch, so that it is processor time
-    that counts: other programs disturb it least.
+    Two processes cannot take turns on a core epoch by epoch. So processor time is
+    compared, because other programs disturb it least.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = labelled_store(Path(folder), 4096)
@@ -31,7 +31,7 @@ def measure() -> Iterator[Row]:
         for some in runs.values()
     )
     yield Row(
-        "distillation epoch, teacher's embeddings kept (beside it: a plain epoch), "
+        "distillation epoch, teacher's embeddings kept (against a plain epoch), "
         "one thread, processor time",
         f"{plain:.2f} s",
         f"{distilled:.2f} s",

@@ -1,9 +1,9 @@
 """A training step of every encoder, against the plainest form of its published layout.
 
-The plain forms (`benchmarks/plain_encoders/`) are ordinary PyTorch with a row for every
-edge, and with the same weights; tests hold their outputs against ours. That of SchNet
-is made of PyG's blocks. CrysXPP is CGCNN with a factor on the element vector: `step`
-measures it.
+The plain forms (`benchmarks/plain_encoders/`) are ordinary PyTorch, with a row for
+every edge and with the same weights. Tests compare their outputs with ours. The plain
+SchNet is made of PyG's blocks. CrysXPP is CGCNN with a factor on the element vector;
+`step` measures it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CRYSTALS, MOST_ATOMS = 64, 40
 
 
 class _ALIGNN(nn.Module):
-    """The plain ALIGNN on a batch: its line graph is made in the step, as ours is."""
+    """The plain ALIGNN on a batch; like ours, it makes its line graph in the step."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -64,13 +64,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "deeper_gatgnn": {"convolutions": 5},
     "alignn": {"symmetric": False},
 }
-"""What differs from our defaults, so that both forms read the same graph in seconds."""
+"""Changes of our defaults, so that both forms read the same graph within seconds."""
 
 REPEATS_PER_EDGE = ("attention_cgcnn", "deeper_gatgnn", "gatgnn", "megnet", "mpnn")
 
 
 def step(model: nn.Module, batch: CrystalBatch) -> None:
-    """Forward and backward, with a loss on all that a model returns."""
+    """Run forward and backward, with a loss on everything that a model returns."""
     model.zero_grad()
     found = model(batch)
     if isinstance(found, Tensor):

@@ -1,9 +1,10 @@
 """Whole training epochs on real crystals: the published program, and ours.
 
-Both train the same model on the same crystals and the same graph, and do in every epoch
-what they do in a run: batches, steps, validation, logs, a checkpoint. The published
-program has every crystal's arrays in memory before an epoch is timed. Each run is a
-process of its own; they take turns, and medians over epochs count.
+Both train the same model on the same crystals and the same graph. Each epoch is
+complete: batches, steps, validation, logs, a checkpoint. The published program has
+    every crystal's
+arrays in memory before an epoch is timed. Each run has its own process. The processes
+take turns, and medians over epochs are compared.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from crysdistill.splits import SplitSettings, make_split
 from crysdistill.store.store import Store
 
 TURNS = {1: 1, 2: 2}
-"""By the number of threads: how often both are run."""
+"""How often both are run, by the number of threads."""
 
 
 def measure() -> Iterator[Row]:
@@ -55,7 +56,7 @@ def _speed(
 ) -> Row:
     seconds = [statistics.median(r.epoch for r in runs) for runs in (theirs, mine)]
     return Row(
-        f"training epoch, {len(train):,} crystals, and {val:,} to choose by; batches "
+        f"training epoch, {len(train):,} crystals, {val:,} for validation; batches "
         f"of 256, {threads} thread{'s' * (threads > 1)}",
         f"{len(train) / seconds[0]:,.0f} crystals/s",
         f"{len(train) / seconds[1]:,.0f} crystals/s",

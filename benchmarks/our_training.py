@@ -1,10 +1,10 @@
-"""A run of `train` or `distill` in a process of its own, timed epoch by epoch.
+"""A run of `train` or `distill` in its own process, timed epoch by epoch.
 
     python -m benchmarks.our_training VERB KEY=VALUE ...
 
-Everything is timed that belongs to an epoch: loading, Lightning, validation, logs and
-checkpoints. It prints as JSON the peak of its memory and the seconds of each epoch but
-the first, which warms up, and the last, which runs into the end of the run.
+An epoch is timed with all its parts: loading, Lightning, validation, logs and
+checkpoints. The output is JSON: the peak memory, and the seconds of each epoch but the
+first, which warms up, and the last, which includes the end of the run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VERBS = {"train": (TrainConfig, train), "distill": (DistillConfig, distill)}
 
 
 def main() -> None:
-    """Run, and print what it took."""
+    """Run, and print the times and the peak memory."""
     verb, *overrides = sys.argv[1:]
     torch.set_flush_denormal(True)
     schema, run = VERBS[verb]
@@ -37,7 +37,7 @@ def main() -> None:
     begun: list[tuple[float, float]] = []
 
     class Timed(supervised.SupervisedModule):
-        """Notes when epochs begin."""
+        """Records when epochs begin."""
 
         def on_train_epoch_start(self) -> None:
             begun.append((time.perf_counter(), time.process_time()))

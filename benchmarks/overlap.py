@@ -1,4 +1,4 @@
-"""Verdicts on pairs of crystals, compiled and by pymatgen; and a whole search."""
+"""Verdicts on pairs of crystals, by compiled code and by pymatgen; a whole search."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from crysdistill.structures.crystal import Crystal
 
 PAIRS = 2000
 TESTS = ("same", "supercell", "strained", "averaged")
-ALIKE = 0.08  # of fingerprints: what the search lets pass
+ALIKE = 0.08  # largest distance of fingerprints that passes the search
 
 
 def measure() -> Iterator[Row]:
@@ -90,6 +90,6 @@ def real_pairs(crystals: list[Crystal], most: int) -> list[tuple[Crystal, Crysta
 
 
 def processor_seconds() -> float:
-    """Return what this process and its ended children have used."""
+    """Return the processor time of this process and its finished children."""
     used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(one.ru_utime + one.ru_stime for one in used)

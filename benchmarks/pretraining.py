@@ -1,8 +1,8 @@
-"""A pretraining step with the four objectives of CrysGNN, and how it grows with atoms.
+"""A pretraining step with the four objectives of CrysGNN, and its cost per atom.
 
-The published form is `published_pretraining.py`. Ours is the step that `pretrain`
-makes: its default form, and the one that `published: true` asks for, of which the four
-losses are first compared with the published ones.
+The published form is `published_pretraining.py`. Ours is the step of `pretrain`, in its
+default form and in the form of `published: true`. The four losses of the latter are
+first compared with the published ones.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from crysdistill.training.pretraining import PretrainModule
 from crysdistill.training.settings import OptimizerSettings
 
 BATCH = 128
-"""Crystals in a batch, as the published program has it."""
+"""Crystals in a batch, as in the published program."""
 
 LARGE = 400
-"""Crystals of the corpus with more atoms are all taken."""
+"""All crystals of the corpus with more atoms are used."""
 
 SIZES = ((9, 11), (48, 52), (190, 210), (440, 1000))
-"""Atoms of crystals whose cost per atom is compared."""
+"""Ranges of crystal sizes, in atoms, whose cost per atom is compared."""
 
 ATOMS = 3000
-"""About so many are in a batch of that comparison."""
+"""Atoms in a batch of that comparison, about."""
 
 
 def measure() -> Iterator[Row]:
@@ -52,21 +52,21 @@ def measure() -> Iterator[Row]:
         store = _store(Path(folder))
         rows = _with_all_neighbors(store)
         yield _growth(store, rows)
-        # As the corpus is: of the largest there are too many here.
+        # A sample like the corpus; this store has too many of the largest crystals.
         usual = rows[np.diff(store.atom_offsets)[rows] <= LARGE]
         chosen = np.random.default_rng(0).choice(usual, BATCH, replace=False)
         yield from _steps(store.batch(chosen))
 
 
 def _store(folder: Path) -> Store:
-    """Build a store of every hundredth crystal of the corpus and of the largest."""
+    """Build a store of every hundredth crystal of the corpus and all the largest."""
     source = folder / "slice.jsonl"
     with (
         gzip.open(data() / "mp_corpus" / "structures.jsonl.gz") as lines,
         source.open("wb") as file,
     ):
         for number, line in enumerate(lines):
-            # A line of so many atoms is at least so long.
+            # A line with that many atoms is at least that long.
             large = len(line) > 25 * LARGE and (
                 len(orjson.loads(line)["species"]) > LARGE
             )
@@ -135,7 +135,7 @@ def _steps(batch: CrystalBatch) -> Iterator[Row]:
 
 
 def _published_inputs(batch: CrystalBatch) -> tuple[object, ...]:
-    """Return what the published program has in memory before a step begins."""
+    """Return the arrays that the published program has in memory before a step."""
     n = batch.num_nodes
     neighbor = batch.edge_index[0].view(n, -1)
     d = distances(batch).double().numpy().reshape(n, -1)
@@ -159,7 +159,7 @@ def _published_inputs(batch: CrystalBatch) -> tuple[object, ...]:
 
 
 def _ours(published: bool) -> PretrainModule:
-    """Return what `pretrain` trains, in one of its two forms."""
+    """Return the module that `pretrain` trains, in one of its two forms."""
     encoder = CGCNN(convolutions=5, bias=False, normalize=True)
     objectives = {
         name: make_objective(name, encoder, published=published) for name in CRYSGNN
@@ -169,7 +169,7 @@ def _ours(published: bool) -> PretrainModule:
 
 
 def _copy_weights(published: PublishedPretraining, ours: PretrainModule) -> None:
-    """Give ours the weights of the published layout."""
+    """Copy the weights of the published layout to ours."""
     encoder, objectives = ours.encoder, ours.named()
     encoder.embedding.load_state_dict(published.embedding.state_dict())
     for theirs, mine in zip(published.convolutions, encoder.convolutions, strict=True):
@@ -188,10 +188,10 @@ def _copy_weights(published: PublishedPretraining, ours: PretrainModule) -> None
 
 
 def _compare(theirs: dict[str, Tensor], mine: dict[str, Tensor]) -> None:
-    """Print both programs' losses, and stop where they differ.
+    """Print both programs' losses, and stop if they differ.
 
     Raises:
-        SystemExit: by more than 1e-5 of a loss.
+        SystemExit: they differ by more than 1e-5 of a loss.
     """
     for name, loss in theirs.items():
         a, b = loss.item(), mine[name].item()
@@ -201,16 +201,16 @@ def _compare(theirs: dict[str, Tensor], mine: dict[str, Tensor]) -> None:
 
 
 def peak(step: Callable[[], None]) -> float:
-    """Return how much a step adds to this process's memory at most, in MB.
+    """Return the most memory that a step adds to this process, in MB.
 
     Raises:
-        SystemExit: this system does not tell.
+        SystemExit: this system does not report peak memory.
     """
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier steps left is not ours
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark
+        ctypes.CDLL(None).malloc_trim(0)  # memory left by earlier steps does not count
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     except (OSError, AttributeError) as error:
-        raise SystemExit(f"peak memory cannot be told here: {error}") from None
+        raise SystemExit(f"peak memory cannot be measured here: {error}") from None
     before = _status("VmRSS")
     step()
     return _status("VmHWM") - before
@@ -233,13 +233,13 @@ class _Sized:
 
 
 def _growth(store: Store, rows: np.ndarray) -> Row:
-    """Compare the cost of an atom in small and in large crystals."""
+    """Compare the cost per atom in small and in large crystals."""
     module = _ours(published=False)
     atoms = np.diff(store.atom_offsets)
     sized: dict[str, _Sized] = {}
     for least, most in SIZES:
         some = rows[(atoms[rows] >= least) & (atoms[rows] <= most)]
-        # The largest are few: they stand in their batch several times.
+        # The largest are few, so their batch repeats them.
         order = np.resize(np.random.default_rng(0).permutation(some), ATOMS)
         total = atoms[order].cumsum()
         batch = store.batch(order[: max(2, int((total <= ATOMS).sum()))])

@@ -1,4 +1,4 @@
-"""Runs of both programs as processes of their own, which take turns."""
+"""Runs of both programs in separate processes, which take turns."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from benchmarks.datasets import TARGET, UNIT
 
 @dataclass(frozen=True)
 class Run:
-    """What a process told of its run.
+    """What a process reported about its run.
 
     Args:
-        epochs: seconds of each epoch that was timed.
+        epochs: seconds of each timed epoch.
         processor: the same in processor time.
-        peak: of its memory, MB.
-        mae: on validation.
+        peak: peak memory, MB.
+        mae: the mean absolute error on validation crystals.
     """
 
     epochs: list[float]
@@ -39,7 +39,7 @@ def run(module: str, *arguments: object, threads: int) -> Run:
     """Run `python -m MODULE ARGUMENTS` and return what it prints as JSON.
 
     Raises:
-        SystemExit: it failed; its own words follow.
+        SystemExit: it failed; the message ends with its error output.
     """
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
@@ -66,7 +66,7 @@ def run(module: str, *arguments: object, threads: int) -> Run:
 def ours(
     verb: str, store: Path, epochs: int, threads: int, *overrides: str, batch: int = 256
 ) -> Run:
-    """Run a verb of ours on a dataset, with the optimizer of the published program."""
+    """Run one of our verbs on a dataset, with the published program's optimizer."""
     return run(
         "benchmarks.our_training",
         verb,

@@ -1,9 +1,9 @@
-"""The published layout of CGCNN and CrysGNN, in plain PyTorch, to measure against.
+"""The published layout of CGCNN and CrysGNN in plain PyTorch, for comparison.
 
-Our own re-implementation of what the published code computes and how it lays out
-the work: neighbours padded to twelve, Gaussians stored per edge, [v_i | v_j | u_ij]
-concatenated for every edge, one Linear over all of them, a Python loop over crystals
-when pooling. Nothing in the package uses it.
+This is our own re-implementation of the published computation and of its layout:
+neighbours padded to twelve, Gaussians stored per edge, [v_i | v_j | u_ij] concatenated
+for every edge, one Linear over all of them, a Python loop over crystals when pooling.
+Nothing in the package uses it.
 
 Source: T. Xie and J. C. Grossman, Phys. Rev. Lett. 120, 145301 (2018),
 doi:10.1103/PhysRevLett.120.145301, and the code published with it.

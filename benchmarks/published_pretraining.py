@@ -1,11 +1,11 @@
-"""CrysGNN's pretraining as published, in plain PyTorch, to measure against.
+"""CrysGNN's pretraining as published, in plain PyTorch, for comparison.
 
-Our own re-implementation of what the published code computes and how it lays out the
-work: the padded encoder with five convolutions; atoms of one crystal after the other,
-by a Python loop; for the connectivity decoder two (n, n, 64) tensors that repeat every
-atom beside every other of its crystal, a bilinear layer and a linear one over all of
-them; and NT-Xent as pytorch-metric-learning lays it out, with one row for each positive
-pair and one column for each negative pair of the batch.
+This is our own re-implementation of the published computation and of its layout. The
+encoder is padded and has five convolutions. A Python loop handles one crystal after the
+other. The connectivity decoder makes two (n, n, 64) tensors that repeat every atom
+beside every other of its crystal, and applies a bilinear layer and a linear one to all
+of them. NT-Xent has the layout of pytorch-metric-learning, with one row for each
+positive pair and one column for each negative pair of the batch.
 
 Source: K. Das et al., AAAI 37, 7323 (2023), doi:10.1609/aaai.v37i6.25892, and the code
 published with it.
@@ -53,7 +53,8 @@ class PublishedPretraining(nn.Module):
             u: (N, 12, 41) Gaussians.
             neighbor: (N, 12).
             crystals: the atoms of each crystal.
-            adjacency: for each crystal (n, n), how often i lists j, up to 5.
+            adjacency: for each crystal (n, n), how often j is a neighbour of i, up to
+                5.
             space_groups: (B,), from 0.
             systems: (B,), from 0.
         """

@@ -1,16 +1,16 @@
 """The published CGCNN program's training, epoch after epoch, in plain PyTorch.
 
-Our own re-implementation of what its main loop does: every crystal's arrays are made
-on first access and kept (an unbounded `lru_cache`), a `DataLoader` without workers
-collates them, and there are a normaliser, meters, a validation pass and a checkpoint in
-every epoch. It runs as a process of its own, that loads nothing of the package but its
-element table:
+This is our own re-implementation of its main loop. Every crystal's arrays are made on
+first access and kept (an unbounded `lru_cache`). A `DataLoader` without workers
+collates them. There are a normaliser and meters, and every epoch has a validation pass
+and a checkpoint. It runs in its own process, which loads only the element table of the
+package:
 
     python -m benchmarks.published_training ARRAYS.npz EPOCHS THREADS BATCH
     python -m benchmarks.published_training FOLDER EPOCHS THREADS BATCH
 
-The first form begins with everything in memory, the second with CIF files. It prints
-the seconds of each epoch and the peak of its memory as JSON.
+The first form begins with everything in memory, the second with CIF files. The program
+prints the seconds of each epoch and its peak memory as JSON.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Item = tuple[tuple[Tensor, Tensor, Tensor], Tensor, str]
 
 
 class PaddedCrystals(Dataset[Item]):
-    """Crystals whose neighbours are known; tensors are made once and kept.
+    """Crystals with known neighbours; tensors are made once and kept.
 
     Args:
-        path: what `datasets.write_padded` wrote.
+        path: a file from `datasets.write_padded`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,7 +69,7 @@ class CifFolder(Dataset[Item]):
     """A folder of `ID.cif` and `id_prop.csv`; each is read once and kept.
 
     Args:
-        folder: where they are.
+        folder: its path.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -134,7 +134,7 @@ class Program:
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01, momentum=0.9)
 
     def epoch(self, loader: Iterable[Any], train: bool) -> tuple[Meter, Meter]:
-        """Pass over a loader once, and learn from it or not."""
+        """Pass over a loader once, with or without training."""
         losses, errors = Meter(), Meter()
         self.model.train(train)
         with torch.set_grad_enabled(train):
@@ -152,7 +152,7 @@ class Program:
 
 
 def main() -> None:
-    """Train, and print what it took."""
+    """Train, and print the times and the peak memory."""
     source, epochs, threads, size = Path(sys.argv[1]), *map(int, sys.argv[2:5])
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -173,7 +173,7 @@ def main() -> None:
     ]
     program = Program([dataset[row] for row in train[:500].tolist()])
     if isinstance(dataset, PaddedCrystals):
-        for row in (*train.tolist(), *val.tolist()):  # every cache is warm, and torch
+        for row in (*train.tolist(), *val.tolist()):  # warm up all caches, and torch
             dataset[row]
         program.epoch(islice(loaders[0], 2), train=True)
     checkpoint = source.parent / "published-checkpoint.pt"

@@ -1,4 +1,4 @@
-"""Reading a store: opening it, and random batches from the page cache."""
+"""Reading a store: open it, and take random batches from the page cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STORE = "CRYSDISTILL_STORE"
 
 
 def measure() -> Iterator[Row]:
-    """Measure on perovskites and, where it has been built, on the whole corpus."""
+    """Measure on perovskites and, if its store has been built, on the whole corpus."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "perovskites.h5"
         source = data() / "perovskites" / "structures.jsonl.gz"
@@ -57,7 +57,7 @@ def _batches(path: Path, goal: str) -> Row:
     ours = crystals / seconds["ours"]
     return Row(
         f"random batches of {BATCH} of {len(store):,} crystals, {each:.0f} edges each "
-        "(beside it: h5py, edges left packed)",
+        "(against h5py, which leaves edges packed)",
         f"{plain:,.0f} crystals/s",
         f"{ours:,.0f} crystals/s, {ours * each / 1e6:,.0f} million edges/s",
         ours / plain,
@@ -81,7 +81,7 @@ def _opening(path: Path) -> Row:
         store = Store.open(path)
         seconds.append(time.perf_counter() - begun)
     return Row(
-        f"opening a store of {len(store):,} crystals, every checksum compared",
+        f"opening a store of {len(store):,} crystals, with every checksum compared",
         "",
         f"{1000 * float(np.median(seconds)):.0f} ms",
         None,

@@ -1,8 +1,8 @@
 """How a build and a store grow: `python -m benchmarks.scale [FOLDER]`.
 
 Builds stores of 1,000, 10,000, 50,000 and all structures of the unlabelled corpus, on
-all cores, and tells time and memory for each; then opens the largest in one process and
-in eight. The stores stay in FOLDER (a temporary one if none is given).
+all cores, and prints time and memory for each. Then it opens the largest in one process
+and in eight. The stores stay in FOLDER (a temporary one if none is given).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZES = (1_000, 10_000, 50_000, None)
 
 
 def _build(source: Path, out: Path, answer: multiprocessing.Queue) -> None:
-    """Build in a process of its own, whose peak memory is that of the build."""
+    """Build in a separate process, whose peak memory is that of the build."""
     from crysdistill.corpus.build import build
 
     begun = time.perf_counter()
@@ -50,7 +50,7 @@ def main() -> None:
         if size is not None:
             source = folder / f"{size}.jsonl"
             with gzip.open(whole) as lines, source.open("wb") as file:
-                # From all over the corpus: large cells are not spread evenly.
+                # Lines from all over the corpus, as it spreads large cells unevenly.
                 file.writelines(islice(lines, 0, None, 154_925 // size))
         answer = context.Queue()
         out = folder / f"{size or 'all'}.h5"

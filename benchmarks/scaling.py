@@ -1,4 +1,4 @@
-"""One process on one core, and two on two: the same run by the same command."""
+"""One process on one core, and two on two cores: the same run by the same command."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def measure() -> Iterator[Row]:
                     )
             one, two = (statistics.median(found) for found in rates.values())
             yield Row(
-                "training by two processes with a core each (beside it: by one), "
+                "training by two processes with a core each (against one process), "
                 f"batch {batch}",
                 f"{one:,.0f} crystals/s",
                 f"{two:,.0f} crystals/s",
@@ -50,7 +50,7 @@ def measure() -> Iterator[Row]:
 
 
 def _rate(store: Path, devices: int, batch: int) -> float:
-    """Train by the command line; return the crystals per second that the run tells."""
+    """Train by the command line; return the run's reported crystals per second."""
     settings = {
         **SETTINGS,
         "dataset": store,

@@ -1,4 +1,4 @@
-"""Memory of the processes that read one store: the file once, and little beside it."""
+"""Memory of several processes that read one store: the file once, and little more."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def measure() -> Iterator[Row]:
         size = path.stat().st_size / 1e6
     code = one.whole - one.beside
     yield Row(
-        f"memory of {READERS} processes that read a store of {size:.0f} MB (each has "
-        f"{code:.0f} MB of Python and libraries, not counted)",
+        f"memory of {READERS} processes that read a store of {size:.0f} MB (without "
+        f"{code:.0f} MB of Python and libraries in each)",
         f"one: {one.beside:.0f} MB",
         f"{READERS}: {many.beside:.0f} MB",
         many.beside / one.beside,
@@ -43,11 +43,11 @@ def measure() -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Held:
-    """Memory of some processes together, MB.
+    """Total memory of some processes, MB.
 
     Args:
         whole: all of it.
-        beside: what came after the code was loaded.
+        beside: the memory added after the code was loaded.
     """
 
     whole: float
@@ -55,7 +55,7 @@ class Held:
 
 
 def readers(path: Path, count: int) -> Held:
-    """Let processes read all of a store at random; return what they hold."""
+    """Let processes read all of a store at random, and return their memory."""
     context = multiprocessing.get_context("spawn")
     gate, answer = context.Barrier(count), context.Queue()
     processes = [
@@ -71,10 +71,10 @@ def readers(path: Path, count: int) -> Held:
 
 
 def _read(path: Path, gate: Any, answer: multiprocessing.Queue) -> None:
-    """Read everything at random; tell the memory after and before."""
+    """Read everything at random, and report the memory after and before."""
     from crysdistill.store.store import Store
 
-    # What a first batch loads is code: Numba's compiler above all.
+    # The first batch loads code, above all Numba's compiler.
     Store.open(path, verify=False).batch([0])
     gate.wait()
     before = _memory()
@@ -89,9 +89,9 @@ def _read(path: Path, gate: Any, answer: multiprocessing.Queue) -> None:
 
 
 def _memory() -> float:
-    """Return the proportional set size: pages that n processes share count 1/n."""
+    """Return the proportional set size: a page shared by n processes counts 1/n."""
     text = Path("/proc/self/smaps_rollup").read_text()
     found = re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)
     if found is None:
-        raise SystemExit("this system does not tell shared from private memory")
+        raise SystemExit("this system does not report shared and private memory")
     return int(found[1]) / 1024

@@ -36,7 +36,7 @@ class Ours(nn.Module):
 
 
 def copy_weights(published: PublishedCGCNN, ours: Ours) -> None:
-    """Give ours the weights of the published layout."""
+    """Copy the weights of the published layout to ours."""
     ours.encoder.embedding.load_state_dict(published.embedding.state_dict())
     for theirs, mine in zip(
         published.convolutions, ours.encoder.convolutions, strict=True
@@ -51,7 +51,7 @@ def copy_weights(published: PublishedCGCNN, ours: Ours) -> None:
 
 
 def gradients(published: PublishedCGCNN, ours: Ours) -> tuple[Tensor, Tensor]:
-    """Return all gradients of both, in one order."""
+    """Return all gradients of both, in the same order."""
     theirs, mine = [], []
     for a, b in zip(published.convolutions, ours.encoder.convolutions, strict=True):
         theirs += [a.linear.weight.grad, a.linear.bias.grad]
@@ -71,9 +71,9 @@ def gradients(published: PublishedCGCNN, ours: Ours) -> tuple[Tensor, Tensor]:
 
 
 def kept_for_backward(model: nn.Module, *inputs: object) -> int:
-    """Return the bytes of all tensors that a forward keeps, weights aside."""
+    """Return the bytes of all tensors that a forward pass keeps, except weights."""
     kept: dict[int, int] = {}
-    tensors: list[Tensor] = []  # alive, so that no two share an address
+    tensors: list[Tensor] = []  # kept alive, so that no two share an address
 
     def keep(tensor: Tensor) -> Tensor:
         tensors.append(tensor)
@@ -90,7 +90,7 @@ def kept_for_backward(model: nn.Module, *inputs: object) -> int:
 
 
 def edges_in_memory(batch: CrystalBatch, ours: Ours) -> int:
-    """Return the bytes of edges as our compiled code reads them."""
+    """Return the bytes of the edges in the form that our compiled code reads."""
     edges = find_edges(batch, ours.encoder.table)
     if not isinstance(edges, CompiledEdges):
         raise SystemExit("the compiled gate is not used")
@@ -102,11 +102,11 @@ def make_steps(
 ) -> tuple[CrystalBatch, dict[str, Callable[[], Tensor]], dict[str, int], Ours]:
     """Return a batch, a step of each layout, the bytes each keeps, and our model.
 
-    A step is forward, loss and backward. The two are shown to agree first.
+    A step is forward, loss and backward. First, the results of both are compared.
 
     Args:
         size: crystals in the batch.
-        max_atoms: of the largest crystal.
+        max_atoms: the most atoms in a crystal.
     """
     chosen = structures(size, max_atoms)
     crystals = [Crystal.from_pymatgen(s, str(i)) for i, s in enumerate(chosen)]
@@ -144,7 +144,7 @@ def make_steps(
 def check_agreement(
     published: PublishedCGCNN, ours: Ours, steps: dict[str, Callable[[], Tensor]]
 ) -> None:
-    """Stop unless both layouts, with the same weights, give the same."""
+    """Stop unless both layouts give the same results with the same weights."""
     difference = (steps["published"]() - steps["ours"]()).abs().max().item()
     theirs, mine = gradients(published, ours)
     gradient = ((theirs - mine).norm() / theirs.norm()).item()

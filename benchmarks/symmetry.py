@@ -60,7 +60,7 @@ def _chunks(every: int) -> Iterator[list[bytes]]:
 
 
 def main() -> None:
-    """Print where the engines differ from spglib, and what each costs."""
+    """Print how often the engines differ from spglib, and the time of each."""
     os.environ["OMP_NUM_THREADS"] = "1"
     every = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     with ProcessPoolExecutor() as pool:

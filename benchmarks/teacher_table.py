@@ -1,4 +1,4 @@
-"""A table of 100,000 crystals as a teacher: opening it, and what it costs a step."""
+"""A table of 100,000 crystals as a teacher: time to open it, and cost per step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CRYSTALS, WIDTH, BATCH = 100_000, 64, 64
 
 
 def write(path: Path, store: Store, rng: np.random.Generator) -> None:
-    """Write random vectors for the crystals of a store, many times over."""
+    """Write random vectors for many copies of a store's crystals."""
     own = np.diff(store.atom_offsets)
     copies = -(-CRYSTALS // len(store))
     names = list(store.material_ids)
@@ -49,7 +49,7 @@ def _teach(answers: TeacherAnswers, loss: Distillation, batch: CrystalBatch) -> 
 
 
 def _cost(answers: TeacherAnswers, batch: CrystalBatch) -> Row:
-    """Compare what a table costs with a training step."""
+    """Compare the cost of a table with that of a training step."""
     loss = Distillation(WIDTH, WIDTH, loss="standardized_atoms")
     loss.standardize(*answers.statistics("atoms"))
     encoder = CGCNN()
@@ -61,7 +61,7 @@ def _cost(answers: TeacherAnswers, batch: CrystalBatch) -> Row:
         30,
     )
     return Row(
-        f"what a table adds to a step of {BATCH} crystals (beside it: CGCNN's)",
+        f"time that a table adds to a step of {BATCH} crystals (against CGCNN's step)",
         f"{1e3 * times['step']:.1f} ms",
         f"{1e3 * times['teach']:.2f} ms",
         times["teach"] / times["step"],
@@ -70,7 +70,7 @@ def _cost(answers: TeacherAnswers, batch: CrystalBatch) -> Row:
 
 
 def measure() -> Iterator[Row]:
-    """Open tables of each kind, and compare what one costs with a training step."""
+    """Open tables of each kind, and compare the cost of one with a training step."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(labelled_store(Path(folder), 4096))
@@ -88,8 +88,8 @@ def measure() -> Iterator[Row]:
 
             seconds = take_turns({"open": opened}, 3)["open"]
             yield Row(
-                f"a table of {CRYSTALS:,} crystals ({ending[1:]}) is opened, and "
-                f"{len(store):,} of them are compared with a store",
+                f"opening a table of {CRYSTALS:,} crystals ({ending[1:]}), and "
+                f"comparing {len(store):,} of them with a store",
                 "",
                 f"{seconds:.2f} s",
                 None,

@@ -16,10 +16,10 @@ class Row:
 
     Args:
         what: what was measured.
-        published: the figure of the published way, with its unit.
+        published: the figure of the published program, with its unit.
         ours: the same for ours.
-        ratio: how many times better ours is; None where there is nothing to compare.
-        goal: what was asked for.
+        ratio: how many times better ours is; None if there is nothing to compare.
+        goal: the ratio or figure to reach.
     """
 
     what: str

@@ -55,7 +55,7 @@ def _build_arguments(parser: Parser) -> None:
     _sources(parser)
     _out(parser, "STORE", "the store; STORE.quarantine.csv lists refused crystals")
     add = parser.add_argument
-    add("--cutoff", type=_number, help="length of the longest edge in Å")
+    add("--cutoff", type=_number, help="longest allowed edge in Å")
     add("--max-neighbors", type=_integer, help="nearest neighbours of each atom")
     text = "`shells` (whole), `nearest`, `radius` (all within), `cgcnn` (published)"
     add("--graph", "--mode", dest="mode", metavar="MODE", help=text)
@@ -262,7 +262,7 @@ def _demo_arguments(parser: Parser) -> None:
     text = "the folder to write; `runs/demo` if absent"
     add("-o", "--out", type=Path, metavar="DIR", help=text)
     add("--workers", type=_integer, help="processes; all cores if absent")
-    add("--overwrite", action="store_true", help="start anew over an earlier demo")
+    add("--overwrite", action="store_true", help="replace an earlier demo")
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -74,7 +74,7 @@ def leave() -> None:
 
 
 def _group(device: torch.device) -> dist.ProcessGroup | None:
-    """Return the group that exchanges tensors on a device; None is the default group."""
+    """Return the group for exchanging tensors on a device; None means the default."""
     return _on_cpu if device.type == "cpu" else None
 
 

@@ -402,7 +402,7 @@ def test_other_settings_do_not_go_on(tmp_path, monkeypatch):
     out = tmp_path / "out.h5"
     interrupted(source, out, monkeypatch)
     start = "out.h5.parts holds an interrupted build of something else: "
-    end = "; give what it had, or delete it to start anew"
+    end = "; give the same again, or delete it to start anew"
 
     def refused(said: str, **options: Any) -> None:
         with pytest.raises(InputError, match=re.escape(start + said + end)):

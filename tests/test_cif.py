@@ -281,7 +281,7 @@ def test_first_block_with_atoms():
         (
             "alpha 90\n_cell_angle_beta 90",
             "alpha 20\n_cell_angle_beta 30",
-            "the angles 20, 30, 90 close no cell .impossible.; mend them",
+            "the angles 20, 30, 90 form no cell .impossible.; mend them",
         ),
         (
             "1.0\n",

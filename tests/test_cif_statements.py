@@ -154,7 +154,7 @@ def test_symmetry_under_any_tag(stated):
         ),
         (
             FM3M + FM3M.replace("F m", "P m"),
-            "`_symmetry_space_group_name_h-m` stands twice, as `F m -3 m` and as `P m",
+            "`_symmetry_space_group_name_h-m` occurs twice, as `F m -3 m` and as `P m",
         ),
         (
             "_space_group_name_H-M_alt 'P n m a'\n_space_group_IT_number 61\n",
@@ -337,7 +337,7 @@ def test_other_codes_of_the_coordinate_system(stated, atoms):
             r"its atoms \(Na4 Cl4\) hold Cl, which its formula \(Na Br\) lacks; correc",
         ),
         ("_cell_volume 44.9\n" + NACL, "its cell has 179.4 .* but `_cell_volume` is"),
-        ("_cell_length_a 6.1\n" + NACL, "`_cell_length_a` stands twice, as `5.64` and"),
+        ("_cell_length_a 6.1\n" + NACL, "`_cell_length_a` occurs twice, as `5.64` and"),
         (
             NACL + sites("Na1 0.5\nCl1 1", "label occupancy"),
             "data_x has 2 loops of atoms, of 2 and 2 rows; put all atoms into one loop",

@@ -381,7 +381,7 @@ def test_jobs_of_a_stand_in_for_slurm(tmp_path, monkeypatch):
     refused.write_text(settings.read_text() + bad)
     with pytest.raises(InputError) as error:
         quick(source, tmp_path / "r.h5", workers=None, cluster=f"slurm:{refused}")
-    said = f"{refused}: SLURM takes no such job (error: invalid partition)"
+    said = f"{refused}: SLURM refuses this job (error: invalid partition)"
     assert str(error.value) == said
     assert not [*tmp_path.glob("job.*")]
     monkeypatch.setattr(building, "SHARD_SIZE", 4)

@@ -158,8 +158,8 @@ def test_labels_with_a_unit_are_mentioned(tmp_path):
     path = tmp_path / "data.json"
     path.write_text(json.dumps([{"id": "a", "structure": FLAT, "gap": "1.5 eV"}]))
     assert outcome(path)[2] == (
-        f"{path}: `gap` holds text such as `1.5 eV` and is read as no label; write the "
-        "number alone",
+        f"{path}: `gap` holds text such as `1.5 eV`, so it is not read as a label; "
+        "write only the number",
     )
 
 

@@ -180,15 +180,6 @@ def test_without_symmetry_or_labels(folder, tmp_path):
     assert "Crystal systems" not in text
 
 
-def test_an_empty_store(tmp_path):
-    (tmp_path / "bad.cif").write_text("nothing")
-    found = inspect(made(tmp_path / "bad.cif", tmp_path / "s.h5"))
-    assert found.facts["crystals"] == "0"
-    assert found.facts["bytes"].endswith("(no edges)")
-    assert set(rows(found, "Sizes")["atoms per cell"]) == {"–"}
-    assert "Elements" in write_page(found, tmp_path / "page.html").read_text()
-
-
 # ---------------------------------------------------------------- terminal and command
 
 

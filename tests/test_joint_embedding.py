@@ -147,7 +147,7 @@ def test_numbers_do_not_depend_on_how_batches_are_cut():
 def test_settings():
     assert made().views == (MaskedAtoms(0.15), Clean())
     with pytest.raises(
-        InputError, match="`mask_fraction` is 0 but must be positive: wh"
+        InputError, match="`mask_fraction` is 0 but must be positive: th"
     ):
         made(mask_fraction=0.0)
     with pytest.raises(InputError, match=r"`variance` is 0.0 but must be positive"):

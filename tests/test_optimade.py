@@ -516,11 +516,11 @@ def test_the_next_page_is_named_in_several_ways(link):
 def test_a_circle_of_pages_ends():
     again = {"data": [], "links": {"next": "?page=2"}}
     asked = service(again, again)
-    with pytest.raises(InputError, match=r"page=2: comes after itself"):
+    with pytest.raises(InputError, match=r"page=2: leads back to itself"):
         list(asked.pages())
     other = {"data": [], "links": {"next": "?page=3"}}
     asked = service(again, other, again)
-    with pytest.raises(InputError, match=r"page=2: comes after itself"):
+    with pytest.raises(InputError, match=r"page=2: leads back to itself"):
         list(asked.pages())
 
 

@@ -277,9 +277,9 @@ def test_properties_csv_in_a_folder(folder):
         ("materialid,gap\n1,2\n", "no column `material_id`.*did you mean `materialid`"),
         (
             "material_id,gap,gap\n1,2,3\n",
-            "the column name `gap` is empty or stands twice",
+            "the column name `gap` is empty or occurs twice",
         ),
-        ("material_id,,gap\n1,2,3\n", "the column name `` is empty or stands twice"),
+        ("material_id,,gap\n1,2,3\n", "the column name `` is empty or occurs twice"),
     ],
 )
 def test_unusable_property_tables(folder, text, reason):

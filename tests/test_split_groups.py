@@ -167,7 +167,7 @@ def test_what_cannot_be_grouped_is_refused(textbook):
     ):
         find_groups(textbook, rows, "cluster", clusters=99)
     with pytest.raises(
-        InputError, match=r"`split\.elements` names 'Xx', which is no element"
+        InputError, match=r"`split\.elements` names 'Xx', which is not an element"
     ):
         with_elements(textbook, rows, ["Xx"])
     with pytest.raises(
@@ -175,7 +175,7 @@ def test_what_cannot_be_grouped_is_refused(textbook):
     ):
         with_elements(textbook, rows, ["Au"])
     unknown = CrystalList(textbook.crystals)
-    with pytest.raises(InputError, match="knows no space groups; build it again"):
+    with pytest.raises(InputError, match="has no space groups; build it again"):
         find_groups(unknown, rows, "space_group")
 
 

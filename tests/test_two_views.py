@@ -227,7 +227,7 @@ def test_any_part_of_the_views_may_be_left_out():
         (
             Barlow,
             {"mask_fraction": 0.0, "drop_fraction": 0.0, "sigma": 0.0},
-            "`mask_fraction`, `drop_fraction` and `sigma` are all 0, and both views "
+            "`mask_fraction`, `drop_fraction` and `sigma` are all 0, so both views are "
             "the same; set one",
         ),
         (Barlow, {"redundancy": 0.0}, "`redundancy` is 0.0 but must be positive"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from crysdistill.objectives import CRYSGNN
 from crysdistill.training.finetune import FinetuneConfig
 from crysdistill.training.labelled import LabelledConfig
 from crysdistill.training.pretrain import PretrainConfig
@@ -68,6 +69,7 @@ def command(config: TrainConfig, *more: str) -> list[str]:
 def pretraining_config(corpus: Path, out: Path, **more) -> PretrainConfig:
     settings = {
         "encoder": {**SMALL_ENCODER, "bias": False, "normalize": True},
+        "objectives": {name: {"weight": 0.25} for name in CRYSGNN},
         "trainer": SHORT,
         "held_out": 0.2,
         **more,

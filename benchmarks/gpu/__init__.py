@@ -1,1 +1,1 @@
-"""Steps of training and pretraining on a GPU."""
+"""Training and pretraining steps on a GPU."""

@@ -39,15 +39,15 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured.
+    """The amount of measurement.
 
     Args:
         crystals: of the corpus.
         batches: their sizes.
         modes: `eager`, `compiled`.
         warm_up: steps before the clock starts.
-        windows: whose median counts.
-        seconds: of a window, at least.
+        windows: the number of windows whose median is reported.
+        seconds: the least length of a window.
     """
 
     crystals: int
@@ -65,7 +65,7 @@ SMOKE = Effort(80, (16,), ("eager",), 1, 1, 0.0)
 
 
 def predictor(store: Store) -> SupervisedModule:
-    """Return what trains: 3 convolutions, d = 64, and a head."""
+    """Return the module to train: 3 convolutions, d = 64, and a head."""
     target = Target(LABEL, "Å³")
     labels, names = store.property(LABEL), np.array(store.material_ids)
     normalizer = Normalizer.fit(target, labels, names)
@@ -76,7 +76,7 @@ def predictor(store: Store) -> SupervisedModule:
 
 
 def pretrainer(store: Store) -> PretrainModule:
-    """Return what pretrains: 5 convolutions, d = 64, CrysGNN's four objectives."""
+    """Return the module to pretrain: 5 convolutions, d = 64, CrysGNN's objectives."""
     encoder = make_encoder(
         "cgcnn", width=64, convolutions=5, bias=False, normalize=True
     )
@@ -105,17 +105,17 @@ def measure(
 ) -> tuple[str, ...]:
     """Return one row of the table.
 
-    A step takes a batch out of the store on the device, computes the loss and its
-    gradient, and moves the weights.
+    A step takes a batch from the store on the device, computes the loss and its
+    gradient, and updates the weights.
     """
     torch.manual_seed(0)
     module = MODULES[what](store).to(device)
     encoder = next(part for part in module.modules() if isinstance(part, Encoder))
     objectives = getattr(module, "objectives", {})
     views = {view for one in objectives.values() for view in one.views}
-    passes = max(1, len(views))  # of the encoder in a step
+    passes = max(1, len(views))  # passes of the encoder in a step
     if mode == "compiled":
-        torch._dynamo.reset()  # each row compiles anew, or torch gives up
+        torch._dynamo.reset()  # compile again for each row, or torch gives up
         encoder.compile(dynamic=True)
     fused = device.type == "cuda"
     optimizer = torch.optim.AdamW(module.parameters(), 1e-3, fused=fused)
@@ -178,7 +178,7 @@ def _windows(
             step(seed)
         _wait_for(device)
         seconds = time.perf_counter() - begun
-        if seconds < effort.seconds:  # too short to tell
+        if seconds < effort.seconds:  # too short to measure
             steps *= 2
             continue
         number += 1
@@ -191,12 +191,12 @@ def _wait_for(device: torch.device) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure what the command line asks for, or all."""
+    """Measure as the command line asks."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__
     )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or cpu")
-    parser.add_argument("--smoke", action="store_true", help="only see whether it runs")
+    parser.add_argument("--smoke", action="store_true", help="only check that it runs")
     parser.add_argument("--write", type=Path, help="also write the table to a file")
     args = parser.parse_args(argv)
     device = torch.device(args.device)

@@ -1,4 +1,4 @@
-"""A store of alloys that the package makes itself, with a label for each."""
+"""A store of labelled alloys that the package makes itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from crysdistill.structures.elements import symbols
 LABEL = "volume_per_atom"
 
 FEWEST = 6
-"""Atoms of a crystal at least, so that they have about ten on average."""
+"""The least number of atoms in a crystal, so that the average is about ten."""
 
 
 def alloy_store(folder: Path, crystals: int) -> Store:
@@ -25,7 +25,7 @@ def alloy_store(folder: Path, crystals: int) -> Store:
 
     Args:
         folder: where the files go.
-        crystals: how many alloys are made; small ones among them are left out.
+        crystals: the number of alloys to make, before small ones are left out.
     """
     alloys = [c for c in alloy_corpus(crystals, 0) if len(c.atomic_numbers) >= FEWEST]
     source = folder / "alloys"

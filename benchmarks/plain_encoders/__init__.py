@@ -1,1 +1,1 @@
-"""Each encoder in the plainest honest form of its published layout, to compare with."""
+"""Each encoder in the plainest honest form of its published layout, for comparison."""

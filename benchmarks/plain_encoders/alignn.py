@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class _Gated(nn.Module):
-    """One product per node and its rows gathered to pairs, as DGL's `u_add_v`."""
+    """One product per node, with rows gathered for pairs like DGL's `u_add_v`."""
 
     def __init__(self, s: dict[str, Any], norm: type[nn.Module], last: bool) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Embedding(nn.Module):
 
 
 class PlainALIGNN(nn.Module):
-    """Atoms after each block from ready features; the weights of our encoder fit.
+    """Atoms after each block, from given features; it loads our encoder's weights.
 
     Args:
         settings: those of `crysdistill.encoders.alignn.ALIGNN`.

@@ -1,4 +1,4 @@
-"""CGCNN with attention as its equations stand: one concatenation for every edge."""
+"""CGCNN with attention, straight from its equations: one concatenation per edge."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class PlainCrysXPP(nn.Module):
-    """Atoms after each block, from the published tensors under their names.
+    """Atoms after each block, from the published tensors under their published names.
 
-    Every edge joins the vectors of its two atoms and its Gaussians before one product,
-    twelve edges to an atom.
+    For each of an atom's twelve edges, the vectors of both atoms and the Gaussians are
+    concatenated before one product.
 
     Args:
         weights: `mask`, `embedding.weight`, `convs.0.fc_full.weight` and so on.

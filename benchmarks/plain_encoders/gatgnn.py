@@ -1,4 +1,4 @@
-"""GATGNN in its published layout: vectors are concatenated for every edge and atom."""
+"""GATGNN in its published layout: one concatenation for every edge and every atom."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MEGNet in the plainest form of its published layouts: all joined for each edge."""
+"""MEGNet in the plainest form of its published layouts: one concatenation per edge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crysdistill.layers.basis import Gaussians, shifted_softplus
 
 
 class PlainDense(nn.Module):
-    """Linear layers, each with activation and, if asked for, batch norm."""
+    """Linear layers, each with an activation and an optional batch norm."""
 
     def __init__(self, widths: list[int], relu: bool, norm: bool) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ class PlainMPNN(nn.Module):
                 nn.Linear(s["hidden"], width * width),
             )
             message = NNConv(width, width, network, aggr="mean")
-            # After `NNConv`, which draws the network's weights anew.
+            # After `NNConv`, because that draws new weights for the network.
             network[0].load_state_dict(ours.message.first.state_dict())
             network[2].load_state_dict(ours.message.second.state_dict())
             message.lin.weight.data.copy_(ours.message.root.weight)

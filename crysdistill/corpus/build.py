@@ -255,7 +255,7 @@ def _check_resumable(parts: Path, identity: Identity) -> None:
     if before is not None and before != now and (said := differences(before, now)):
         raise InputError(
             f"{parts} holds an interrupted build of something else: "
-            f"{'; '.join(said)}; give what it had, or delete it to start anew"
+            f"{'; '.join(said)}; give the same again, or delete it to start anew"
         )
     write_whole(manifest, json.dumps(now, indent=2).encode())
 
@@ -363,7 +363,7 @@ def _make_shards(
 
 
 def _write_quarantine(path: Path, rejections: Sequence[Rejection]) -> None:
-    """Write the table of refused entries; an empty one says that all went well."""
+    """Write the table of refused entries; it is empty if all went well."""
     with (
         whole(path) as partial,
         partial.open("w", newline="", encoding="utf-8") as file,

@@ -166,7 +166,7 @@ def _fcc_energy(symbol: str) -> float:
 def _equilibrium(
     numbers: np.ndarray, frac_coords: np.ndarray, cell: np.ndarray
 ) -> _State | None:
-    """Return the state in which scaling the cell does not change the energy, or None."""
+    """Return the state in which scaling the cell changes no energy, or None."""
     curve = _PressureCurve(numbers, frac_coords, cell)
     x = _volume_at_rest(curve)
     if x is None:

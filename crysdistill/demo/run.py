@@ -70,7 +70,7 @@ def demo(
         out: the folder for all files.
         size: the size of the demo.
         workers: processes; all cores if None.
-        overwrite: whether to start anew over an earlier demo.
+        overwrite: whether to replace an earlier demo.
 
     Returns:
         The path of the report.

@@ -274,7 +274,7 @@ class MEGNet(Encoder):
         skip: whether skip connections pass the layers of the update networks.
         edge_mean: the mean of a crystal's edges, over its `edges` or first at each of
             its `atoms`.
-        pooling: from atoms and edges to crystals, `set2set` or `mean`.
+        pooling: the pooling of atoms and edges to crystals, `set2set` or `mean`.
         steps: the number of steps of set2set.
 
     Raises:

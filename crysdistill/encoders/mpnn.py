@@ -221,7 +221,7 @@ class MPNN(Encoder):
         norm: the norm of messages, `batch`, `group` or `none`.
         skip: whether the input of a convolution is added to its output. The memory of
             the recurrent unit has no skip connection.
-        pooling: from atoms to crystals, `mean`, `max`, `set2set`, or `sum`.
+        pooling: the pooling of atoms to crystals, `mean`, `max`, `set2set`, or `sum`.
 
     Raises:
         InputError: a setting is out of range.

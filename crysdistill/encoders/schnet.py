@@ -164,7 +164,7 @@ class SchNet(Encoder):
         gaussian_width: Å, w in exp(-((d - mu) / w)^2).
         norm: the norm of atoms, `batch`, `group` or `none`.
         skip: whether a skip connection passes the norm.
-        pooling: from atoms to crystals, `mean`, `max`, `set2set`, or `sum`.
+        pooling: the pooling of atoms to crystals, `mean`, `max`, `set2set`, or `sum`.
 
     Raises:
         InputError: a setting is out of range.

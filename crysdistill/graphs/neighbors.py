@@ -26,7 +26,7 @@ class GraphSettings:
     """How the neighbours of an atom become the edges of its graph.
 
     Args:
-        cutoff: Å, the length of the longest edge.
+        cutoff: Å, the longest allowed edge.
         max_neighbors: the number of nearest neighbours of an atom; 0 in mode `radius`,
             which does not count them.
         mode: `shells` completes the shell of the last neighbour, so that the graph does
@@ -94,7 +94,7 @@ def find_neighbors(
     Args:
         frac_coords: (N, 3), fractional, wrapped into [0, 1).
         cell: (3, 3) in Å, rows are lattice vectors.
-        settings: which neighbours to keep.
+        settings: the rule that chooses neighbours.
 
     Raises:
         BadStructure: an atom has no neighbour within the cutoff.

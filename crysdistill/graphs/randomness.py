@@ -82,8 +82,8 @@ def per_atom_integers(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
     """Return a random integer for each atom, (N,) int64, uniform in [0, 2^63).
 
     Args:
-        batch: says which atoms; only `rows`, `ptr` and `batch` are read.
-        seed: of the step or epoch; any integer.
+        batch: the batch of the atoms; only `rows`, `ptr` and `batch` are read.
+        seed: the seed of the step or epoch; any integer.
         stream: the name of the use. Other uses of the same seed are independent.
     """
     return _shift_right(_words(batch, seed, stream), 1)
@@ -93,8 +93,8 @@ def per_atom_uniform(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
     """Return a random number for each atom, (N,) float32, uniform in [0, 1).
 
     Args:
-        batch: says which atoms; only `rows`, `ptr` and `batch` are read.
-        seed: of the step or epoch; any integer.
+        batch: the batch of the atoms; only `rows`, `ptr` and `batch` are read.
+        seed: the seed of the step or epoch; any integer.
         stream: the name of the use. Other uses of the same seed are independent.
     """
     return _uniform(_words(batch, seed, stream))
@@ -110,9 +110,9 @@ def per_atom_normal(batch: CrystalBatch, width: int, seed: int, stream: str) -> 
     doi:10.1214/aoms/1177706645.
 
     Args:
-        batch: says which atoms; only `rows`, `ptr` and `batch` are read.
-        width: how many numbers for each.
-        seed: of the step or epoch; any integer.
+        batch: the batch of the atoms; only `rows`, `ptr` and `batch` are read.
+        width: the count of numbers for each atom.
+        seed: the seed of the step or epoch; any integer.
         stream: the name of the use. Other uses of the same seed are independent.
     """
     words = _several(_words(batch, seed, stream), 2 * width)  # (N, 2 width)
@@ -129,7 +129,7 @@ def per_bond_uniform(batch: CrystalBatch, seed: int, stream: str) -> Tensor:
 
     Args:
         batch: the batch of the bonds; its geometry is not read.
-        seed: of the step or epoch; any integer.
+        seed: the seed of the step or epoch; any integer.
         stream: the name of the use. Other uses of the same seed are independent.
     """
     atoms = _words(batch, seed, stream)  # (N,)
@@ -148,8 +148,8 @@ def per_crystal_uniform(rows: Tensor, width: int, seed: int, stream: str) -> Ten
 
     Args:
         rows: (B,) the rows of the crystals in their store.
-        width: how many numbers for each.
-        seed: of the step or epoch; any integer.
+        width: the count of numbers for each crystal.
+        seed: the seed of the step or epoch; any integer.
         stream: the name of the use. Other uses of the same seed are independent.
     """
     return _uniform(_several(_crystal_words(rows, seed, stream), width))

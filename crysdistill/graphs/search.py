@@ -52,7 +52,7 @@ def search(
         frac_coords: (N, 3), fractional; they need not be wrapped.
         cells: (B, 3, 3) in Å, rows are lattice vectors.
         ptr: (B + 1,) int64, the first atom of each crystal.
-        settings: which neighbours to keep.
+        settings: the rule that chooses neighbours.
 
     Returns:
         The neighbour j of each edge, (E,) int64, numbered through the batch; the

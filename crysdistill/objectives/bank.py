@@ -39,15 +39,15 @@ class Bank(Objective):
     """Regress families of targets from the embeddings of atoms and of crystals.
 
     Each step computes the targets from the unchanged crystals. It standardises them by
-    mean and deviation over (at most 2,000) training crystals and clips them. Atoms whose
-    element the view hides have targets too. The loss of a family is the mean squared
-    error over the known targets, averaged over its columns: about 1 if every answer is
-    the mean. Columns that do not vary in the corpus are left out.
+    mean and deviation over (at most 2,000) training crystals and clips them. Atoms
+    whose element the view hides have targets too. The loss of a family is the mean
+    squared error over the known targets, averaged over its columns: about 1 if every
+    answer is the mean. Columns that do not vary in the corpus are left out.
 
-    Numbers: for each family `bank_FAMILY_r2`, the explained share of the variance of its
-    standardised targets. It is below 0 where the mean of the held-out crystals would be
-    a better answer, and NaN where they do not vary. Its chance level, 0, always answers
-    that mean.
+    Numbers: for each family `bank_FAMILY_r2`, the explained share of the variance of
+    its standardised targets. It is below 0 where the mean of the held-out crystals
+    would be a better answer, and NaN where they do not vary. Its chance level, 0,
+    always answers that mean.
 
     Sources: descriptors as targets, S. Jia et al., arXiv:2503.01227 (2025); clipping
     and a random share of targets, J. Burns et al., arXiv:2506.15792 (2025).
@@ -159,7 +159,7 @@ class Bank(Objective):
     def forward(
         self, seen: tuple[Embedded, ...], batch: CrystalBatch, seed: int
     ) -> Tensor:
-        """Return the mean squared error, averaged over columns and then over families."""
+        """Return the mean squared error, averaged over columns, then over families."""
         wrong, counts = [], []
         for predicted, wanted, known in self._compare(seen[0], batch):
             wrong.append(((predicted - wanted) * known).square().sum(dim=0))  # (K',)
@@ -231,7 +231,7 @@ class Bank(Objective):
             yield predicted, wanted, known
 
     def _drawn(self, seed: int) -> Tensor:
-        """Return which columns this step learns, (K,) bool: one share of each family."""
+        """Return which columns this step learns, (K,) bool: a share of each family."""
         if self.share == 1:
             return torch.ones_like(self.owner, dtype=torch.bool)
         # One draw that depends on no rank's crystals.

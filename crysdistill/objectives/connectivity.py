@@ -206,9 +206,9 @@ class Connectivity(Objective):
     def _logits_of(self, pairs: Pairs, h: Tensor) -> Tensor:
         """Return the logits of listed pairs, (P, 6)."""
         products, bias = self._products(h)
-        # The pairs of each first atom are cut into segments of twelve. A pair then costs
-        # one gathered row of F numbers, and a segment one of 6 F. The total is linear in
-        # pairs, however unevenly atoms share them.
+        # The pairs of each first atom are cut into segments of twelve. A pair then
+        # costs one gathered row of F numbers, and a segment one of 6 F. The total is
+        # linear in pairs, however unevenly atoms share them.
         width = _PARTNERS_AT_ONCE
         segments = (pairs.counts + width - 1) // width  # (N,)
         owner = torch.repeat_interleave(segments)  # (S,), the first atom

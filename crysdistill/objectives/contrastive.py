@@ -64,7 +64,7 @@ def _compare(
 
 
 def _logsumexp_where(scores: Tensor, mask: Tensor) -> Tensor:
-    """Return ln sum exp over the columns in `mask`, (A,); hugely negative if none is."""
+    """Return ln sum exp over the columns in `mask`, (A,); hugely negative for none."""
     # Not -inf: its gradient would be NaN.
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min / 4).logsumexp(1)
 

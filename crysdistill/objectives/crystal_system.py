@@ -26,8 +26,9 @@ class CrystalSystem(Contrast):
     crystal once (SupCon).
 
     Numbers: `system_retrieval`, how often the nearest other validation crystal is of
-    the same system. Distance is the cosine of crystal embeddings, taken before the head,
-    as pretraining exports them. The chance level draws the other crystal at random.
+    the same system. Distance is the cosine of crystal embeddings, taken before the
+    head, as pretraining exports them. The chance level draws the other crystal at
+    random.
 
     Sources: K. Das et al., AAAI 37, 7323 (2023), doi:10.1609/aaai.v37i6.25892;
     see `nt_xent` and `supervised_contrastive`.

@@ -46,8 +46,9 @@ class Denoising(Objective):
     from the embeddings of both ends and from the length after the move, and both
     directions of an edge give the same answer. The second is the root mean square
     change of all lengths of the crystal. Both are in units of what independent moves
-    would give. The loss is the mean of the two mean squared errors: about 1 for an
-    untrained decoder, and less in cells so small that atoms move with their own images.
+    would give. The loss is the mean of the two mean squared errors: about 1 if every
+    answer is the mean, and less in cells so small that atoms move with their own
+    images.
 
     Numbers: `denoising_bond_r2` and `denoising_level_r2`, the explained shares of the
     variance; their chance level, 0, always answers the mean.
@@ -91,8 +92,8 @@ class Denoising(Objective):
         positive(longest=longest)
         self.sigma, self.bonds = sigma, bonds
         self.basis = Gaussians(0.0, longest, round(longest / _SPACING) + 1, _SPACING)
-        # Both ends are summed after a linear layer. So the matrix product is needed once
-        # per atom, and an edge needs only the product for its length.
+        # Both ends are summed after a linear layer. So the matrix product is needed
+        # once per atom, and an edge needs only the product for its length.
         self.of_atoms = nn.Linear(encoder_width, encoder_width, bias=False)
         self.of_lengths = nn.Linear(self.basis.count, encoder_width)
         self.change = nn.Sequential(nn.SiLU(), nn.Linear(encoder_width, 1))

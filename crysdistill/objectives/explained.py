@@ -33,7 +33,7 @@ def explained(sums: dict[str, Tensor], counts: Tensor) -> float:
     wrong, total, squares = (sums[n].double() for n in ("wrong", "total", "squares"))
     mean = total / counts.double().clamp(min=1)
     variance = squares.sum() - (mean * total).sum() / _UNIT
-    # Each number may be off by half a unit, and its square by as much as the number.
+    # Each number x may be off by half a unit, and its square by about x units.
     rounding = (2 * mean.abs() / _UNIT + 1) * counts.double()
     if variance <= rounding.expand_as(total).sum():
         return float("nan")
@@ -41,7 +41,7 @@ def explained(sums: dict[str, Tensor], counts: Tensor) -> float:
 
 
 def sums_of(predicted: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    """Return a batch's sums for `explained`, with columns added up but for `total`.
+    """Return a batch's sums for `explained`; only `total` keeps one per column.
 
     Args:
         predicted: (n, K).

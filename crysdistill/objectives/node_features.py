@@ -45,8 +45,8 @@ class NodeFeatures(Objective):
     Args:
         encoder_width: F, the width of the embeddings.
         elements: the element table to reconstruct; usually the encoder's own.
-        mask_fraction: the chance that an atom is hidden from the encoder; with 0 none is
-            hidden and all atoms are targets.
+        mask_fraction: the chance that an atom is hidden from the encoder; with 0 none
+            is hidden and all atoms are targets.
         normalize: whether the decoder sees embeddings of length one.
 
     Raises:

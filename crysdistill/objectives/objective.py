@@ -59,19 +59,19 @@ class Embedded:
 class Objective(nn.Module, ABC):
     """A loss on embeddings, and the numbers that judge it.
 
-    An objective names the views that the encoder should see (`views`). It is called with
-    one `Embedded` for each of its views, in their order, with the batch before any view,
-    and with the seed of the step. It returns a scalar that is connected to the
+    An objective names the views that the encoder should see (`views`). It is called
+    with one `Embedded` for each of its views, in their order, with the batch before any
+    view, and with the seed of the step. It returns a scalar that is connected to the
     embeddings. If no crystal of the batch is of use to it, that scalar is zero. With
-    several ranks, each rank has a part of the batch and returns its share of the loss of
-    the whole batch (`crysdistill.ranks`). In validation, `update` adds a batch to the
-    numbers, `compute` returns them over all batches and ranks, and `reset` starts again.
-    Their states are not part of the weights.
+    several ranks, each rank has a part of the batch and returns its share of the loss
+    of the whole batch (`crysdistill.ranks`). In validation, `update` adds a batch to
+    the numbers, `compute` returns them over all batches and ranks, and `reset` starts
+    again. Their states are not part of the weights.
 
     A subclass is one file. The arguments of its constructor are its settings, except
-    `encoder_width` and `crystal_width`, the widths of the encoder's embeddings; it names
-    these if it needs them. An argument `elements` is the encoder's element table unless
-    a configuration sets another.
+    `encoder_width` and `crystal_width`, the widths of the encoder's embeddings; it
+    names these if it needs them. An argument `elements` is the encoder's element table
+    unless a configuration sets another.
 
     Attributes:
         name: the key in `OBJECTIVES`.

@@ -121,7 +121,7 @@ def _starts(counts: Tensor) -> Tensor:
 
 
 def _enumerate(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, for each element of runs of these lengths, its run and its place there."""
+    """Return the run, and the place in it, of each element of runs of these lengths."""
     run = torch.repeat_interleave(counts)
     return run, torch.arange(len(run), device=run.device) - _starts(counts)[run]
 
@@ -143,7 +143,8 @@ def all_pairs(batch: CrystalBatch, limit: int) -> Iterator[PairBlock]:
     sizes = (batch.ptr[1:] - batch.ptr[:-1]).tolist()
     groups = _similar_sizes(sizes, limit)
     # Crystal b owns the slots base[b] + i * stride[b] + j of one long list, in which
-    # each group is a padded (g, n, n) array. So one pass over the edges labels all pairs.
+    # each group is a padded (g, n, n) array. So one pass over the edges labels all
+    # pairs.
     strides = torch.empty(len(sizes), dtype=torch.int64)
     bases = torch.empty(len(sizes), dtype=torch.int64)
     end = 0

@@ -24,8 +24,8 @@ class Properties(Objective):
     """Predict several properties of a crystal from one embedding.
 
     Labels may be missing; a crystal without any adds nothing. Each target has its own
-    scale, fitted on the training crystals. Learned variances balance the losses unless a
-    target has a `weight` (`Balance`).
+    scale, fitted on the training crystals. Learned variances balance the losses unless
+    a target has a `weight` (`Balance`).
 
     Numbers: for each target its mean absolute error in its unit, the area under the
     ROC curve for two classes, or the accuracy for more. The chance level answers the

@@ -19,8 +19,8 @@ class SimSiam(TwoViews):
 
     1 - (cos(p_1, z_2) + cos(p_2, z_1)) / 2, with z the projected embeddings and
     p = predictor(z). No gradient flows through z in this formula, and z is standardised
-    over the batch; together these two keep the embeddings from collapsing. The loss is 1
-    for unrelated views.
+    over the batch; together these two keep the embeddings from collapsing. The loss is
+    1 for unrelated views.
 
     Number: `simsiam_retrieval`; see `TwoViews`.
 

@@ -38,8 +38,8 @@ class SpaceGroup(Objective):
     Source: K. Das et al., AAAI 37, 7323 (2023), doi:10.1609/aaai.v37i6.25892.
 
     Differs from the paper: rare space groups weigh more, by their counts in the corpus
-    (a few groups hold most crystals), and some elements are hidden. All groups weigh the
-    same before `prepare`, and with `balance` 0 as in CrysGNN.
+    (a few groups hold most crystals), and some elements are hidden. All groups weigh
+    the same before `prepare`, and with `balance` 0 as in CrysGNN.
 
     Args:
         crystal_width: F', the width of crystal embeddings.

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 __all__ = ["Standardize", "lacking_variance", "overlap_of_columns", "standardized"]
 
-# A column that hardly varies in this batch must not cause large steps, and rounding must
-# not determine its values.
+# A column that hardly varies in this batch must not cause large steps, and rounding
+# must not determine its values.
 _LEAST = 1e-3
 _LEAST_OF_HINGE = 1e-4  # epsilon of VICReg, Eq. 2
 

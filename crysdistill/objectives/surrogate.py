@@ -93,7 +93,7 @@ class Surrogate(Contrast):
     ) -> Tensor:
         """Return the contrastive loss, divided by the loss for equal scores."""
         known = sum_over_ranks((self.classes(batch) >= 0).sum())
-        # Among one other crystal the right one is always found; ln 1 would be 0.
+        # With one other crystal the loss is 0, and so would ln 1 be: divide by ln 2.
         equal = (known - 1).clamp(min=2).double().log()
         return super().forward(seen, batch, seed) / equal.float()
 

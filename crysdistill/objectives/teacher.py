@@ -44,16 +44,17 @@ class FromTeachers(Objective):
     for a slow model `max_atoms` and `max_crystals` limit the number of answers. Means
     are then over the known crystals, and decoders see no others. Batches leave out
     crystals that no objective of the run can use (`speaks_of`). So an epoch of this
-    objective alone costs no more than the known crystals, while other objectives can use
-    the whole store.
+    objective alone costs no more than the known crystals, while other objectives can
+    use the whole store.
 
     A teacher is asked once, before the first step. Its answers are kept beside the
     store, and an interrupted run continues where it stopped.
 
     Numbers: `teacher_r2_atoms` and `teacher_r2_crystals`, the explained share of the
-    variance of the answers for held-out crystals, over atoms or crystals; for the second
-    teacher `teacher2_r2_atoms`, and so on. The chance level, 0, answers the mean; R2 is
-    below 0 if the student is worse than that. NaN if the teacher knows none.
+    variance of the answers for held-out crystals, over atoms or crystals; for the
+    second teacher `teacher2_r2_atoms`, and so on. The chance level, 0, answers the
+    mean; R2 is below 0 if the student is worse than that. NaN if the teacher knows
+    none.
 
     Source: regressing a teacher's features through a part that is thrown away later,
     A. Romero et al., ICLR 2015, arXiv:1412.6550.
@@ -69,15 +70,16 @@ class FromTeachers(Objective):
         levels: `atoms`, `crystals` or both; None takes atoms, or crystals if a teacher
             does not answer for atoms.
         max_atoms: skip crystals with more atoms; None skips none.
-        max_crystals: ask about so many training crystals, drawn at random, and about the
-            same share of the held-out crystals; None asks about all. CHGNet takes some
-            50 ms for a crystal on one core.
+        max_crystals: ask about so many training crystals, drawn at random, and about
+            the same share of the held-out crystals; None asks about all. CHGNet takes
+            some 50 ms for a crystal on one core.
         mask_fraction: the chance that an atom is hidden from the student; 0 hides none.
         seed: of the random draws, and of the weights of a `random` teacher.
         teacher_encoder: `name` and the settings of a `random` teacher.
 
     Raises:
-        InputError: there is no teacher, one is listed twice, or a value is out of range.
+        InputError: there is no teacher, one is listed twice, or a value is out of
+            range.
     """
 
     name: ClassVar[str] = "teacher"

@@ -146,8 +146,8 @@ class DroppedEdges(View):
     Differs from the paper: a bond is left out in both directions or in neither.
 
     Args:
-        fraction: the chance of each bond. An atom always keeps its bond with the highest
-            draw, so that atoms with few neighbours lose a smaller share.
+        fraction: the chance of each bond. An atom always keeps its bond with the
+            highest draw, so that atoms with few neighbours lose a smaller share.
 
     Raises:
         InputError: `fraction` is not in (0, 1].

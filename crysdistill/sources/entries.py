@@ -111,8 +111,8 @@ class Survey:
     def remarks(self, path: object) -> list[str]:
         """Return remarks for the user on how the entries are read."""
         said = [
-            f"{path}: `{key}` holds text such as `{example}` and is read as no label; "
-            "write the number alone"
+            f"{path}: `{key}` holds text such as `{example}`, so it is not read as a "
+            "label; write only the number"
             for key, example in self._examples.items()
             if key not in self.names
         ]
@@ -120,7 +120,7 @@ class Survey:
         if len(used) > 1:
             others = ", ".join(f"`{key}`" for key in used[1:])
             said.append(
-                f"{path}: structures are read from `{used[0]}`; {others} is left aside"
+                f"{path}: structures are read from `{used[0]}`; {others} is ignored"
             )
         return said
 

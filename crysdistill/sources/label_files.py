@@ -201,8 +201,8 @@ def _label_columns(sheet: _Sheet, path: str) -> list[int]:
     for c in found:
         if not header[c] or header.count(header[c]) > 1:
             raise InputError(
-                f"{path}: the column name `{header[c]}` is empty or stands twice; give "
-                "every column a name of its own"
+                f"{path}: the column name `{header[c]}` is empty or occurs twice; give "
+                "every column its own name"
             )
     return found
 

@@ -86,7 +86,7 @@ class MaterialsProject:
     """A query to the Materials Project, page by page.
 
     Args:
-        origin: where its structures come from.
+        origin: the origin of its structures.
         client: an `MPRester`; it retries failed requests itself.
         query: arguments of its summary search.
         properties: the numbers to read as labels.

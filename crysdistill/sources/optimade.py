@@ -183,7 +183,9 @@ class OptimadeService:
             if following is None:
                 return
             if following in seen or following == url:
-                raise InputError(f"{following}: comes after itself; tell the database")
+                raise InputError(
+                    f"{following}: leads back to itself; report it to the database"
+                )
             seen.add(following)
             answer, url = self._get(following), following
 

@@ -135,13 +135,13 @@ def read_origin(snapshot: Path) -> Provenance:
         found = Provenance(origin, content.get("count"), content.get("sha256"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: does not say an origin ({type(error).__name__}: {error}); fetch "
-            "again, or remove it"
+            f"{path}: names no origin ({type(error).__name__}: {error}); fetch again, "
+            "or remove it"
         ) from None
     if size is not None and size != snapshot.stat().st_size:
         raise InputError(
-            f"{snapshot}: has {snapshot.stat().st_size:,} bytes but {path.name} speaks "
-            f"of {size:,}; fetch again, or remove {path.name}"
+            f"{snapshot}: has {snapshot.stat().st_size:,} bytes but {path.name} says "
+            f"{size:,}; fetch again, or remove {path.name}"
         )
     return found
 
@@ -196,8 +196,8 @@ class _Pages:
             return False
         if self._noted["assembled"] != [limit] or not out.exists():
             raise InputError(
-                f"{self.folder} is left of a finished download, with another limit or "
-                "to a file that has gone; delete it"
+                f"{self.folder} remains from a finished download, with another limit "
+                "or to a file that no longer exists; delete it"
             )
         return True
 

@@ -52,7 +52,7 @@ def open_service(spec: str) -> Service:
     if scheme not in SERVICES:
         known = ", ".join(f"`{name}:`" for name in SERVICES)
         hint = did_you_mean(scheme, SERVICES) or f"; databases begin with {known}"
-        raise InputError(f"{spec}: no database or file is called so{hint}")
+        raise InputError(f"{spec}: no such database or file{hint}")
     try:
         module = importlib.import_module(SERVICES[scheme])
     except ModuleNotFoundError as error:

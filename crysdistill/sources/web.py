@@ -32,7 +32,7 @@ LONGEST_REQUESTED_WAIT = 900.0
 """The longest wait in seconds; if a service asks for more, we give up at once."""
 
 WORTH_SAYING = 5.0
-"""The user is told of waits of at least this many seconds."""
+"""Seconds; the user is told of waits at least this long."""
 
 TIMEOUT = (10.0, 60.0)
 """Seconds to connect, and between two packets of an answer."""

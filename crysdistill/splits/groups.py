@@ -106,7 +106,7 @@ def with_elements(
     for symbol in elements:
         if symbol not in numbers:
             raise InputError(
-                f"`split.elements` names {symbol!r}, which is no element"
+                f"`split.elements` names {symbol!r}, which is not an element"
                 f"{did_you_mean(symbol, numbers)}"
             )
         column = holds[:, numbers[symbol]]
@@ -196,7 +196,7 @@ def _space_groups(crystals: Collection, rows: np.ndarray) -> np.ndarray:
     known = np.asarray(crystals.space_groups)
     if not known.size or not known[rows].any():
         raise InputError(
-            "the store knows no space groups; build it again without `--no-symmetry`"
+            "the store has no space groups; build it again without `--no-symmetry`"
         )
     return known[rows, 0]
 

@@ -1,4 +1,4 @@
-"""CIF, read strictly: a crystal, or one line that says why not."""
+"""CIF, read strictly: the result is a crystal, or one line that says why not."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Part:
 
     Args:
         name: of the block.
-        content: a CIF of its own.
-        problem: why it is no crystal; "" if it may be one.
+        content: a CIF with only this block.
+        problem: why it is not a crystal; "" if it may be one.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What one setting makes of a block, and whether the file's counts prove it."""
+    """The crystal of a block in one setting, and whether the file's counts prove it."""
 
     setting: Setting
     crystal: Crystal
@@ -62,19 +62,19 @@ class _Reading:
 def read_cif(data: bytes, material_id: str) -> Crystal:
     """Read the first block with atoms of a CIF.
 
-    Symmetry is expanded to the full cell; atoms come in pymatgen's order, by
+    Symmetry is expanded to the full cell. Atoms come in pymatgen's order, by
     electronegativity and then as written, because the published graphs treat atom 0
-    specially. Coordinates within 1e-4 of 1/3 and 2/3 are taken for these, as pymatgen
-    does. What the file says of itself - its formula, Z, multiplicities, volume, and its
-    symmetry under other tags - must agree with the crystal.
+    specially. Coordinates within 1e-4 of 1/3 and 2/3 become these fractions, as in
+    pymatgen. The crystal must agree with the other statements of the file: its formula,
+    Z, multiplicities, volume, and its symmetry under other tags.
 
     Args:
         data: the content of the file.
         material_id: the name of the crystal.
 
     Raises:
-        BadStructure: the file is damaged, disordered, contradicts itself, leaves its
-            symmetry open, names an unknown element, lacks a value or cannot be a
+        BadStructure: the file is damaged, is disordered, contradicts itself, leaves its
+            symmetry open, names an unknown element, lacks a value, or cannot be a
             crystal.
     """
     block = _block_with_atoms(data)
@@ -104,17 +104,17 @@ def read_cif(data: bytes, material_id: str) -> Crystal:
 
 
 def split_cif(data: bytes) -> list[Part]:
-    """Return the blocks of a CIF that holds several and are, or should be, crystals.
+    """Return the blocks of a multi-block CIF that are, or should be, crystals.
 
-    Blocks without a cell and without atoms tell of the measurement; those whose only
+    Blocks without a cell and without atoms describe the measurement. Blocks whose only
     atoms are `?` are templates. Neither is a crystal. A cell without atoms is a crystal
-    that lost them. A file of one block, by far the most common, is not parsed for this.
+    that lost them. A file with one block, by far the most common, is not parsed here.
 
     Returns:
-        Nothing if there is one block.
+        Nothing if there is only one block.
 
     Raises:
-        BadStructure: it has several blocks but is damaged.
+        BadStructure: the file has several blocks but is damaged.
     """
     if len(_HEADER.findall(as_text(data))) < 2:
         return []
@@ -164,7 +164,7 @@ def _read_in(
     material_id: str,
     sites: tuple[list[str], np.ndarray, np.ndarray, np.ndarray],
 ) -> _Reading:
-    """Make the atoms of the cell in one setting, and let the file count them."""
+    """Make the cell's atoms in one setting, and check them by the file's counts."""
     labels, numbers, frac, cell = sites
     rotations, translations = setting.operations
     site = np.arange(len(numbers))
@@ -192,7 +192,7 @@ def _same_atoms(one: Crystal, other: Crystal) -> bool:
 
 
 def _refuse_two_origins(readings: list[_Reading]) -> None:
-    """Say what each origin makes of a file that does not say which it means."""
+    """Refuse a file that does not state its origin, with the atoms for each origin."""
     name, _, _ = readings[0].setting.name.partition(":")
     counts = " and ".join(
         f"{len(r.crystal.atomic_numbers)} atoms with `{r.setting.name}`"
@@ -205,7 +205,7 @@ def _refuse_two_origins(readings: list[_Reading]) -> None:
 
 
 def _cell(block: Block) -> np.ndarray:
-    """Return the cell (3, 3) as pymatgen lays it: c along z, a in the xz plane."""
+    """Return the cell (3, 3) oriented as in pymatgen: c along z, a in the xz plane."""
     values = []
     for name in _CELL:
         tag = f"_cell_{name}"
@@ -225,7 +225,7 @@ def _cell(block: Block) -> np.ndarray:
     cos_gamma_star = (cos_alpha * cos_beta - cos_gamma) / (sin_alpha * sin_beta)
     if abs(cos_gamma_star) >= 1:
         angles = ", ".join(f"{angle:g}" for angle in values[3:])
-        raise BadStructure(f"the angles {angles} close no cell (impossible); mend them")
+        raise BadStructure(f"the angles {angles} form no cell (impossible); mend them")
     gamma_star = np.arccos(cos_gamma_star)
     return np.array(
         [
@@ -241,7 +241,7 @@ def _cell(block: Block) -> np.ndarray:
 
 
 def _exact_thirds(frac: np.ndarray) -> np.ndarray:
-    """Replace 0.3333 and 0.6667 by the fractions that they stand for."""
+    """Replace 0.3333 and 0.6667 by exact thirds."""
     for third in (1 / 3, 2 / 3):
         frac = np.where(np.abs(frac / third - 1) <= 1e-4, third, frac)
     return frac
@@ -249,13 +249,13 @@ def _exact_thirds(frac: np.ndarray) -> np.ndarray:
 
 @cache
 def _electronegativity_rank() -> np.ndarray:
-    """Return where pymatgen's order puts each atomic number, (101,)."""
+    """Return the rank of each atomic number in pymatgen's order, (101,)."""
     from pymatgen.core import Element
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # noble gases have no electronegativity
         keys = [(Element.from_Z(z).X, symbols()[z]) for z in range(1, len(symbols()))]
-    # Python cannot order NaN; noble gases go last, as the least willing to bind.
+    # Python cannot order NaN. Noble gases go last, because they hardly bind.
     ordered = sorted(
         range(1, len(symbols())),
         key=lambda z: (keys[z - 1][0] != keys[z - 1][0], keys[z - 1]),

@@ -1,4 +1,4 @@
-"""A data block of a CIF: its tags under one spelling, its values without quotes."""
+"""A data block of a CIF: tags in one spelling, values without quotes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _CIF2_VALUES = re.compile(
 )  # triple quotes, lists and tables
 
 Table = dict[str, list[str]]
-"""The columns of one loop by tag, as written; a single pair is a column of one."""
+"""The columns of one loop by tag, as written; a single pair is a column of length 1."""
 
 
 class Block:
     """The tags of a data block.
 
     The older `_cell_length_a`, the dotted `_cell.length_a` of the newer dictionaries
-    and any mixture of cases are one tag: lower case, with `_` for the dot.
+    and any mixture of upper and lower case become one tag: lower case, with `_` for the
+    dot.
 
     Args:
-        block: as gemmi has parsed it.
+        block: as parsed by gemmi.
     """
 
     def __init__(self, block: gemmi.cif.Block) -> None:
@@ -61,7 +62,7 @@ class Block:
         """Return the one known value of a tag, or None.
 
         Raises:
-            BadStructure: it has two.
+            BadStructure: it has two different values.
         """
         found = [value for value in self.column(tag) if known(value)]
         if not found:
@@ -69,7 +70,7 @@ class Block:
         for other in found[1:]:
             if other != found[0] and not number(other) == number(found[0]):
                 raise BadStructure(
-                    f"`{tag}` stands twice, as `{found[0]}` and as `{other}`; remove "
+                    f"`{tag}` occurs twice, as `{found[0]}` and as `{other}`; remove "
                     "the wrong one"
                 )
         return found[0]
@@ -84,7 +85,7 @@ def _spelled(tag: str) -> str:
 
 
 def plain(value: str) -> str:
-    """Take off the quotes of a value."""
+    """Return a value without its quotes."""
     return gemmi.cif.as_string(value).strip() if value[:1] in "'\";" else value
 
 
@@ -94,7 +95,7 @@ def known(value: str | None) -> bool:
 
 
 def number(value: str) -> float:
-    """Read a CIF number, with or without its uncertainty; NaN where it is none."""
+    """Read a CIF number, with or without its uncertainty; NaN if it is not a number."""
     try:
         return float(value)
     except ValueError:
@@ -102,7 +103,7 @@ def number(value: str) -> float:
 
 
 def numbers(values: Sequence[str]) -> np.ndarray:
-    """Read many."""
+    """Read many CIF numbers."""
     try:
         return np.array([float(value) for value in values])
     except ValueError:
@@ -113,14 +114,14 @@ def parse_cif(data: bytes) -> gemmi.cif.Document:
     """Parse a file.
 
     Raises:
-        BadStructure: it is empty, no CIF, damaged, or needs a parser of CIF 2.0.
+        BadStructure: it is empty, not a CIF, damaged, or written in CIF 2.0.
     """
     text = as_text(data).strip()
     if not text:
         raise BadStructure("empty file; get it again or remove it")
     if text.startswith("<"):
         raise BadStructure("a web page or XML, not a CIF; get the file again")
-    if not text.isascii():  # accents in names of authors; nothing that is read here
+    if not text.isascii():  # such as accents in authors' names, which are not read
         text = text.encode("ascii", "replace").decode("ascii")
     try:
         return gemmi.cif.read_string(text + "\n", check_level=0)

@@ -1,9 +1,8 @@
-"""What a CIF counts itself, held against the atoms that were read from it.
+"""Compare the counts that a CIF states with the atoms that were read from it.
 
-Formula, formula units and multiplicities say how many atoms there are. A file that was
-cut, lost its symmetry or lists no hydrogens shows itself there. An error of the file's
-author cannot be told from a loss, so each disagreement is a refusal that gives both
-numbers.
+Formula, formula units and multiplicities state the number of atoms. They expose a file
+that was cut, lost its symmetry or lists no hydrogens. An error of the file's author
+looks the same as such a loss. So every disagreement is refused, with both numbers.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ _WYCKOFF = re.compile(r"\.?(\d+)\(?[a-zA]\)?")
 _FORMULA_PART = re.compile(r"([A-Z][a-z]?)((?:[0-9]+\.?[0-9]*|\.[0-9]+)?)")
 _FORMULA = re.compile(rf"({_FORMULA_PART.pattern})+")
 _TOLERANCE = 0.005  # relative; a formula may be rounded
-_VOLUME_TOLERANCE = 0.1  # relative; a relaxed cell may keep the volume of the old one
+_VOLUME_TOLERANCE = 0.1  # relative; a file may keep the volume from before relaxation
 
 
 def check_volume(block: Block, volume: float) -> None:
-    """Refuse a cell whose volume is far from the one that is stated.
+    """Refuse a cell whose volume is far from the stated one.
 
     Raises:
         BadStructure: they differ by more than a tenth.
@@ -44,22 +43,23 @@ def check_volume(block: Block, volume: float) -> None:
 def check_multiplicities(
     table: Table, labels: list[str], images: np.ndarray, order: int
 ) -> bool:
-    """Hold the multiplicity of each site against the atoms made of it.
+    """Compare the multiplicity of each site with the number of its atoms.
 
-    SHELXL-97 writes under the same tag how many operations leave the site in place, as
-    does `_atom_site_site_symmetry_order`: either is taken if it holds for all sites.
+    SHELXL-97 writes another number under the same tag: how many operations leave the
+    site in place, as `_atom_site_site_symmetry_order` does. Either meaning is accepted
+    if it holds for all sites.
 
     Args:
         table: the sites.
         labels: of the sites.
-        images: (S,) how many atoms each has become.
-        order: how many operations there are.
+        images: (S,) the number of atoms made of each site.
+        order: the number of operations.
 
     Returns:
-        Whether they are there, hold, and say more than that each site is one atom.
+        Whether multiplicities are stated, agree, and are not all 1.
 
     Raises:
-        BadStructure: they do not hold.
+        BadStructure: they do not agree.
     """
     proven = False
     for tag in (*_MULTIPLICITIES, "site_symmetry_order", "wyckoff_symbol"):
@@ -91,20 +91,20 @@ def check_multiplicities(
 
 
 def check_formula(block: Block, atoms: np.ndarray) -> bool:
-    """Hold the formula and its number Z in the cell against the atoms.
+    """Compare the formula and Z, its number in the cell, with the atoms.
 
-    pymatgen writes the atoms of the whole cell as the formula, and as Z their greatest
-    common divisor: that is taken as well.
+    pymatgen writes the atoms of the whole cell as the formula, and their greatest
+    common divisor as Z. That is accepted as well.
 
     Args:
         block: of the file.
         atoms: (N,) atomic numbers of the cell.
 
     Returns:
-        Whether both are there and hold.
+        Whether both are stated and agree.
 
     Raises:
-        BadStructure: they do not hold.
+        BadStructure: they do not agree.
     """
     text = block.value("_chemical_formula_sum") or "?"
     units = number(block.value("_cell_formula_units_z") or "?")
@@ -155,7 +155,7 @@ def amounts(formula: str) -> dict[int, float]:
     found: dict[int, float] = {}
     for word in formula.split():
         parts = _FORMULA_PART.findall(word) if _FORMULA.fullmatch(word) else []
-        if not parts or (len(parts) > 1 and word.isupper()):  # NACL may be any of two
+        if not parts or (len(parts) > 1 and word.isupper()):  # NACL is ambiguous
             return {}
         for symbol, amount in parts:
             z = species_number(symbol)

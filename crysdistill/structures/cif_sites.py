@@ -51,9 +51,9 @@ _SYMBOL = re.compile(r"[A-Z][a-z]?")
 
 
 def site_tables(block: Block) -> list[Table]:
-    """Return the loops of a block that tell of atom sites, by what follows the prefix.
+    """Return the loops of atom sites in a block, with tags without their prefix.
 
-    Anisotropic displacements and moments have prefixes of their own.
+    Anisotropic displacements and moments have other prefixes.
     """
     found = []
     for loop in block.loops:
@@ -66,7 +66,7 @@ def site_tables(block: Block) -> list[Table]:
 
 
 def has_atoms(block: Block) -> bool:
-    """Whether a block lists atoms, be it without coordinates."""
+    """Whether a block lists atoms, with or without coordinates."""
     return any(table.get(tag) for table in site_tables(block) for tag in _ATOMS)
 
 
@@ -83,10 +83,10 @@ def is_placeholder(block: Block) -> bool:
 
 
 def site_table(block: Block) -> Table:
-    """Return the columns of the one loop of atoms; what is not there is empty.
+    """Return the columns of the one loop of atoms; missing columns are empty.
 
     Raises:
-        BadStructure: there are two, or none with fractional coordinates.
+        BadStructure: there are several loops, or none with fractional coordinates.
     """
     tables = site_tables(block)
     if len(tables) > 1:
@@ -117,7 +117,7 @@ def read_sites(block: Block, table: Table) -> tuple[list[str], np.ndarray, np.nd
     """Return names (S,), atomic numbers (S,) and coordinates (S, 3) of the sites.
 
     Raises:
-        BadStructure: a site is not full, has no coordinates, or holds no element.
+        BadStructure: a site is not full, has no coordinates, or has no known element.
     """
     for axis in "xyz":
         if not table[f"fract_{axis}"]:
@@ -148,7 +148,7 @@ def read_sites(block: Block, table: Table) -> tuple[list[str], np.ndarray, np.nd
 
 
 def _unusual_species(block: Block, label: str, symbol: str) -> int:
-    """Return the atomic number of a site whose symbol is quoted or not given."""
+    """Return the atomic number of a site whose symbol is quoted or missing."""
     if known(symbol):
         element = species_number(symbol)
     else:
@@ -161,9 +161,9 @@ def _unusual_species(block: Block, label: str, symbol: str) -> int:
 
 
 def _check_guess(block: Block, label: str, element: int) -> None:
-    """Refuse an element that only a label names, if the file's formulas lack it.
+    """Refuse an element that is named only by a label, if the file's formulas lack it.
 
-    Labels are free: `W` is often water, `CA` a carbon.
+    Labels are free text: `W` is often water, `CA` a carbon.
     """
     formulas = [block.value(f"_chemical_formula_{name}") for name in _FORMULAS]
     given = [formula for formula in formulas if formula is not None]
@@ -178,7 +178,7 @@ def _check_guess(block: Block, label: str, element: int) -> None:
 
 def _check_occupancies(labels: list[str], values: list[str]) -> None:
     """Refuse every site that is not full."""
-    for text in dict.fromkeys(values):  # most often there is but one value
+    for text in dict.fromkeys(values):  # usually there is only one value
         value = number(text)
         if abs(value - 1) <= FULL_OCCUPANCY:
             continue
@@ -195,10 +195,10 @@ def _check_occupancies(labels: list[str], values: list[str]) -> None:
 
 
 def _check_disorder(labels: list[str], table: Table) -> None:
-    """Refuse alternatives, whatever the occupancies say.
+    """Refuse alternative sites, whatever the occupancies say.
 
-    One group whose sites are said to be full is what remains of disorder that someone
-    has resolved.
+    A single group of full sites is accepted: it remains after someone has resolved the
+    disorder.
     """
     assemblies = table["disorder_assembly"] or ["."] * len(labels)
     for column in ("disorder_group", "label_alt_id"):
@@ -219,7 +219,7 @@ def _check_disorder(labels: list[str], table: Table) -> None:
 
 
 def _check_dummies(labels: list[str], table: Table) -> None:
-    """Refuse sites that are no atoms, and hydrogens that are counted but not placed."""
+    """Refuse sites that are not atoms, and hydrogens that have no coordinates."""
     for label, flag in zip(labels, table["calc_flag"], strict=False):
         if plain(flag).lower() == "dum":
             raise BadStructure(

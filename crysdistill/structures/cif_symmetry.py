@@ -1,8 +1,8 @@
-"""The symmetry that a CIF states, under whatever tag; never P1 because none is known.
+"""The symmetry that a CIF states under any tag; never P1 merely for want of a tag.
 
 Tags are those of the core dictionary (older and newer), of its dotted form, of mmCIF
-and of the magnetic dictionary (older and newer). Magnetic operations move the atoms as
-their spatial parts say; only moments feel the reversal of time.
+and of the magnetic dictionary (older and newer). The spatial parts of magnetic
+operations move the atoms; time reversal affects only the moments.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ _LETTER = re.compile(r"\.?\d*([b-zA])")
 
 @dataclass(frozen=True)
 class Symmetry:
-    """What a file says of its symmetry.
+    """The symmetry that a file states.
 
     Args:
-        settings: the groups that it may mean, one if it is clear.
-        doubt: what else it says that does not agree; its own count of the atoms may
-            settle that.
+        settings: the groups that it may mean; only one if it is clear.
+        doubt: a contradiction in the file; the file's own count of its atoms may
+            resolve it.
     """
 
     settings: tuple[Setting, ...]
@@ -78,8 +78,8 @@ def stated_symmetry(block: Block) -> Symmetry:
     """Return the symmetry of a block.
 
     Raises:
-        BadStructure: it is modulated, cannot be read, or is named in two ways that
-            exclude each other.
+        BadStructure: it is modulated, cannot be read, or has two names that exclude
+            each other.
     """
     _check_modulation(block)
     alpha, gamma = (
@@ -88,7 +88,7 @@ def stated_symmetry(block: Block) -> Symmetry:
     )
     stated_number, code = block.first(_NUMBER), block.first(_CODE)
     lists = list(_listed(block))
-    if lists:  # they hold for the cell as it is, in whatever setting
+    if lists:  # operations apply to the cell as it is, in any setting
         code = None
     named = [(hall, from_hall(hall)) for hall in _values(block, _HALL)]
     named += [
@@ -125,13 +125,13 @@ def stated_symmetry(block: Block) -> Symmetry:
 
 
 def _values(block: Block, tags: Sequence[str]) -> list[str]:
-    """Return all values that some tags have."""
+    """Return all values of some tags."""
     found = (block.value(tag) for tag in tags)
     return list(dict.fromkeys(value for value in found if value is not None))
 
 
 def _check_modulation(block: Block) -> None:
-    """Refuse crystals whose atoms are not where the average structure has them."""
+    """Refuse modulated crystals, whose atoms are not at their average positions."""
     dimension = block.value("_cell_modulation_dimension")
     if (dimension is not None and number(dimension) > 0) or any(
         "_ssg_" in tag and any(map(known, map(plain, values)))
@@ -181,12 +181,12 @@ def _doubt(
     named: list[tuple[str, tuple[Setting, ...]]],
     stated_number: str | None,
 ) -> str | None:
-    """Return in what a file contradicts itself; None if it does not."""
+    """Return how a file contradicts itself; None if it does not."""
     order, number = len(chosen[0].operations[0]), chosen[0].number
     for other in lists[1:]:
         if len(other[0]) != order:
             return f"it {says}, but {len(other[0])} under another tag"
-    # Many programs write P 1 by default; a list of more operations tells better.
+    # Many programs write P 1 by default; a longer list of operations overrules it.
     default = bool(lists) and order > 1
     for name, settings in named:
         theirs, their_number = len(settings[0].operations[0]), settings[0].number
@@ -214,7 +214,7 @@ def _doubt(
 
 
 def _magnetic_name(says: str, block: Block) -> str | None:
-    """Return the magnetic group that a file names beside P1; None if it does not."""
+    """Return the magnetic group that a file names beside P1; None if there is none."""
     for tag, values in block.tags():
         for value in map(plain, values) if _MAGNETIC_NAMES.match(tag) else ():
             if known(value) and not _TRIVIAL.fullmatch(value):
@@ -223,7 +223,7 @@ def _magnetic_name(says: str, block: Block) -> str | None:
 
 
 def _hint(block: Block) -> str | None:
-    """Return what speaks of symmetry where no operations and no group are stated."""
+    """Return a hint of symmetry in a file without operations and without a group."""
     for tag, values in block.tags():
         if not _SPEAKS_OF_SYMMETRY.search(tag) or _NOT_OF_THE_GROUP.search(tag):
             continue

@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 MIN_DISTANCE = 0.5
-"""Å. Two atoms closer than this are an error: the shortest bond there is, that of H2,
-measures 0.74 Å. It is what pymatgen's `Structure.is_valid` asks for too, and refuses 3
-of 154,925 entries of the Materials Project, all with a hydrogen inside another atom."""
+"""Å. Two atoms closer than this are an error: the shortest of all bonds, in H2,
+measures 0.74 Å. pymatgen's `Structure.is_valid` has the same limit. It refuses 3 of
+154,925 entries of the Materials Project, all with a hydrogen inside another atom."""
 
 MIN_VOLUME = 1.0
-"""Å³ per atom; the densest crystals of the Materials Project take 4.4."""
+"""Å³ per atom; the densest crystals of the Materials Project have 4.4."""
 
 MAX_LENGTH = 1000.0
 """Å; the longest lattice vector of the Materials Project measures 275."""
 
 FULL_OCCUPANCY = 1e-3
-"""How far from 1 the occupancy of a full site may be written."""
+"""How far the written occupancy of a full site may be from 1."""
 
-_ALL_PAIRS = 40  # atoms; up to here it is faster to compare all with all
+_ALL_PAIRS = 40  # atoms; up to this size comparing all pairs is faster
 _SPECIES = re.compile(r"([A-Za-z]+)[0-9]*\.?[0-9]*[+-]?[0-9]*\.?[0-9]*")
 
 
@@ -44,7 +44,7 @@ class Crystal:
     """One ordered periodic structure as flat arrays, without a graph.
 
     Args:
-        material_id: the name by which tables and errors call it.
+        material_id: its name in tables and error messages.
         atomic_numbers: (N,) uint8.
         frac_coords: (N, 3) float64, fractional, wrapped into [0, 1).
         cell: (3, 3) float64 in Å, rows are lattice vectors.
@@ -85,12 +85,13 @@ class Crystal:
 
         Args:
             structure: ordered and periodic in three directions; oxidation states are
-                left behind.
+                dropped.
             material_id: its name.
             properties: its labels.
 
         Raises:
-            BadStructure: it is disordered, holds a dummy species, or cannot be.
+            BadStructure: it is disordered, holds a dummy species, or cannot be a
+                crystal.
         """
         from pymatgen.core import DummySpecies
 
@@ -132,7 +133,7 @@ def _formula(numbers: tuple[int, ...], counts: tuple[int, ...]) -> str:
 
 
 def disordered(site: str, holds: str) -> str:
-    """Return the reason for refusing a site that one atom does not fill."""
+    """Return the reason for refusing a site that is not filled by one atom."""
     return (
         f"site {site} is disordered ({holds}); use an ordered approximant, with one "
         "atom on every site"
@@ -140,7 +141,7 @@ def disordered(site: str, holds: str) -> str:
 
 
 def unknown_element(place: str, name: str) -> str:
-    """Return the reason for refusing a species that is no element of the tables."""
+    """Return the reason for refusing a species that is not an element of the tables."""
     return (
         f"{place} holds `{name}`, not an element between H and "
         f"{symbols()[MAX_ATOMIC_NUMBER]}; name a real element or remove it"
@@ -149,7 +150,7 @@ def unknown_element(place: str, name: str) -> str:
 
 @lru_cache(maxsize=4096)
 def species_number(species: str) -> int:
-    """Return the atomic number of an element or an ion, or 0 where it is neither.
+    """Return the atomic number of an element or an ion, or 0 if it is neither.
 
     `Fe`, `FE`, `Fe3+`, `Fe+3` and `Fe12` are iron; D and T are hydrogen. All letters
     must belong to the element: `Vac` is not vanadium, `Fe,Mn` not iron.
@@ -162,8 +163,8 @@ def species_number(species: str) -> int:
 def label_number(label: str) -> int:
     """Return the atomic number that the label of a site begins with, or 0.
 
-    `Fe12A` and `Fe(1)` are iron; `OW1` and `Vac1` are no element, since what follows
-    a symbol must not be a letter.
+    `Fe12A` and `Fe(1)` are iron; `OW1` and `Vac1` are not elements, since no letter may
+    follow a symbol.
     """
     match = _SPECIES.match(label)
     return _symbol_number(match.group(1)) if match else 0
@@ -218,13 +219,13 @@ def validate(crystal: Crystal) -> Crystal:
 
 
 def check_periodic(pbc: Any) -> None:
-    """Refuse what is not periodic in three directions.
+    """Refuse a structure that is not periodic in three directions.
 
     Args:
-        pbc: one flag or three; None where nothing is said.
+        pbc: one flag or three; None if not stated.
 
     Raises:
-        BadStructure: a flag is false, or it is no flags.
+        BadStructure: a flag is false, or `pbc` does not hold flags.
     """
     if pbc is None:
         return
@@ -241,7 +242,7 @@ def check_periodic(pbc: Any) -> None:
 
 
 def _check_cell(cell: np.ndarray, atoms: int) -> tuple[float, float, float]:
-    """Refuse a cell that cannot be the one of a crystal.
+    """Refuse a cell that no crystal can have.
 
     Plain arithmetic: on nine numbers it is ten times faster than array functions.
 
@@ -309,10 +310,10 @@ def _check_distances(
 def _closest_pair(
     frac: np.ndarray, cell: np.ndarray, spacing: tuple[float, float, float]
 ) -> tuple[int, int, float]:
-    """Return the two closest atoms, exactly if they are within `MIN_DISTANCE`.
+    """Return the two closest atoms; exact if they are within `MIN_DISTANCE`.
 
-    Taking the nearest integer for the lattice translation is exact here, because the
-    lattice planes are more than two such distances apart.
+    Rounding to the nearest lattice translation is exact here, because the lattice
+    planes are more than two such distances apart.
     """
     found = (-1, -1, math.inf)
     for i, j in _candidates(frac, spacing):
@@ -328,10 +329,11 @@ def _closest_pair(
 def _candidates(
     frac: np.ndarray, spacing: tuple[float, float, float]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield pairs of atoms, among them all that are closer than `MIN_DISTANCE`.
+    """Yield pairs of atoms, including all that are closer than `MIN_DISTANCE`.
 
-    In a large cell atoms are sorted along its longest direction and paired with the
-    next ones until these are too far along it: hardly more than N pairs, not N².
+    In a large cell, atoms are sorted along its longest direction. Each is paired with
+    the next ones until these are too far along it. That makes hardly more than N pairs,
+    not N².
     """
     atoms = len(frac)
     if atoms <= _ALL_PAIRS:

@@ -1,7 +1,7 @@
-"""Element tables: the numbers that tell an encoder what an element is.
+"""Element tables: the numbers that describe an element to an encoder.
 
-A table is a float array with one row per atomic number. Row 0 stands for "no
-element": it is what a masked atom looks like to an encoder.
+A table is a float array with one row per atomic number. Row 0 means "no element":
+encoders see it for a masked atom.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ def symbols() -> tuple[str, ...]:
 
 @cache
 def atomic_numbers_by_symbol() -> dict[str, int]:
-    """Return the atomic number of each chemical symbol that the tables know."""
+    """Return the atomic number of each chemical symbol in the tables."""
     return {symbol: z for z, symbol in enumerate(symbols()) if z}
 
 
 def cgcnn92() -> np.ndarray:
     """Return the 92-bit element table of CGCNN, shape (101, 92), float32.
 
-    Nine properties, each one-hot over equal bins (`CGCNN_BLOCKS`); a property
-    that is not known leaves its block zero. The bin numbers are kept in
-    `elements.csv`, because today's property collections put up to 58 elements in
-    another bin than the published table does (its covalent radii come from
-    another source, and its electron affinities of the lanthanides too).
+    There are nine properties, each one-hot over equal bins (`CGCNN_BLOCKS`). The block
+    of an unknown property is zero. The bin numbers are kept in `elements.csv`, because
+    today's property collections put up to 58 elements in other bins than the published
+    table (its covalent radii come from another source, as do its electron affinities of
+    the lanthanides).
 
-    The table cannot tell apart {La, Ce}, {Sm, Gd}, {Ho, Er}, {Th, Np}, {Am, Cm}
-    and {Bk, Cf, Es, Fm}.
+    The table does not distinguish {La, Ce}, {Sm, Gd}, {Ho, Er}, {Th, Np}, {Am, Cm} and
+    {Bk, Cf, Es, Fm}.
 
     Source: T. Xie and J. C. Grossman, Phys. Rev. Lett. 120, 145301 (2018),
     doi:10.1103/PhysRevLett.120.145301, supplement, Table S2; the bins equal those

@@ -1,4 +1,4 @@
-"""Symmetry operations: read, checked to be a group, and applied to sites."""
+"""Symmetry operations: read them, check that they form a group, apply them to sites."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from crysdistill.errors import BadStructure
 
 SAME_SITE = 0.1
 """Å. Images of one site closer than this are one atom on a special position, written
-with too few digits; no two atoms come as close."""
+with too few digits. No two atoms come this close."""
 
 METRIC_TOLERANCE = 0.05
-"""How far a cell may be from the symmetry that its file states, relative to it."""
+"""How far a cell may deviate from the symmetry that its file states, relative to it."""
 
 _AMOUNT = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
 _EXPRESSION = re.compile(
@@ -31,7 +31,7 @@ Operations = tuple[np.ndarray, np.ndarray]
 def operations(triplets: tuple[str, ...]) -> Operations:
     """Turn `x, y, z+1/2` and the like into arrays.
 
-    Any fraction is read: files hold 499/999 where a table of groups knows 1/2.
+    Any fraction is read, because files may hold 499/999 instead of 1/2.
 
     Args:
         triplets: M operations.
@@ -58,13 +58,13 @@ def operations(triplets: tuple[str, ...]) -> Operations:
 
 
 def check_group(listed: Operations) -> Operations:
-    """Return each operation of a list once, or refuse a list that is no group.
+    """Return each operation of a list once, or refuse a list that is not a group.
 
-    A list that was cut, or of which one operation is damaged, is none: two of its
-    operations make a third that it lacks.
+    A list that was cut, or that has a damaged operation, is not a group: the product of
+    two of its operations is missing from it.
 
     Raises:
-        BadStructure: it is no group.
+        BadStructure: it is not a group.
     """
     return _group_of(*(array.tobytes() for array in listed))
 
@@ -106,7 +106,7 @@ def _same(
     rotation: np.ndarray,
     translation: np.ndarray,
 ) -> np.ndarray:
-    """Return which operations are one and the same, but for lattice translations."""
+    """Return which operations are the same up to lattice translations."""
     delta = translations - translation
     close = np.abs(delta - np.rint(delta)).max(axis=-1, initial=0) <= _TRANSLATION
     return close & (np.abs(rotations - rotation).max(axis=(-2, -1), initial=0) < 1e-6)
@@ -151,7 +151,7 @@ def expand(
 
     images = np.einsum("mij,sj->smi", rotations, frac) + translations  # (S, M, 3)
     keep = np.ones(images.shape[:2], bool)
-    # A site that only the identity leaves in place has as many images as operations.
+    # A site that only the identity leaves in place has one image for each operation.
     special = coincide(images - frac[:, None]).sum(axis=1) > 1
     for site in np.flatnonzero(special):
         rest = np.arange(len(rotations))

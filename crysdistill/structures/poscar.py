@@ -1,7 +1,8 @@
-"""POSCAR and CONTCAR, as VASP reads them, but never with elements that are guessed.
+"""POSCAR and CONTCAR, read as VASP does, but without guessing elements.
 
-Written here because pymatgen multiplies Cartesian coordinates by a negative scale, and
-knows neither three scale factors, nor Fortran's exponents, nor comments after numbers.
+This reader exists because pymatgen multiplies Cartesian coordinates by a negative
+scale, and reads neither three scale factors, nor Fortran's exponents, nor comments
+after numbers.
 
 Source: the description of POSCAR in the VASP wiki, https://www.vasp.at/wiki/POSCAR.
 """
@@ -32,8 +33,8 @@ _NOT_WHOLE = "not a whole POSCAR: a line or a number is missing; get the file ag
 def read_poscar(data: bytes, material_id: str) -> Crystal:
     """Read a POSCAR or CONTCAR that names its elements.
 
-    Elements stand in line 6, or behind each coordinate. A negative scale is the volume;
-    three scales stretch x, y and z. What follows the atoms is left out.
+    Elements are in line 6, or after each coordinate. A negative scale is the volume;
+    three scales stretch x, y and z. Anything after the atoms is ignored.
 
     Args:
         data: the content of the file.
@@ -78,7 +79,7 @@ def read_poscar(data: bytes, material_id: str) -> Crystal:
 
 
 def _number(word: str) -> float | None:
-    """Read a number as Fortran writes it; None where it is none."""
+    """Read a number as Fortran writes it; None if it is not a number."""
     try:
         return float(re.sub("[dD]", "e", word)) if "_" not in word else None
     except ValueError:
@@ -86,7 +87,7 @@ def _number(word: str) -> float | None:
 
 
 def _leading_numbers(line: str) -> list[float]:
-    """Return the numbers that a line begins with."""
+    """Return the numbers at the start of a line."""
     found: list[float] = []
     for word in line.split():
         value = _number(word)
@@ -97,7 +98,7 @@ def _leading_numbers(line: str) -> list[float]:
 
 
 def _three_numbers(lines: list[str], row: int) -> list[float]:
-    """Return the vector of a line; what follows is a comment, or flags."""
+    """Return the vector at the start of a line; comments or flags may follow."""
     words = lines[row].split()
     found = _leading_numbers(lines[row])
     if len(found) < 3 and len(words) < 3:
@@ -133,9 +134,10 @@ def _scaled(line: str, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _species(lines: list[str]) -> tuple[list[int], list[int], int]:
-    """Return the elements, their numbers of atoms, and the row that follows.
+    """Return the elements, their numbers of atoms, and the next row.
 
-    VASP breaks both after twenty; without elements (VASP 4) the first list is empty.
+    VASP breaks both lines after twenty entries. Without elements (VASP 4) the first
+    list is empty.
     """
     row = 5
     names: list[str] = []
@@ -167,7 +169,7 @@ def _species(lines: list[str]) -> tuple[list[int], list[int], int]:
 
 
 def _is_cartesian(lines: list[str], row: int) -> bool:
-    """Tell Cartesian from fractional coordinates as VASP does, by the first letter."""
+    """Whether coordinates are Cartesian, judged like VASP by the first letter."""
     if not lines[row].strip() or _leading_numbers(lines[row]):
         raise BadStructure(
             f"line {row + 1} should say `Direct` or `Cartesian` but is "
@@ -177,7 +179,7 @@ def _is_cartesian(lines: list[str], row: int) -> bool:
 
 
 def _symbol_at_end(line: str) -> int:
-    """Return the element behind the coordinates of an atom; 0 if there is none."""
+    """Return the element after the coordinates of an atom; 0 if there is none."""
     words = line.split()[3:]
     if len(words) >= 3 and all(word.strip(".") in ("T", "F") for word in words[:3]):
         words = words[3:]
@@ -185,7 +187,7 @@ def _symbol_at_end(line: str) -> int:
 
 
 def _check_end(lines: list[str], atoms: int) -> None:
-    """Refuse coordinates beyond the last atom; velocities stand after a blank line."""
+    """Refuse coordinates after the last atom; velocities follow a blank line."""
     more = 0
     while more < len(lines) and len(_leading_numbers(lines[more])) >= 3:
         more += 1

@@ -1,4 +1,4 @@
-"""All formats but CIF and POSCAR, read strictly; the bytes of any file."""
+"""Strict readers of all formats but CIF and POSCAR, and of the bytes of any file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from crysdistill.structures.text import as_text, plain_numbers
 if TYPE_CHECKING:
     from ase import Atoms
 
-_FULL_IN_SHELX = 11.0  # an occupancy of 1, held fixed by adding 10
+_FULL_IN_SHELX = 11.0  # an occupancy of 1; SHELX adds 10 to fixed values
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -75,7 +75,7 @@ def read_flat(entry: Mapping[str, Any], material_id: str) -> Crystal:
 
 
 def read_pymatgen(entry: Mapping[str, Any], material_id: str) -> Crystal:
-    """Read what pymatgen's `Structure.as_dict` writes.
+    """Read the output of pymatgen's `Structure.as_dict`.
 
     Raises:
         BadStructure: it is disordered, damaged, or cannot be a crystal.
@@ -121,8 +121,8 @@ def _array(values: Any, name: str) -> np.ndarray:
 def read_jarvis(atoms: Mapping[str, Any], material_id: str) -> Crystal:
     """Read the `atoms` of a JARVIS entry.
 
-    They are `lattice_mat` (3, 3) in Å, `elements`, `coords` (N, 3), and `cartesian`,
-    which says whether these are in Å or fractional.
+    Its keys are `lattice_mat` (3, 3) in Å, `elements`, `coords` (N, 3), and
+    `cartesian`, which says whether `coords` are in Å or fractional.
 
     Raises:
         BadStructure: a key is missing, arrays do not fit, or it cannot be a crystal.
@@ -144,7 +144,7 @@ def read_jarvis(atoms: Mapping[str, Any], material_id: str) -> Crystal:
 def fractional(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
     """Return positions in Å as fractional coordinates.
 
-    In a cell that is none they are zero, so that `validate` speaks of the cell.
+    For an impossible cell they are zero, so that `validate` reports the cell.
     """
     if cell.shape != (3, 3) or positions.ndim != 2 or positions.shape[1] != 3:
         return np.zeros(positions.shape) if positions.ndim == 2 else positions
@@ -158,18 +158,18 @@ def fractional(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
 
 
 def read_res(data: bytes, material_id: str) -> Crystal:
-    """Read a RES file as AIRSS writes it: all atoms of the cell, no symmetry.
+    """Read a RES file as written by AIRSS: all atoms of the cell, no symmetry.
 
     Raises:
-        BadStructure: it is damaged, disordered, has symmetry operations or cannot be a
-            crystal.
+        BadStructure: it is damaged, is disordered, has symmetry operations, or cannot
+            be a crystal.
     """
     from pymatgen.io.res import ResIO
 
     lines = [line.strip() for line in as_text(data).splitlines()]
     in_sites = False
     for words in map(str.split, lines):
-        # Readers pass over these, and take the asymmetric unit for the whole cell.
+        # Readers ignore these lines and mistake the asymmetric unit for the whole cell.
         if words[:1] == ["SYMM"] or (words[:1] == ["LATT"] and words[1:2] != ["-1"]):
             raise BadStructure(
                 f"has symmetry (`{' '.join(words)}`), which is not expanded in RES "
@@ -215,9 +215,9 @@ def read_cssr(data: bytes, material_id: str) -> Crystal:
 
 
 def crystal_of_atoms(atoms: Atoms, material_id: str) -> Crystal:
-    """Take the arrays of what ASE has read, which `validate` has to check.
+    """Take the arrays of ASE atoms; `validate` has to check them afterwards.
 
-    ASE keeps partial occupancies beside atoms that look ordered: they are refused here.
+    ASE keeps partial occupancies beside atoms that look ordered. They are refused here.
 
     Raises:
         BadStructure: no cell, not periodic in three directions, or disordered.
@@ -232,7 +232,7 @@ def crystal_of_atoms(atoms: Atoms, material_id: str) -> Crystal:
 
 
 def _check_ase_occupancy(atoms: Atoms) -> None:
-    """Refuse sites that are not full, wherever ASE or its users keep that."""
+    """Refuse sites that are not full, wherever ASE or its users keep occupancies."""
     named = atoms.info.get("occupancy")
     if isinstance(named, Mapping):
         for site, holds in named.items():
@@ -270,7 +270,7 @@ def read_extxyz(data: bytes, material_id: str) -> Crystal:
 
 
 def read_gen(data: bytes, material_id: str) -> Crystal:
-    """Read a GEN file, as DFTB+ has it.
+    """Read a GEN file of DFTB+.
 
     Raises:
         BadStructure: as `crystal_of_atoms`, or it cannot be a crystal.

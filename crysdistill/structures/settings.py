@@ -26,8 +26,9 @@ class Setting:
     """One setting of a space group.
 
     Args:
-        name: its extended Hermann-Mauguin symbol, such as `F d -3 m:2`; "" for a list.
-        number: 1-230; 0 where only operations are known.
+        name: its extended Hermann-Mauguin symbol, such as `F d -3 m:2`; "" for a list
+            of operations.
+        number: 1-230; 0 if only operations are known.
         operations: rotations (M, 3, 3) and translations (M, 3).
     """
 
@@ -37,7 +38,7 @@ class Setting:
 
 
 def from_hall(hall: str) -> tuple[Setting, ...]:
-    """Return the setting of a Hall symbol, which alone tells everything; () if none."""
+    """Return the setting of a Hall symbol, which is unambiguous; () if unknown."""
     try:
         found = gemmi.symops_from_hall(hall)
     except RuntimeError:
@@ -49,18 +50,18 @@ def from_hall(hall: str) -> tuple[Setting, ...]:
 def from_symbol(
     symbol: str, code: str | None, alpha: float, gamma: float
 ) -> tuple[Setting, ...]:
-    """Return the settings that a Hermann-Mauguin symbol may mean; () if not known.
+    """Return the settings that a Hermann-Mauguin symbol may mean; () if unknown.
 
     Args:
         symbol: with or without spaces and origin.
         code: of the coordinate system, such as `2`, `b1`, `cab` or `H`.
-        alpha: degrees; tells rhombohedral from hexagonal axes, with `gamma`.
+        alpha: degrees; with `gamma` it distinguishes rhombohedral and hexagonal axes.
         gamma: degrees.
 
     Raises:
         BadStructure: symbol and code exclude each other.
     """
-    # P2_1/c is pymatgen's way to write P21/c; S and Z are ICSD's origins 1 and 2.
+    # pymatgen writes P21/c as P2_1/c; S and Z are ICSD's origins 1 and 2.
     text = _ORIGIN.sub(r":\1", symbol.replace("_", "").strip())
     text = _ICSD_ORIGIN.sub(lambda m: ":1" if m.group(1) == "S" else ":2", text)
     text = _AXES.sub(lambda m: ":H" if m.group(1).lower() == "hex" else ":R", text)
@@ -78,7 +79,7 @@ def from_number(
     """Return the settings that a number may mean, in the reference setting.
 
     Raises:
-        BadStructure: there is no such group, or not with this code.
+        BadStructure: there is no such group, or it does not have this code.
     """
     group = gemmi.find_spacegroup_by_name(_group(number).hm, alpha, gamma)
     return _narrowed(_siblings(group), number, code)
@@ -86,7 +87,7 @@ def from_number(
 
 @lru_cache(maxsize=256)
 def point_group_order(number: str) -> int:
-    """Return how many rotations the group of a number has, 1-48; 0 if there is none."""
+    """Return the number of rotations of a numbered group, 1-48; 0 if there is none."""
     try:
         return len(list(_group(number).operations().sym_ops))
     except BadStructure:
@@ -94,7 +95,7 @@ def point_group_order(number: str) -> int:
 
 
 def group_number(listed: Operations) -> int:
-    """Return the number of the group that operations make in a usual setting, else 0.
+    """Return the number of the group of some operations; 0 in an unusual setting.
 
     Args:
         listed: rotations (M, 3, 3) and translations (M, 3).
@@ -139,7 +140,7 @@ def _table() -> list[gemmi.SpaceGroup]:
 
 
 def _siblings(group: gemmi.SpaceGroup) -> list[gemmi.SpaceGroup]:
-    """Return a group with both origins if it has two, else alone."""
+    """Return a group with both origins if it has two, else the group alone."""
     if group.ext not in ("1", "2"):
         return [group]
     return [
@@ -152,7 +153,7 @@ def _siblings(group: gemmi.SpaceGroup) -> list[gemmi.SpaceGroup]:
 def _narrowed(
     groups: list[gemmi.SpaceGroup], name: str, code: str | None
 ) -> tuple[Setting, ...]:
-    """Return those of some settings that a code of the coordinate system leaves."""
+    """Return the settings that a coordinate system code allows."""
     code = (code or "").strip().lower()
     number = groups[0].number
     found = [g for g in groups if code in _codes(g)]
@@ -169,7 +170,7 @@ def _narrowed(
 
 
 def _codes(group: gemmi.SpaceGroup) -> set[str]:
-    """Return the codes that mean a setting, `1` with any that has no other."""
+    """Return the codes that mean a setting; `1` and `abc` if it has no other."""
     ext = group.ext.strip("\0").lower()
     codes = {ext + group.qualifier, ext, group.qualifier} - {""}
     if group.ext not in ("1", "2"):

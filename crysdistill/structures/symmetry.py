@@ -1,9 +1,9 @@
 """Space groups and crystal systems, at two tolerances, by two engines.
 
-Near a tolerance the space group of a relaxed crystal is a matter of a few thousandths
-of an Ångström, and engines differ there. `spglib` is the label of record of the
-literature; `moyopy` is five times as fast. The engine `fast` takes moyopy's word where
-it finds the same group at both tolerances, and asks spglib where it does not.
+Near a tolerance the space group of a relaxed crystal depends on a few thousandths of an
+Ångström, and engines differ there. The literature uses the labels of `spglib`; `moyopy`
+is five times as fast. The engine `fast` accepts moyopy's answer if it is the same group
+at both tolerances, and asks spglib otherwise.
 
 Sources: A. Togo, K. Shinohara and I. Tanaka, Sci. Technol. Adv. Mater. Meth. 4, 2384822
 (2024), doi:10.1080/27660400.2024.2384822 (spglib); K. Shinohara, moyo (2024),
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from crysdistill.structures.crystal import Crystal
 
 SYMPREC = (0.01, 0.1)
-"""Å. The tolerances at which stores keep space groups: pymatgen's default for relaxed
+"""Å. The tolerances of the space groups in stores: pymatgen's default for relaxed
 structures, and the looser one with which the Materials Project labels its entries."""
 
 ANGLE_TOLERANCE = 5.0
-"""Degrees, for spglib: pymatgen's default (spglib's own is -1), so that labels compare
-with the literature. moyopy judges angles by `symprec`."""
+"""Degrees, for spglib. This is pymatgen's default (spglib's own is -1), so that labels
+are comparable with the literature. moyopy judges angles by `symprec`."""
 
 CRYSTAL_SYSTEMS = (
     "triclinic",
@@ -46,17 +46,17 @@ ENGINES: tuple[Engine, ...] = ("fast", "spglib")
 
 _FIRST_GROUPS = np.array([1, 3, 16, 75, 143, 168, 195])  # of each crystal system
 
-# Both engines tell of each doubtful search on stderr, where it tears progress bars.
-os.environ.setdefault("SPGLIB_WARNING", "OFF")  # asked for before every line
+# Both engines report each doubtful search on stderr, which breaks progress bars.
+os.environ.setdefault("SPGLIB_WARNING", "OFF")  # spglib reads it before every line
 logging.getLogger("moyo").setLevel(logging.ERROR)
 
 
 def space_groups(crystal: Crystal, engine: Engine = "fast") -> tuple[int, ...]:
-    """Return the number of the space group at each tolerance of `SYMPREC`; 0 for none.
+    """Return the space group number at each tolerance of `SYMPREC`; 0 for none.
 
     Args:
         crystal: checked; spglib crashes on coordinates that are not finite.
-        engine: `spglib`, or `fast` (moyopy where it is sure, else spglib).
+        engine: `spglib`, or `fast` (moyopy where its tolerances agree, else spglib).
     """
     if engine == "fast":
         found = moyopy_groups(crystal, SYMPREC)
@@ -66,7 +66,7 @@ def space_groups(crystal: Crystal, engine: Engine = "fast") -> tuple[int, ...]:
 
 
 def engine_versions(engine: Engine) -> str:
-    """Return what found the groups, for the record of a store."""
+    """Return the engines and their versions, for the record of a store."""
     import moyopy
     import spglib
 
@@ -79,7 +79,7 @@ def engine_versions(engine: Engine) -> str:
 def space_group(
     crystal: Crystal, symprec: float, angle_tolerance: float = ANGLE_TOLERANCE
 ) -> int:
-    """Return the number of the space group, 1-230, by spglib; 0 where it finds none.
+    """Return spglib's number of the space group, 1-230; 0 if it finds none.
 
     Args:
         crystal: checked; spglib crashes on coordinates that are not finite.
@@ -97,7 +97,7 @@ def space_group(
 
 
 def moyopy_groups(crystal: Crystal, tolerances: Sequence[float]) -> tuple[int, ...]:
-    """Return the groups by moyopy; 0 where it finds none."""
+    """Return moyopy's space group at each tolerance; 0 where it finds none."""
     import moyopy
 
     cell = moyopy.Cell(
@@ -108,10 +108,10 @@ def moyopy_groups(crystal: Crystal, tolerances: Sequence[float]) -> tuple[int, .
     groups = []
     for symprec in tolerances:
         try:
-            # With an angle tolerance of its own the search can go on for hours.
+            # With a separate angle tolerance the search can take hours.
             found = moyopy.MoyoDataset(cell, symprec=symprec, rotate_basis=False)
             groups.append(int(found.number))
-        except BaseException as error:  # panics in Rust are no `Exception`
+        except BaseException as error:  # a panic in Rust is not an `Exception`
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             groups.append(0)
@@ -122,10 +122,10 @@ def crystal_system(space_groups: np.ndarray) -> np.ndarray:
     """Return the crystal system of each space group as a number into `CRYSTAL_SYSTEMS`.
 
     Args:
-        space_groups: any shape, 1-230, or 0 for not known.
+        space_groups: any shape, 1-230, or 0 if unknown.
 
     Returns:
-        The same shape, int64, 0-6; -1 where not known.
+        The same shape, int64, 0-6; -1 where unknown.
     """
     groups = np.asarray(space_groups)
     return np.searchsorted(_FIRST_GROUPS, groups, side="right").astype(np.int64) - 1

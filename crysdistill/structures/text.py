@@ -1,4 +1,4 @@
-"""The text of a file, whatever encoding it was saved in, and what it looks like."""
+"""The text of a file in any encoding, and the format that it seems to have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 from crysdistill.errors import BadStructure
 
-_MARKS = (  # the longest first: a UTF-32 mark begins like one of UTF-16
+_MARKS = (  # the longest first, because a UTF-32 mark begins like a UTF-16 mark
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -18,7 +18,7 @@ _PASTED = str.maketrans(
     {"\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2013": "-"}
     | dict.fromkeys("\u00a0\u2002\u2003\u2007\u2009\u202f", " ")
 )
-_END_OF_FILE = "\x1a\0"  # DOS ends text with the one, some disks with the other
+_END_OF_FILE = "\x1a\0"  # DOS ends text with the first, some disks with the second
 _FORTRAN = re.compile(rb"(?<![\w.])([+-]?(?:\d+\.?\d*|\.\d+))[dD]([+-]?\d+)(?![\w.])")
 _CIF = re.compile(r"^\s*data_\S*\s", re.MULTILINE | re.IGNORECASE)
 _CIF_TAG = re.compile(r"^\s*_(?:cell|atom_site)[_.]", re.MULTILINE | re.IGNORECASE)
@@ -27,12 +27,12 @@ _CIF_TAG = re.compile(r"^\s*_(?:cell|atom_site)[_.]", re.MULTILINE | re.IGNORECA
 def as_text(data: bytes) -> str:
     """Decode a file of UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
-    Anything else is taken for the code page of Western Windows: only names of authors
-    suffer if it is another. Lines end as on Unix; minus signs and spaces that word
-    processors put in become plain ones.
+    Anything else is read as the code page of Western Windows; if it is another one,
+    only authors' names suffer. Lines end as on Unix. Special minus signs and spaces
+    from word processors become plain ones.
 
     Raises:
-        BadStructure: it starts like UTF-16 or UTF-32 but is not.
+        BadStructure: it starts like UTF-16 or UTF-32 but is neither.
     """
     text = _decoded(data)
     if "\r" in text:
@@ -67,29 +67,29 @@ def _encoding(data: bytes) -> str | None:
     if 0 not in sample:
         return None
     even, odd = sample[::2].count(0), sample[1::2].count(0)
-    many = len(sample) // 8  # of letters, most have a zero beside them
+    many = len(sample) // 8  # most letters have a zero beside them
     if odd > many > even:
         return "utf-16-le"
     return "utf-16-be" if even > many > odd else None
 
 
 def format_of(data: bytes, named: str) -> str:
-    """Return what the content of a file is, whatever its name says.
+    """Return the format of a file by its content, whatever its name says.
 
     Args:
         data: the content.
-        named: what the name says, `cif` or `poscar`; kept where it may be true.
+        named: the format by its name, `cif` or `poscar`; returned if it may be right.
     """
     if named == "cif" and b"data_" in data:
         return named
     try:
         return content_format(as_text(data)) or named
     except BadStructure:
-        return named  # told where it is parsed
+        return named  # the parser will report it
 
 
 def plain_numbers(data: bytes) -> bytes:
-    """Write Fortran's `1.5D0` as `1.5E0`; other words stay as they are."""
+    """Write Fortran's `1.5D0` as `1.5E0`, leaving other words unchanged."""
     return _FORTRAN.sub(rb"\1E\2", data)
 
 

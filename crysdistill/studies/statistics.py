@@ -236,7 +236,7 @@ def compare_paired(
     arms = list(table["arm"].unique())
     if reference not in arms:
         raise InputError(
-            f"no run is of the reference arm `{reference}`; the arms are "
+            f"no run has the reference arm `{reference}`; the arms are "
             f"{', '.join(arms)}{did_you_mean(reference, arms)}"
         )
     rows: list[dict[str, Any]] = []

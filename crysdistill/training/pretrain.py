@@ -14,7 +14,7 @@ from torch import nn
 
 from crysdistill.encoders import Encoder, make_encoder
 from crysdistill.errors import InputError
-from crysdistill.objectives import CRYSGNN, OBJECTIVES, Objective, make_objective
+from crysdistill.objectives import OBJECTIVES, Objective, make_objective
 from crysdistill.overlap.exclusion import SAME, check_exclude_kinds
 from crysdistill.ranks import on_first_rank
 from crysdistill.schema import Choices
@@ -96,8 +96,6 @@ class PretrainConfig(RunConfig):
     encoder: EncoderChoice = field(
         default_factory=lambda: {
             "name": "cgcnn",
-            "convolutions": 5,
-            "bias": False,
             "normalize": True,
         }
     )
@@ -109,7 +107,7 @@ class PretrainConfig(RunConfig):
             ObjectiveSettings,
             _published_defaults,
         ),
-    ] = field(default_factory=lambda: {name: {"weight": 0.25} for name in CRYSGNN})
+    ] = field(default_factory=lambda: {"bank": {"weight": 1.0}})
     weighting: Weighting = "fixed"
     exclude: list[Path] = field(default_factory=list)
     exclude_kinds: list[str] = field(default_factory=lambda: list(SAME))
@@ -117,7 +115,7 @@ class PretrainConfig(RunConfig):
     subset: int | None = None
     probes: list[ProbeSettings] = field(default_factory=list)
     trainer: TrainerSettings = field(
-        default_factory=lambda: TrainerSettings(epochs=20, batch_size=128)
+        default_factory=lambda: TrainerSettings(epochs=12, batch_size=128)
     )
 
     def __post_init__(self) -> None:

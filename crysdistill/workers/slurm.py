@@ -84,7 +84,7 @@ def try_job(script: str, settings: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())
-        raise InputError(f"{settings}: SLURM takes no such job ({said})")
+        raise InputError(f"{settings}: SLURM refuses this job ({said})")
 
 
 def load_extra(module: str, package: str) -> Any:

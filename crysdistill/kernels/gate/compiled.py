@@ -96,7 +96,7 @@ class _GatedSum(torch.autograd.Function):
         """Return (N, F).
 
         Args:
-            ctx: for backward.
+            ctx: the context for backward.
             products: (N, 2, 2 F).
             table: (2 M, 2 F).
             weight: (2 F,), of the batch norms.

@@ -1,4 +1,4 @@
-"""Families of targets: what follows from a crystal, to be learned without labels."""
+"""Families of targets that follow from a crystal and need no labels."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from crysdistill.objectives.targets.surroundings import Surroundings
 __all__ = ["ORDERS", "SHELLS", "Angular", "harmonics"]
 
 ORDERS = (1, 2, 3, 4)
-"""Of the angular moments."""
+"""Orders l of the angular moments."""
 
 SHELLS = ((2.0, 0.7), (3.0, 0.8), (4.5, 1.2))
 """Middle and width of each radial shell, Å."""
@@ -73,15 +73,15 @@ class Angular(Family):
     l = 1 to 4, g_s(d) = exp(-((d - d_s) / width_s)^2), and w is 1 or the
     electronegativity, standardised over the elements (unknown where a neighbour has
     none). Pure numbers: n neighbours in the middle of a shell give n times
-    Steinhardt's Q_l. They see the neighbours that the graph has; where it cuts a shell
-    of equal distances, moments that symmetry would make zero are not.
+    Steinhardt's Q_l. Only neighbours in the graph count. If the graph cuts through a
+    shell of equal distances, moments that symmetry would make zero are not zero.
 
     Sources: A. P. Bartók, R. Kondor and G. Csányi, Phys. Rev. B 87, 184115 (2013),
     doi:10.1103/PhysRevB.87.184115 (the power spectrum); P. J. Steinhardt, D. R. Nelson
     and M. Ronchetti, Phys. Rev. B 28, 784 (1983), doi:10.1103/PhysRevB.28.784, Eq. 1.4.
 
-    Differs from the sources: roots, so that targets are of the order of counts; shells
-    are not mixed.
+    Differs from the sources: targets are roots, so that they are of the order of
+    counts; shells are not mixed.
     """
 
     name: ClassVar[str] = "angular"

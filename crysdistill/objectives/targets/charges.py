@@ -29,18 +29,18 @@ class Charges(Family):
     """Partial charges by electronegativity equalisation along bonds.
 
     An atom attracts electrons by chi_i(q) = (I + A) / 2 + (I - A) q, where I is the
-    ionisation energy and A the electron affinity. In each of four rounds, each half as
-    strong as the one before, dq_i = sum_j w_ij (chi_j - chi_i) / (I - A of the one that
-    gives) / CN_i moves along bonds, with weights from `Surroundings.bonds`; CN_i is the
-    sum of the weights. What the crystal then has too much is taken off all atoms alike.
-    Besides the charge, the potential of the neighbours' charges, screened over 3 Å.
-    They see the neighbours that the graph has.
+    ionisation energy and A the electron affinity. There are four rounds, each half as
+    strong as the one before. In each, dq_i = sum_j w_ij (chi_j - chi_i) / (I - A of the
+    donor) / CN_i moves along bonds, with weights from `Surroundings.bonds`; CN_i is the
+    sum of the weights. At the end all atoms give up an equal part of the crystal's
+    excess charge. Besides the charge there is the potential of the neighbours' charges,
+    screened over 3 Å. Only neighbours in the graph count.
 
     Source: J. Gasteiger and M. Marsili, Tetrahedron 36, 3219 (1980),
     doi:10.1016/0040-4020(80)80168-2, Eqs. 7-9.
 
-    Differs from the paper: electronegativities are Mulliken's, linear in the charge,
-    and not of hybrid orbitals; bonds have weights.
+    Differs from the paper: electronegativities are Mulliken's and linear in the charge,
+    and do not refer to hybrid orbitals; bonds have weights.
     """
 
     name: ClassVar[str] = "charges"
@@ -69,7 +69,7 @@ class Charges(Family):
         for turn in range(_ROUNDS):
             pull = middle + slope * charge  # (N,) eV
             step = gather_neighbours(pull, batch) - gather_centres(pull, batch)
-            # The one that gives is the less electronegative.
+            # The donor is the less electronegative atom.
             giver = torch.where(step > 0, slopes[1], slopes[0])  # (E,)
             moved = sum_over_neighbours(weights * step / giver, batch)  # (N,)
             charge = charge + 0.5 ** (turn + 1) * moved

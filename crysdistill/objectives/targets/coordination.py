@@ -1,4 +1,4 @@
-"""Targets: how many neighbours an atom is bonded to, how closely, and how."""
+"""Targets: coordination numbers, bond lengths and bond valences of an atom."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from crysdistill.structures.elements import symbols
 __all__ = ["REACHES", "Coordination", "bond_valence_table"]
 
 REACHES = (1.1, 1.25, 1.45)
-"""In sums of covalent radii: how far neighbours are counted."""
+"""How far neighbours are counted, in sums of covalent radii."""
 
 _SOFTNESS = 0.05  # of these counts, in the same unit
-_DECAY = 0.31  # Å, of bond valences; what pymatgen uses with its parameters
+_DECAY = 0.31  # Å, of bond valences; pymatgen's value for its parameters
 
 
 def bond_valence_table() -> Tensor:
-    """Return the length of a bond of valence 1, (101, 101) in Å; NaN where not known.
+    """Return the length of a bond of valence 1, (101, 101) in Å; NaN where unknown.
 
     R_ij = r_i + r_j - r_i r_j (sqrt(c_i) - sqrt(c_j))^2 / (c_i r_i + c_j r_j).
 
     Source: M. O'Keeffe and N. E. Brese, J. Am. Chem. Soc. 113, 3226 (1991),
-    doi:10.1021/ja00009a002, Eq. 3, with its parameters as pymatgen has them.
+    doi:10.1021/ja00009a002, Eq. 3, with pymatgen's values of its parameters.
     """
     from pymatgen.analysis.bond_valence import BV_PARAMS
 
@@ -52,16 +52,16 @@ class Coordination(Family):
     Counts are smooth: a neighbour at d counts 1 / (1 + exp((d / R - c) / 0.05)), where
     R is the sum of both covalent radii and c one of `REACHES`. The effective
     coordination number and the means over bonds weigh neighbours by
-    `Surroundings.bonds`. Bond valences are exp((R_ij - d) / 0.31 Å), with a plus where
-    the neighbour is more electronegative; their sums are compressed by `signed_root`.
-    What depends on a radius, an electronegativity or a bond valence parameter that is
-    not known is not finite. They see the neighbours that the graph has.
+    `Surroundings.bonds`. Bond valences are exp((R_ij - d) / 0.31 Å), with a plus sign
+    if the neighbour is more electronegative; `signed_root` compresses their sums. A
+    target is not finite if a radius, an electronegativity or a bond valence parameter
+    that it needs is unknown. Only neighbours in the graph count.
 
     Sources: see `Surroundings.bonds`, `bond_valence_table` and
     `crysdistill.objectives.targets.elements.PROPERTIES`.
 
-    Differs from the sources: radii of atoms are fitted anew and bond valences decay
-    over 0.31 Å and not over 0.37, both as in pymatgen.
+    Differs from the sources: atomic radii are refitted, and bond valences decay over
+    0.31 Å instead of 0.37, both as in pymatgen.
     """
 
     name: ClassVar[str] = "coordination"
@@ -113,7 +113,7 @@ class Coordination(Family):
         )
         number = seen.coordination
         mean, towards, apart = (summed / number[:, None]).unbind(1)  # (N,) each
-        # About the mean, since a difference of squares would be lost in rounding.
+        # Squares about the mean: a difference of squares would be lost in rounding.
         off = weights * (lengths - mean.index_select(0, batch.edge_index[1])).square()
         spread = (sum_over_neighbours(off, batch) / number).sqrt()
         closest = seen.least(relative)

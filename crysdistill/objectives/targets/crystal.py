@@ -1,4 +1,4 @@
-"""Targets: how dense a crystal is, what it is made of, and how isotropic."""
+"""Targets: density, composition and anisotropy of a crystal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from crysdistill.objectives.targets.surroundings import Surroundings
 __all__ = ["COMPOSITION", "Crystal"]
 
 COMPOSITION = tuple(name for name in PROPERTIES if name != "mass")
-"""Element properties of which a composition has statistics."""
+"""Element properties with statistics over the composition."""
 
 _STATISTICS = ("mean", "mean deviation of", "least", "largest")
 _U_PER_A3 = 1.66053907  # g/cm3
@@ -30,15 +30,14 @@ _U_PER_A3 = 1.66053907  # g/cm3
 class Crystal(Family):
     """Density, packing, anisotropy of the bonds, and statistics of the composition.
 
-    Nothing here depends on the cell that was chosen to describe the crystal: lengths
-    and angles of a cell do, and are left out. In their place stand invariants of D, the
-    mean of u u^T over all bonds (directions u, weighted by `Surroundings.bonds`, each
-    atom with the same weight) less a third of the unit matrix: the anisotropy
-    sqrt(3/2 tr D^2), 0 where the crystal is cubic and 1 where all bonds are parallel;
-    and the asymmetry 27/2 det D, 1 for such chains and -1/8 for layers. Over the atoms
-    of a crystal each property has its mean, mean absolute deviation, minimum and
-    maximum; NaN where one of the elements has no such number. What bonds say sees the
-    neighbours that the graph has.
+    Nothing here depends on the choice of cell. Lengths and angles of a cell do, so they
+    are left out. Invariants of a tensor D replace them. D is the mean of u u^T over all
+    bonds (directions u, weighted by `Surroundings.bonds`, each atom with the same
+    weight) minus a third of the unit matrix. One is the anisotropy sqrt(3/2 tr D^2), 0
+    in a cubic crystal and 1 if all bonds are parallel. The other is the asymmetry
+    27/2 det D, 1 for such chains and -1/8 for layers. Each property has its mean, mean
+    absolute deviation, minimum and maximum over the atoms of a crystal; NaN if it is
+    unknown for one of the elements. For bonds, only neighbours in the graph count.
 
     Sources: composition, L. Ward et al., npj Comput. Mater. 2, 16028 (2016),
     doi:10.1038/npjcompumats.2016.28; the tensor, M. Oda, Soils Found. 12, 17 (1972),
@@ -105,10 +104,10 @@ class Crystal(Family):
         return torch.cat((facts, self._composition(seen)), dim=1)
 
     def _bonds(self, seen: Surroundings) -> tuple[Tensor, Tensor]:
-        """Return mean nearest distances, (B,), and what anisotropy there is, (B, 2)."""
+        """Return mean nearest distances, (B,), and anisotropy and asymmetry, (B, 2)."""
         batch, directions = seen.batch, seen.directions
         tensor = seen.sum_of_products(seen.bonds[:, None] * directions, directions)
-        # The trace is the sum of the weights, but where atoms coincide.
+        # The trace is the sum of the weights, unless atoms coincide.
         trace = tensor.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=1e-6)
         mean = mean_over_atoms((tensor / trace[:, None, None]).flatten(1), batch)
         xx, xy, xz, _, yy, yz, _, _, zz = mean.unbind(1)  # (B,) each

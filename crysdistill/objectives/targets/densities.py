@@ -1,4 +1,4 @@
-"""Targets: electron-like densities that the neighbours lay on an atom."""
+"""Targets: electron-like densities of the neighbours at the place of an atom."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Densities(Family):
     rho_ls(i) = sum over a + b + c = l of l! / (a! b! c!) (sum_j w_j phi_j)^2, where
     phi_j = x^a y^b z^c exp(-(d_ij - d_s)^2 / Å^2) and w is an element property of the
     neighbour, standardised over the elements. In Å^l; NaN where a neighbour's property
-    is not known. They see the neighbours that the graph has.
+    is unknown. Only neighbours in the graph count.
 
     Source: Y. Zhang, C. Hu and B. Jiang, J. Phys. Chem. Lett. 10, 4962 (2019),
     doi:10.1021/acs.jpclett.9b02037, Eq. 3; as targets, S. Jia et al., arXiv:2503.01227.
 
-    Differs from the sources: weights are properties and not learned; roots; no cutoff
-    function, since the graph ends where it ends.
+    Differs from the sources: weights are properties instead of learned numbers; targets
+    are roots; there is no cutoff function, since the sum ends where the graph ends.
     """
 
     name: ClassVar[str] = "densities"
@@ -57,7 +57,7 @@ class Densities(Family):
         w = seen.of_neighbours(self.weights)  # (E, W)
         parts = (shells.unsqueeze(2) * w.unsqueeze(1)).flatten(1)  # (E, S * W)
         x, y, z = seen.vectors.T.contiguous()  # (E,) each
-        # The root of 2 stands for the product of two axes, which comes twice.
+        # The root of 2 is for products of two different axes, which occur twice.
         twice = 2**0.5
         powers = torch.stack(
             (

@@ -1,4 +1,4 @@
-"""Numbers of the elements, as pymatgen has them, and where it has none, NaN."""
+"""Properties of the elements from pymatgen; NaN where pymatgen has none."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _CAPACITY = {"s": 2, "p": 6, "d": 10, "f": 14}
 
 
 class Property(NamedTuple):
-    """A number that every element has.
+    """A numerical property of the elements.
 
     Args:
         unit: empty for a pure number.
-        read: from an element to its number.
+        read: maps an element to its number.
     """
 
     unit: str
@@ -73,7 +73,7 @@ PROPERTIES: dict[str, Property] = {
     "unpaired_electrons": Property("", _unpaired),
     "mass": Property("u", lambda e: e.atomic_mass),
 }
-"""What the tables hold, by name.
+"""The properties in the tables, by name.
 
 Sources: pymatgen, S. P. Ong et al., Comput. Mater. Sci. 68, 314 (2013),
 doi:10.1016/j.commatsci.2012.10.028; covalent radii, B. Cordero et al., Dalton Trans.
@@ -85,12 +85,12 @@ the noble-gas core.
 
 @cache
 def _read(name: str) -> tuple[float, ...]:
-    """Return a property by atomic number; NaN where not known, and for no element."""
+    """Return a property by atomic number; NaN where unknown, and for "no element"."""
     from pymatgen.core import Element
 
     found = [math.nan]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no electronegativity of helium
+        warnings.simplefilter("ignore")  # such as: helium has no electronegativity
         for number in range(1, MAX_ATOMIC_NUMBER + 1):
             value = PROPERTIES[name].read(Element.from_Z(number))
             found.append(math.nan if value is None else float(value))
@@ -98,12 +98,12 @@ def _read(name: str) -> tuple[float, ...]:
 
 
 def property_table(names: Sequence[str]) -> Tensor:
-    """Return properties by atomic number, (101, P) float32; NaN where not known."""
+    """Return properties by atomic number, (101, P) float32; NaN where unknown."""
     return torch.tensor([_read(name) for name in names]).T.contiguous()
 
 
 def standard_table(names: Sequence[str]) -> Tensor:
-    """Return the same with mean 0 and variance 1 over the elements that are known."""
+    """Return the same, standardised over the elements with a known value."""
     table = property_table(names).double()  # (101, P)
     mean = table.nanmean(dim=0)
     deviation = (table - mean).square().nanmean(dim=0).sqrt()

@@ -1,4 +1,4 @@
-"""What a family of targets offers to the objective `bank`."""
+"""The interface between families of targets and the objective `bank`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Column(NamedTuple):
     """One target.
 
     Args:
-        name: as reports show it.
+        name: for reports.
         unit: empty for a pure number.
     """
 
@@ -26,18 +26,19 @@ class Column(NamedTuple):
 
 
 class Family(nn.Module, ABC):
-    """Numbers that follow from the crystals of a batch, to be learned.
+    """Targets that follow from the crystals of a batch.
 
-    Targets see what the graph has: where it holds the 12 nearest neighbours, no target
-    knows the 13th. They do not change with origin, orientation, the order of atoms, or
-    the choice of cell. Tables are buffers that no weights file holds.
+    Targets depend only on neighbours in the graph: if it holds the 12 nearest
+    neighbours, no target depends on the 13th. They do not change with origin,
+    orientation, the order of atoms, or the choice of cell. Tables are buffers that
+    weights files leave out.
 
     A family is one file, and one line in `FAMILIES`.
 
     Attributes:
         name: the key in `FAMILIES`.
-        level: whether there is a row for each of the atoms or of the crystals.
-        columns: what the K columns are.
+        level: whether there is one row for each atom or for each crystal.
+        columns: the K columns.
     """
 
     name: ClassVar[str]
@@ -46,7 +47,7 @@ class Family(nn.Module, ABC):
 
     @abstractmethod
     def compute(self, seen: Surroundings) -> Tensor:
-        """Return the targets, (N or B, K) float32; not finite where not known.
+        """Return the targets, (N or B, K) float32; not finite where unknown.
 
         Args:
             seen: the crystals.
@@ -54,7 +55,7 @@ class Family(nn.Module, ABC):
 
 
 def signed_root(x: Tensor) -> Tensor:
-    """Return x / sqrt(1 + |x|): x where small, its root with its sign where large.
+    """Return x / sqrt(1 + |x|): about x if small, its signed root if large.
 
     A plain root would be infinitely steep at zero.
     """

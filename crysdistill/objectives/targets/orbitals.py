@@ -20,11 +20,11 @@ OCCUPATIONS = tuple(
     for orbital, capacity in (("s", 2), ("p", 6), ("d", 10), ("f", 14))
     for electrons in range(1, capacity + 1)
 )
-"""The 32 that an orbital-field matrix tells apart: s1, s2, p1, ... f14."""
+"""The 32 occupations in an orbital-field matrix: s1, s2, p1, ... f14."""
 
 
 def occupation_table() -> Tensor:
-    """Return which orbitals an element has outside the noble-gas core, (101, 32)."""
+    """Return each element's occupations outside the noble-gas core, (101, 32)."""
     from pymatgen.core import Element
 
     table = torch.zeros(101, len(OCCUPATIONS))
@@ -41,14 +41,14 @@ def occupation_table() -> Tensor:
 class Orbitals(Family):
     """An atom's row of the orbital-field matrix, as roots.
 
-    How many neighbours have one, two, ... electrons in their s, p, d and f orbitals,
-    where neighbours count as `Surroundings.bonds` says. Pure numbers. They see the
-    neighbours that the graph has.
+    The targets are the roots of the numbers of neighbours with one, two, ... electrons
+    in their s, p, d and f orbitals. `Surroundings.bonds` weighs the neighbours. Pure
+    numbers. Only neighbours in the graph count.
 
     Source: T. Lam Pham et al., Sci. Technol. Adv. Mater. 18, 756 (2017),
     doi:10.1080/14686996.2017.1378060.
 
-    Differs from the paper: Hoppe's weights stand for solid angles; roots.
+    Differs from the paper: Hoppe's weights replace solid angles; targets are roots.
     """
 
     name: ClassVar[str] = "orbitals"

@@ -1,4 +1,4 @@
-"""Targets: how far the neighbours are, and what elements they are."""
+"""Targets: the distances and elements of the neighbours."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ WIDE_WEIGHTS = (
     "f_electrons",
     "unpaired_electrons",
 )
-"""Element properties that weigh the neighbours in the wide shells."""
+"""Element properties that weight the neighbours in the wide shells."""
 
 
 class Radial(Family):
     """Radial symmetry functions: weighted counts of neighbours in shells.
 
-    Twelve shells of 0.5 Å with the five weights of the objective `fingerprint`, as
-    roots; and six of 1.1 Å with twelve more element properties, standardised over the
-    elements, so that their sums say by how much the neighbours differ from the mean
-    element. Pure numbers. They see the neighbours that the graph has.
+    Twelve shells of 0.5 Å have the five weights of the objective `fingerprint`; these
+    targets are roots. Six shells of 1.1 Å have twelve more element properties. These
+    are standardised over the elements, so that their sums measure how much the
+    neighbours differ from the mean element. Pure numbers. Only neighbours in the graph
+    count.
 
     Source: see `crysdistill.objectives.fingerprint.fingerprints`.
     """
@@ -84,6 +85,6 @@ class Radial(Family):
 
 
 def _shells(seen: Surroundings, radii: Tensor) -> Tensor:
-    """Return how much each neighbour is in each shell, (E, R)."""
+    """Return the weight of each neighbour in each shell, (E, R)."""
     spacing = radii[1] - radii[0]
     return torch.exp(-((seen.lengths[:, None] - radii) / spacing).square())

@@ -1,4 +1,4 @@
-"""What families of targets look at: the bonds of a batch, measured once."""
+"""Bonds of a batch, measured once for all families of targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crysdistill.machine_code import machine_code
 
 __all__ = ["Surroundings"]
 
-_LEAST = 0.1  # Å; atoms that coincide would be at no distance and in no direction
+_LEAST = 0.1  # Å; the direction between coinciding atoms would be undefined
 
 
 @machine_code
@@ -30,12 +30,12 @@ def _add_products(
 
 
 class Surroundings:
-    """A batch without fake edges, and what several families ask of its edges.
+    """A batch without fake edges, and the quantities that several families need.
 
-    Each is computed when it is first asked for.
+    Each quantity is computed on first use.
 
     Args:
-        batch: the crystals, with all elements known.
+        batch: the crystals, with no element hidden.
     """
 
     def __init__(self, batch: CrystalBatch) -> None:
@@ -44,12 +44,12 @@ class Surroundings:
 
     @cached_property
     def vectors(self) -> Tensor:
-        """From centre to neighbour, (E, 3) in Å."""
+        """Vectors from centre to neighbour, (E, 3) in Å."""
         return edge_vectors(self.batch)
 
     @cached_property
     def lengths(self) -> Tensor:
-        """Of the edges, (E,) in Å, none below 0.1 Å."""
+        """Lengths of the edges, (E,) in Å, none below 0.1 Å."""
         return torch.linalg.vector_norm(self.vectors, dim=1).clamp(min=_LEAST)
 
     @cached_property
@@ -73,7 +73,7 @@ class Surroundings:
         return table.index_select(0, self.elements[0])
 
     def sum_of_products(self, x: Tensor, y: Tensor) -> Tensor:
-        """Sum products of what edges have over the neighbours of each atom.
+        """Sum products of edge quantities over the neighbours of each atom.
 
         Args:
             x: (E, X).
@@ -93,11 +93,11 @@ class Surroundings:
 
     @cached_property
     def nearest(self) -> Tensor:
-        """Distance of the nearest neighbour, (N,) in Å; infinite where none is."""
+        """Distance of the nearest neighbour, (N,) in Å; infinite if there is none."""
         return self.least(self.lengths)
 
     def least(self, x: Tensor) -> Tensor:
-        """Return the least of what the edges of each atom have: (E,) to (N,)."""
+        """Return the least value over the edges of each atom: (E,) to (N,)."""
         found = x.new_full((self.batch.num_nodes,), torch.inf)
         return found.scatter_reduce(0, self.batch.edge_index[1], x, "amin")
 
@@ -106,13 +106,13 @@ class Surroundings:
         """How much each neighbour counts as bonded, (E,).
 
         w_ij = exp(1 - (d_ij / d_i)^6), where d_i is the mean of the distances weighted
-        by exp(1 - (d_ij / nearest_i)^6). Their sum over neighbours is the effective
-        coordination number.
+        by exp(1 - (d_ij / nearest_i)^6). The sum of w_ij over neighbours is the
+        effective coordination number.
 
         Source: R. Hoppe, Z. Kristallogr. 150, 23 (1979),
         doi:10.1524/zkri.1979.150.1-4.23.
 
-        Differs from the source: the mean is not iterated until it stays.
+        Differs from the source: the mean is not iterated to convergence.
         """
         centre = self.batch.edge_index[1]
         first = self._closeness(self.nearest.index_select(0, centre))
