@@ -104,7 +104,8 @@ def test_a_resumed_run_leaves_out_the_same_without_a_search(
     monkeypatch.setattr(cleaning, "find_exclusion", search)
     again = pretrain(replace(config, resume=True))
     assert said(again) == said(whole)
-    assert read_header(again).provenance == read_header(whole).provenance
+    found = [read_header(weights).provenance for weights in (again, whole)]
+    assert found[0].checks == found[1].checks
 
 
 def test_clean_all_the_way_to_the_report(folder, tmp_path):

@@ -60,7 +60,7 @@ class FromTeachers(Objective):
     A. Romero et al., ICLR 2015, arXiv:1412.6550.
 
     Differs from the paper: features are standardised, the decoder has a hidden layer,
-    and only the teacher's final embeddings are learned.
+    and only the teacher's final output is learned.
 
     Args:
         encoder_width: F, the width of the embeddings of atoms.
