@@ -73,6 +73,8 @@ class TestRunDirectory:
             "teacher",
             "diverged.json",
             "candidates.csv",
+            "excluded.json",
+            "probes.png",
         }
         assert any((config.out / "tensorboard").iterdir())
         assert len(rows(config.out / "split.csv")) == 40
@@ -340,7 +342,8 @@ class TestFinetuning:
 
     def test_what_starts_anew_is_not_frozen(self, config, pretrained):
         with pytest.raises(
-            InputError, match=r"`freeze.convolutions` is 2 but `keep` is 1; what starts"
+            InputError,
+            match=r"`freeze.convolutions` is 2 but `keep` is 1; convolutions with",
         ):
             tuning(config, pretrained, keep=1, freeze=FreezeSettings(convolutions=2))
         with pytest.raises(InputError, match="`keep` is 9 but the encoder has 2 conv"):
