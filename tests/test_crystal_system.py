@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from crysdistill.objectives import CrystalSystem
-from crysdistill.objectives.contrastive import LOSSES, NearestIsAlike
+from crysdistill.objectives.contrastive import LOSSES
+from crysdistill.objectives.nearest import NearestIsAlike
 from crysdistill.structures.symmetry import crystal_system
 from tests.toy_batches import (
     batch_of,
@@ -204,6 +205,15 @@ def test_retrieval_in_chunks_against_plain():
     nearest = (u @ u.T - 9 * torch.eye(len(u))).argmax(dim=1)
     right = (labels[known][nearest] == labels[known]).double().mean()
     assert metric.compute()[0].item() == pytest.approx(right.item())
+
+
+def test_neighbouring_large_labels_are_told_apart():
+    """Rows of a store with hundreds of millions of crystals, past float32."""
+    metric = NearestIsAlike(2)
+    metric.update(torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 1, 2, 2]) + 2**29)
+    precision, chance = metric.compute()
+    assert precision.item() == 0.5
+    assert chance.item() == pytest.approx(1 / 6)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 
 from crysdistill.errors import InputError
 from crysdistill.objectives import Clean, Infomax, MaskedAtoms
-from crysdistill.objectives.infomax import OwnIsBest
+from crysdistill.objectives.nearest import OwnIsBest
 from tests.toy_batches import batch_of, embed, embedded, gradients, toy
 
 TOYS = [toy(row, atoms) for row, atoms in ((7, 5), (3, 1), (12, 9), (0, 2))]

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import os
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -16,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from pymatgen.core import Structure
 
+from crysdistill.cli import main
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import distances, make_batch
+from crysdistill.store.store import Store
 from crysdistill.transfer.published import (
     PUBLISHED_GRAPH,
     import_cgcnn,
@@ -26,6 +29,7 @@ from crysdistill.transfer.published import (
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import load_predictor, read_header, save_weights
 from tests.conftest import from_structure, random_crystal
+from tests.toy_stores import write_lines
 
 MODELS = (
     "band-gap",
@@ -129,6 +133,20 @@ def published_checkpoint(task="regression", **sizes):
     args["data_options"] = ["some/folder"]
     normalizer = {"mean": torch.tensor(-1.5), "std": torch.tensor(0.7)}
     return {"state_dict": state, "args": args, "normalizer": normalizer, "epoch": 3}
+
+
+def test_the_command_says_how_to_build_for_it(tmp_path, capsys):
+    """A store that is built as it says has the graph of the weights."""
+    torch.save(published_checkpoint(), tmp_path / "p.pth.tar")
+    weights = tmp_path / "w.safetensors"
+    assert main(["import-cgcnn", f"{tmp_path}/p.pth.tar", "-o", str(weights)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    told = re.search(r"build the dataset with `(--graph cgcnn [^`]*)`", said)
+    assert told, said
+    source = write_lines(tmp_path / "s.jsonl", [random_crystal(0, atoms=3)])
+    line = ["build", str(source), "-o", f"{tmp_path}/s.h5", *told[1].split()]
+    assert main([*line, "--no-progress", "--no-symmetry"]) == 0
+    assert Store.open(tmp_path / "s.h5").graph == read_header(weights).graph
 
 
 def plain_cgcnn(state, batch, table, layers=2):

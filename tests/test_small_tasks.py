@@ -80,6 +80,9 @@ def test_test_crystals_are_not_looked_at(dataset):
     )
     assert set(few.train) <= set(one.train)
     assert len(few.train) == 5
+    # Also of a split that keeps the order of ids, they are no run of neighbours.
+    ordered = replace(settings(dataset, by="id"), labels=5)
+    assert np.ptp(SmallTask.open(ordered, store).train) > 5
 
 
 def test_a_probe_leaves_the_encoder_as_it_was(dataset, task):

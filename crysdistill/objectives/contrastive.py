@@ -1,4 +1,4 @@
-"""Contrast of crystals by class: losses, their metric, and a common base class."""
+"""Contrast of crystals by class: losses, and a common base class."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.layers.settings import one_of, positive
+from crysdistill.objectives.nearest import NearestIsAlike
 from crysdistill.objectives.objective import (
     Embedded,
     Objective,
@@ -25,7 +24,6 @@ from crysdistill.ranks import gather_rows
 __all__ = [
     "LOSSES",
     "Contrast",
-    "NearestIsAlike",
     "nt_xent",
     "supervised_contrastive",
 ]
@@ -124,59 +122,6 @@ def supervised_contrastive(
 
 LOSSES = {"supcon": supervised_contrastive, "nt-xent": nt_xent}
 """Contrastive losses by the name that configurations use."""
-
-
-# --------------------------------------------------------------------- the metric
-
-
-class NearestIsAlike(Metric):
-    """How often the nearest other embedding has the same label, and the chance level.
-
-    Labels are kept as float32, which would round labels beyond 2^24.
-
-    Args:
-        width: F, of the embeddings.
-    """
-
-    full_state_update = False
-    entries: list[Tensor] | Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        # One flat state, with the label as the last number of each row. A rank that has
-        # seen no crystal holds an empty vector, which concatenates with flat ones.
-        self.add_state("entries", [], dist_reduce_fx="cat")
-
-    def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Add embeddings (B, F) with labels (B,), leaving out labels below 0."""
-        known = labels >= 0
-        rows = F.normalize(embeddings[known].float(), dim=1)
-        entries = torch.cat((rows, labels[known].float().unsqueeze(1)), dim=1)
-        if not isinstance(self.entries, list):
-            raise TypeError("the state is in sync; `unsync` it before `update`")
-        self.entries.append(entries.reshape(-1))
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return precision@1 and its chance level; NaN for fewer than two entries."""
-        undefined = torch.tensor(float("nan"), device=self.device)
-        flat = dim_zero_cat(self.entries) if len(self.entries) else undefined[None][:0]
-        rows = flat.reshape(-1, self.width + 1)
-        x, labels = rows[:, :-1], rows[:, -1].long()
-        if len(x) < 2:
-            return undefined, undefined
-        right = torch.zeros((), dtype=torch.int64, device=x.device)
-        for start in range(0, len(x), 1024):  # bounds memory to 1024 rows of cosines
-            cosine = x[start : start + 1024] @ x.T
-            here = torch.arange(len(cosine), device=x.device)
-            cosine[here, here + start] = -torch.inf
-            nearest = cosine.argmax(dim=1)
-            right += (labels[nearest] == labels[start : start + 1024]).sum()
-        counts = torch.unique(labels, return_counts=True)[1].double()
-        n = len(x)
-        # sum_c p_c^2, for drawing without replacement
-        chance = (counts * (counts - 1)).sum() / (n * (n - 1))
-        return right.double() / n, chance
 
 
 # ---------------------------------------------------------------------- the base class

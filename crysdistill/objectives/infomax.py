@@ -8,12 +8,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.graphs.randomness import per_atom_integers
 from crysdistill.layers.settings import at_least
+from crysdistill.objectives.nearest import OwnIsBest
 from crysdistill.objectives.objective import (
     Embedded,
     Objective,
@@ -23,7 +22,7 @@ from crysdistill.objectives.objective import (
 from crysdistill.objectives.views import masked_or_clean
 from crysdistill.ranks import gather_rows
 
-__all__ = ["Infomax", "OwnIsBest"]
+__all__ = ["Infomax"]
 
 
 class Infomax(Objective):
@@ -118,41 +117,3 @@ class Infomax(Objective):
             "infomax_accuracy": accuracy.item(),
             "infomax_accuracy_chance": chance.item(),
         }
-
-
-class OwnIsBest(Metric):
-    """How often a row's own partner gives its highest product, and the chance level.
-
-    Args:
-        width: P, of rows and partners.
-    """
-
-    full_state_update = False
-    entries: list[Tensor] | Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        # Flat, so that the empty state of a rank without rows concatenates with others.
-        self.add_state("entries", [], dist_reduce_fx="cat")
-
-    def update(self, rows: Tensor, partners: Tensor) -> None:
-        """Add rows and their partners, both (n, P)."""
-        if not isinstance(self.entries, list):
-            raise TypeError("the state is in sync; `unsync` it before `update`")
-        self.entries.append(torch.cat((rows, partners), dim=1).float().reshape(-1))
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return the accuracy and its chance level; NaN for fewer than two rows."""
-        undefined = torch.tensor(float("nan"), device=self.device)
-        flat = dim_zero_cat(self.entries) if len(self.entries) else undefined[None][:0]
-        rows, partners = flat.reshape(-1, 2 * self.width).chunk(2, dim=1)
-        if len(rows) < 2:
-            return undefined, undefined
-        right = torch.zeros((), dtype=torch.int64, device=rows.device)
-        for start in range(0, len(rows), 1024):  # bounds memory to 1024 rows of scores
-            best = (rows[start : start + 1024] @ partners.T).argmax(dim=1)
-            here = torch.arange(len(best), device=rows.device) + start
-            right += (best == here).sum()
-        chance = torch.tensor(1 / len(rows), dtype=torch.float64)
-        return right.double() / len(rows), chance

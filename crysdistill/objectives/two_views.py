@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.layers.settings import at_least
-from crysdistill.objectives.contrastive import NearestIsAlike
+from crysdistill.objectives.nearest import NearestIsAlike
 from crysdistill.objectives.objective import Embedded, Objective, full_precision
 from crysdistill.objectives.views import (
     Chain,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -114,7 +113,11 @@ def may_be_same(pairs: Pairs, corpus: Facts, dataset: Facts) -> np.ndarray:
 
 
 def same_anonymous(
-    corpus: Facts, dataset: Facts, nearest: Nearest, workers: Workers
+    corpus: Facts,
+    dataset: Facts,
+    nearest: Nearest,
+    workers: Workers,
+    threads: int,
 ) -> Iterator[tuple[int, Pairs]]:
     """Yield the pairs of each anonymised formula with fingerprints alike.
 
@@ -126,9 +129,10 @@ def same_anonymous(
         nearest: what is nearest is entered for dataset rows whose formula the corpus
             lacks.
         workers: find fingerprints that are not known.
+        threads: of this process, which compare them.
 
     Yields:
-        How many crystals were gone through, and their pairs.
+        How many crystals were compared, and their pairs.
     """
     both = np.intersect1d(corpus.anonymous, dataset.anonymous)
     if not len(both):
@@ -140,9 +144,9 @@ def same_anonymous(
         rows = rows[np.argsort(facts.anonymous[rows], kind="stable")]
         cuts = np.searchsorted(facts.anonymous[rows], both[1:])
         sides.append(np.split(rows, cuts))
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(threads) as pool:
         for rows, entries in zip(*sides, strict=True):
-            pairs = _block(corpus, dataset, rows, entries, nearest, threads)
+            pairs = _block(corpus, dataset, rows, entries, nearest, pool)
             if corpus is dataset:
                 pairs = pairs.where(pairs.corpus < pairs.dataset)
             yield len(rows) + len(entries), pairs

@@ -7,6 +7,7 @@ slow, the verdicts, is one stream of jobs, so that no worker waits for another s
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def search(
     if workers is None and cluster is None and total <= _WORTH_A_POOL:
         workers = 1
     with engine(workers, cluster) as pool, Progress(disable=not progress) as bar:
-        state = _Search(kinds, pool, bar)
+        state = _Search(kinds, pool, bar, threads=workers or os.cpu_count() or 1)
         sets = [
             _Set(name, first, other, kinds, pairs_per_entry)
             for name, other in zip(names, others, strict=True)
@@ -229,8 +230,11 @@ class _Set:
 class _Search:
     """What the sets of a search have in common: who works, and the bar."""
 
-    def __init__(self, kinds: Sequence[str], workers: Workers, bar: Progress) -> None:
+    def __init__(
+        self, kinds: Sequence[str], workers: Workers, bar: Progress, threads: int
+    ) -> None:
         self.kinds = kinds
+        self.threads = threads
         self.workers = workers
         self.bar = bar
         self.task = bar.add_task("comparing", total=None)
@@ -257,7 +261,9 @@ class _Search:
             text = f"structure types of {one.name}"
             self.bar.reset(self.task, description=text, total=total)
             pending: list[Pairs] = []
-            alike = same_anonymous(one.corpus, one.dataset, one.nearest, self.workers)
+            alike = same_anonymous(
+                one.corpus, one.dataset, one.nearest, self.workers, self.threads
+            )
             for size, pairs in alike:
                 pending.append(pairs.where(one.new(pairs)))
                 if sum(map(len, pending)) >= _PAIRS_AT_ONCE:

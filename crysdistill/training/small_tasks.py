@@ -96,7 +96,9 @@ class SmallTask:
         raw = store.property(target.name)
         target.check(raw, store.material_ids)
         split = make_split(store, settings.split, raw)
-        train = split.train[: settings.labels]
+        # Some splits keep an order: the first ones would be no fair sample.
+        order = np.random.default_rng(settings.split.seed).permutation(split.train)
+        train = order[: settings.labels]
         if len(train) < 2 or len(split.val) < 2:
             raise InputError(
                 f"{settings.dataset} has {len(train)} crystals to train a probe of "
