@@ -11,6 +11,17 @@ import h5py
 
 from crysdistill.sources.contents import tree_hash
 
+PATHS = (
+    "corpus",
+    "dataset",
+    "exclude",
+    "objectives.teacher.teachers",
+    "split.file",
+    "teacher",
+    "weights",
+)
+"""Settings that name files. Any other text may be the name of a folder by chance."""
+
 Inputs = Mapping[str, list[str]]
 """The hashes of all files and folders that a setting names, by key."""
 
@@ -19,10 +30,12 @@ def find_inputs(settings: Mapping[str, Any]) -> Inputs:
     """Return the hashes of the paths among some settings.
 
     Args:
-        settings: plain values by key; a text, or the texts of a list, may be paths.
+        settings: plain values by key; those of `PATHS` are a text or a list of texts.
     """
     found: dict[str, list[str]] = {}
     for key, value in settings.items():
+        if key not in PATHS:
+            continue
         texts = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) and text for text in texts) or not texts:
             continue
