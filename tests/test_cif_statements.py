@@ -1,4 +1,4 @@
-"""What a CIF says of itself is held against the crystal that is read from it."""
+"""The statements of a CIF are checked against the crystal that is read from it."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def listed(tag: str, operations: tuple[str, ...]) -> str:
             "_space_group_symop_magn_centering.xyz",
             tuple(map("{},{}".format, CENTRINGS, ("+1", "-1", "-1", "+1"))),
         ),
-        # Beside operations, the group of the parent is one of another cell.
+        # If operations are listed, the parent's group describes another cell.
         listed("_space_group_symop_magn_operation.xyz", CENTRINGS)
         + "_parent_space_group.name_H-M_alt 'P m -3 m'\n",
-        # Programs write P 1 where they know nothing; operations are more than that.
+        # Programs write P 1 if they know no symmetry; operations say more.
         "_symmetry_space_group_name_H-M 'P 1'\n_symmetry_Int_Tables_number 1\n"
         + listed("_symmetry_equiv_pos_as_xyz", CENTRINGS),
     ],
@@ -196,7 +196,7 @@ def test_p1_where_no_tag_says_more(stated):
 
 
 def test_counts_settle_what_names_leave_open():
-    """All atoms are listed, as formula and Z show; the name tells of the crystal."""
+    """Formula and Z show that all atoms are listed; the name describes the crystal."""
     atoms = "".join(
         f"{s}{n} {s} {' '.join(str(x) for x in np.add(site, shift) % 1)}\n"
         for s, site in (("Na", (0, 0, 0)), ("Cl", (0.5, 0.5, 0.5)))

@@ -1,4 +1,4 @@
-"""The firewall: what a dataset holds stays out of a corpus, and everyone is told."""
+"""The firewall: crystals of a dataset stay out of a corpus, and users are told."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_what_is_kept_is_counted(corpus, judge, tmp_path, kinds, left, kept):
     assert (len(store), check.shared, check.kept) == (left, 5, kept)
     assert check.status == "transductive"
     assert check.statement == (
-        f"transductive ({kept} of 9 structures of judge.h5 also stand in the corpus)"
+        f"transductive ({kept} of 9 structures of judge.h5 are also in the corpus)"
     )
 
 
@@ -243,7 +243,7 @@ def test_a_resumed_run_does_not_search_again(corpus, judge, tmp_path, monkeypatc
     np.testing.assert_array_equal(again.rows, first.rows)
     assert again.checks == first.checks
     for kinds, folder in ((["id"], run), (["id", "structure"], None)):
-        with pytest.raises(KeyboardInterrupt):  # something else was found then
+        with pytest.raises(KeyboardInterrupt):  # the earlier result does not apply
             cleaning.clean_rows(store, [judge], kinds, run=folder)
     (run / cleaning.EXCLUDED).write_text("{")
     with pytest.raises(KeyboardInterrupt):
@@ -291,7 +291,7 @@ def test_the_command_excludes(corpus, judge, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "28 of 30 crystals" in shown
     assert (
-        "overlap: transductive (3 of 9 structures of judge.h5 also stand in the corpus)"
+        "overlap: transductive (3 of 9 structures of judge.h5 are also in the corpus)"
     ) in shown
 
 
@@ -336,7 +336,7 @@ def test_what_is_said_of_several_datasets():
     both = [check("a.h5"), check("b.h5", kept=2)]
     assert status(both) == "transductive"
     assert statement(both) == (
-        "transductive (2 of 9 structures of b.h5 also stand in the corpus); "
+        "transductive (2 of 9 structures of b.h5 are also in the corpus); "
         "clean of a.h5 (3 corpus crystals left out)"
     )
     assert find_check(both, "hash of b.h5") == both[1]
@@ -356,7 +356,7 @@ def test_what_one_dataset_takes_out_counts_for_the_other(tmp_path):
     other = open_side(write_lines(tmp_path / "b" / "s.jsonl", bare(two)))
     found = find_exclusion(corpus.crystals, [one, other], kinds=["id"])
     assert list(found.rows) == [0, 1]
-    # Of two structures in common, the first left with an id of the other dataset.
+    # Two structures are shared; an id of the other dataset took out the first.
     assert [(c.shared, c.kept) for c in found.checks] == [(2, 0), (2, 1)]
 
 
@@ -372,7 +372,7 @@ def test_the_verb_reads_sources_and_writes_numbers(corpus, judge, tmp_path, caps
     shown = capsys.readouterr().out
     assert "1 of 31 entries quarantined, not compared" in " ".join(shown.split())
     assert "Distance from dataset entries to the nearest corpus entry" in shown
-    said = "transductive (5 of 9 dataset structures also stand in the corpus)"
+    said = "transductive (5 of 9 dataset structures are also in the corpus)"
     assert f"{said}; pairs: {out}" in shown
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""No label is lost, and no id is made up without a word."""
+"""No label is lost, and every made-up id is reported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cif() -> str:
 
 
 def outcome(path: Path, **options) -> tuple[dict[str, dict], list[str], tuple]:
-    """Return labels by id, reasons of what was refused, and remarks."""
+    """Return labels by id, the reasons for refused entries, and remarks."""
     source = open_source(path, **options)
     found, refused = {}, []
     for record in source.records():
@@ -92,7 +92,7 @@ def test_ids_of_frames_keep_their_zeros(tmp_path):
 
 
 def made_up_pair(folder: Path) -> list[Path]:
-    """Write two files of crystals that have nothing in common, without ids."""
+    """Write two files of unrelated crystals without ids."""
     paths = []
     for name, start in (("corpus", 3.0), ("dataset", 6.0)):
         path = folder / name / "data.json"
@@ -235,7 +235,7 @@ def test_thousands_are_not_taken_for_decimals(cifs):
         "`target` is `1,250` in id_prop.csv (line 1), not a finite number"
         in (refused[0])
     )
-    mixed = "007;1,25\nmp-149;2.5\nb.1;3\n"  # who knows what the comma means here
+    mixed = "007;1,25\nmp-149;2.5\nb.1;3\n"  # the comma is ambiguous here
     (cifs / "id_prop.csv").write_text(mixed)
     assert "`1,25`" in outcome(cifs)[1][0]
 

@@ -1,4 +1,4 @@
-"""What a user may give by mistake: a message or a row, never a traceback."""
+"""Mistaken inputs lead to a message or a row, never to a traceback."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cif() -> str:
 
 
 def refused(path: Path) -> dict[str, str]:
-    """Return reasons by id of what a source refuses before anything is parsed."""
+    """Return, by id, why a source refuses entries before anything is parsed."""
     return {r.material_id: r.problem for r in open_source(path).records() if r.problem}
 
 
@@ -52,7 +52,7 @@ def folder(tmp_path) -> Path:
 def test_links_that_lead_nowhere_or_in_a_circle(folder):
     (folder / "dead.cif").symlink_to("gone.cif")
     (folder / "self.cif").symlink_to("self.cif")
-    (folder / "here").symlink_to(".")  # what is there is read anyway
+    (folder / "here").symlink_to(".")  # its files are read anyway
     (folder / "up").symlink_to("..")
     (folder / "lost").symlink_to("no/such/folder")
     assert refused(folder) == {
@@ -153,7 +153,7 @@ def test_a_zip_of_which_one_file_has_a_password(tmp_path):
 
 
 def test_paths_in_zips(tmp_path):
-    """None of them is passed over, and none leaves the folder."""
+    """No path is skipped, and none leaves the folder."""
     names = ["../up.cif", "./here.cif", "/top.cif", "win\\dows.cif", "../../POSCAR.cif"]
     path = zipped(tmp_path / "a.zip", names)
     ids = sorted(r.material_id for r in open_source(path).records())
@@ -195,7 +195,7 @@ def test_an_empty_or_foreign_store(tmp_path):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A predictor that has learned nothing."""
+    """An untrained predictor."""
     from crysdistill.encoders import CGCNN
     from crysdistill.transfer.heads import PropertyHead
     from crysdistill.transfer.outputs import Outputs
@@ -247,7 +247,7 @@ def write(path: Path, content: bytes) -> Path:
 
 
 class writes:  # noqa: N801 - stands for a function
-    """As `files.whole`, on a disk that has room."""
+    """Like `files.whole` on a disk that has room."""
 
     def __init__(self, path: Path, own: bool = False) -> None:
         self.path = path
@@ -285,7 +285,7 @@ def test_a_real_limit_of_file_sizes(weights, folder, tmp_path, verb):
     limited = ["sh", "-c", 'ulimit -f 4; exec "$@"', "sh", *line]
     done = subprocess.run(limited, capture_output=True, text=True, check=False)
     if "temporary" in done.stderr or "TMPDIR" in done.stderr:
-        return  # the graph had to be built, and that had no room
+        return  # building the graph had no room
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"error: {out}: File too large; nothing is written")
     assert out.read_text() == "an earlier result"
@@ -317,7 +317,7 @@ def test_characters_near_those_that_are_lacking():
 
 
 def test_names_are_no_markup(weights, folder, tmp_path, capsys):
-    """Neither brackets nor colons, in what every run prints at its end."""
+    """Brackets and colons stay plain text in what every run prints at its end."""
     run = RunDirectory(tmp_path / "a[/b]:smile:", "seed: 0\n")
     print_anything()
     run.print_tree()
@@ -332,7 +332,7 @@ def test_a_run_goes_on_with_its_dataset_named_another_way(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     begun = "dataset: {}\nexclude:\n- {}\nseed: 0\nout: run\n"
     RunDirectory("run", begun.format("data/base.h5", "data/base.h5"))
-    # The name of a label is no path, though a folder has it.
+    # The name of a label is not a path, even if a folder has that name.
     named = {"dataset": "data/base.h5", "target.name": "data", "seed": "0"}
     assert set(find_inputs(named)) == {"dataset"}
     RunDirectory("run", begun.format(store.absolute(), "data/base.h5"), resume=True)
@@ -354,7 +354,7 @@ def test_a_run_goes_on_with_its_dataset_named_another_way(tmp_path, monkeypatch)
 
 
 def test_weights_of_another_graph_come_with_the_command(weights, tmp_path):
-    """The command runs as it stands, and what it builds has the right graph."""
+    """The suggested command runs unchanged and builds the right graph."""
     other = GraphSettings(cutoff=4.0, mode="radius")
     store = write_store(tmp_path / "two words.h5", labelled(3), other)
     with pytest.raises(InputError) as caught:

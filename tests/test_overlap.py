@@ -80,7 +80,7 @@ def parents() -> dict[str, Structure]:
 
 
 def disguises(structure: Structure, seed: int) -> dict[str, Structure]:
-    """The same crystal in other clothes."""
+    """The same crystal, described in other ways."""
     rng = np.random.default_rng(seed)
 
     def sites(cell: np.ndarray, frac: np.ndarray, order: np.ndarray) -> Structure:
@@ -280,7 +280,7 @@ def test_no_other_pair_is_taken_for_the_same_crystal(planted) -> None:
     found = kinds_of(overlap)
     assert all(owner[d] == c for (c, d), kind in found.items() if kind == "structure")
     assert overlap.statement == (
-        "transductive (153 of 153 dataset structures also stand in the corpus)"
+        "transductive (153 of 153 dataset structures are also in the corpus)"
     )
 
 
@@ -436,7 +436,7 @@ def test_pairs_have_the_strongest_kind_that_holds(tmp_path) -> None:
 def test_counts_rows_and_statement() -> None:
     overlap = find_overlap(*small())
     assert overlap.statement == (
-        "transductive (2 of 5 dataset structures also stand in the corpus)"
+        "transductive (2 of 5 dataset structures are also in the corpus)"
     )
     assert overlap.counts["formula"] == {
         "pairs": 3,

@@ -1,4 +1,4 @@
-"""The compiled matcher gives the verdicts of pymatgen's, and refuses no true match."""
+"""The compiled matcher agrees with pymatgen's, and refuses no true match."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TESTS = ("same", "supercell", "strained", "averaged", "anonymous")
 
 
 def by_pymatgen(first: Crystal, second: Crystal, test: str) -> bool:
-    """What the search did before: pymatgen alone, on its own primitive cells."""
+    """The verdict of the former search: pymatgen alone, on its own primitive cells."""
     return matching.agree_by_pymatgen(first, second, test)
 
 
@@ -45,7 +45,7 @@ def comparable(first: Crystal, second: Crystal, test: str) -> bool:
 
 
 def old_primitive(crystal: Crystal, test: str) -> Crystal:
-    """The cell by spglib and pymatgen, whether or not there is a smaller one."""
+    """The cell by spglib and pymatgen, even if the given cell is primitive."""
     cell, frac, numbers = spglib.find_primitive(
         (crystal.cell, crystal.frac_coords, crystal.atomic_numbers), 1e-3, 5.0
     )
@@ -59,7 +59,7 @@ def old_primitive(crystal: Crystal, test: str) -> Crystal:
     )
 
 
-# Those whose large symmetric cells pymatgen goes through for seconds.
+# pymatgen takes seconds for their large symmetric cells.
 SLOW = ("MgAl2O4",)
 
 
@@ -269,7 +269,7 @@ def test_the_table_of_pairs_is_sorted_and_names_a_pair_once() -> None:
 
 @pytest.mark.slow
 def test_real_pairs_get_the_verdicts_of_pymatgen(shared_data) -> None:
-    """Of 500 pairs of one formula, under four tests each, none is judged otherwise."""
+    """All 500 pairs of one formula get pymatgen's verdict under each of four tests."""
     forms = defaultdict(list)
     for record in itertools.islice(open_source(shared_data / "mp36k").records(), 20000):
         crystal = parse(record)

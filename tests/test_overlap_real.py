@@ -1,4 +1,4 @@
-"""The overlap of real crystals: all that are planted are found, polymorphs are not."""
+"""Among real crystals, all planted pairs are found, and polymorphs are not merged."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def rotation(rng: np.random.Generator) -> np.ndarray:
 
 
 def expansion(rng: np.random.Generator) -> float:
-    """Of lengths: 1 to 5 % of volume, up or down."""
+    """A factor for lengths that changes the volume by 1 to 5 %, up or down."""
     return (1 + rng.choice([-1, 1]) * rng.uniform(0.01, 0.05)) ** (1 / 3)
 
 
 def shear(rng: np.random.Generator) -> np.ndarray:
-    """At most 2 % in any component, of no volume."""
+    """A strain of at most 2 % in any component that keeps the volume."""
     strain = rng.uniform(-0.02, 0.02, (3, 3))
     strain = (strain + strain.T) / 2
     return np.eye(3) + strain - np.eye(3) * np.trace(strain) / 3
@@ -77,7 +77,7 @@ def shear(rng: np.random.Generator) -> np.ndarray:
 def disguises(
     parent: Structure, rng: np.random.Generator
 ) -> Iterator[tuple[str, Structure]]:
-    """Yield the same crystal in other clothes."""
+    """Yield the same crystal, described in other ways."""
     cell, frac = parent.lattice.matrix, parent.frac_coords
     plain = np.arange(len(parent))
 
@@ -138,10 +138,10 @@ def formula(record: dict[str, Any]) -> tuple[tuple[str, int], ...]:
 
 
 def test_real_polymorphs_are_not_merged(shared_data):
-    """Of crystals of one formula and clearly different energies, few are one crystal.
+    """Few crystals of one formula and clearly different energies are merged.
 
-    Energies may differ although the atoms stand at the same places: where calculations
-    had other magnetic orders or valences. So a few pairs are allowed.
+    Energies may differ for the same atomic positions if the calculations had other
+    magnetic orders or valences. So a few pairs are allowed.
     """
     folder = shared_data / "mp36k"
     with (folder / "properties.csv").open(newline="") as file:

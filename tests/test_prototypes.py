@@ -1,4 +1,4 @@
-"""Structure types: each stands once, and so does each way of decorating it."""
+"""Structure types: each is listed once, and so is each way of decorating it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""CIF: two other readers are asked, over real files and 2,000 mutated ones.
+"""CIF: two other readers check ours on real files and on 2,000 mutated ones.
 
-pymatgen, and gemmi's own reader of small structures, which shares the parser and the
-tables of groups with ours and nothing else. What must never happen is that two read a
-file and find different crystals without a reason that is written down here.
+They are pymatgen and gemmi's own reader of small structures. The latter shares only the
+parser and the tables of groups with ours. Two readers must never find different
+crystals in a file, unless the reason is written down here.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ KINDS = (
 
 
 def mutated(text: str, rng: random.Random) -> str:
-    """Change one word, line, tag or loop of a CIF, or two."""
+    """Change one or two words, lines, tags or loops of a CIF."""
     for _ in range(rng.choice((1, 1, 1, 2))):
         lines = text.split("\n")
         tags = [n for n, line in enumerate(lines) if line.strip().startswith("_")]
@@ -227,8 +227,8 @@ def same(one: Summary, other: Summary) -> bool:
     return one[:2] == other[:2] and abs(one[2] / other[2] - 1) < 1e-6
 
 
-# Where two read different crystals and ours is right: who is wrong, why, and what the
-# text must show.
+# Cases in which two readers differ and ours is right: who is wrong, why, and what the
+# text must contain.
 EXPLAINED = (
     ("both", "magnetic operations are not known: P1", r"(?i)symop.magn_operation"),
     ("gemmi", "a symbol without origin: always the second", r"F d -3 m'"),
@@ -241,7 +241,7 @@ EXPLAINED = (
 
 
 def explanation(text: str, reader: str, ours: Summary, theirs: Summary) -> str | None:
-    """Return why a reader differs; None if nobody knows."""
+    """Return why a reader differs; None if no reason is known."""
     stated = re.search(r"_chemical_formula_sum\s+'([A-Za-z0-9 ]+)'", text)
     if stated:
         formula = Composition(stated[1].replace(" ", "")).reduced_formula

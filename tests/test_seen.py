@@ -1,4 +1,4 @@
-"""From the overlap to the report: every step says what was seen of a dataset."""
+"""From overlap to report, every step states which crystals of a dataset were seen."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory) -> Path:
     write_store(folder / "corpus.h5", [replace(c, properties={}) for c in labelled(40)])
     shared = [replace(c, material_id=f"copy-{c.material_id}") for c in labelled(4)]
     write_store(folder / "judge.h5", [*shared, *labelled(20, first=100)])
-    # One atom in a cell is too little to be told from another one.
+    # Cells of one atom are too alike to be told apart.
     other = [c for c in labelled(32, first=200) if len(c.atomic_numbers) > 1]
     write_store(folder / "other.h5", other)
     return folder
@@ -130,7 +130,7 @@ def test_clean_all_the_way_to_the_report(folder, tmp_path):
             )
         predictor = run(config)
         assert said(predictor) == ("clean", expected)
-        # The checks are those of the corpus, and go on with the weights.
+        # The checks come from the corpus and stay with the weights.
         assert read_header(predictor).provenance.checks == [check]
         assert read_header(predictor).provenance.corpus == before.corpus
     base = TrainConfig(**labels(folder, Path()), encoder=SMALL_ENCODER)
@@ -163,7 +163,7 @@ def test_a_corpus_built_clean_says_so_in_the_same_words(folder, tmp_path):
     checks = [read_header(weights).provenance.checks for weights in (first, third)]
     assert checks[0] == checks[1]
     assert said(first) == said(third)
-    # What the build left out is not forgotten when more is excluded.
+    # Excluding more keeps the record of what the build left out.
     assert said(second) == (
         "clean",
         "clean of judge.h5, other.h5 (4 corpus crystals left out)",
@@ -178,7 +178,7 @@ def test_what_is_kept_is_transductive_everywhere(folder, tmp_path):
     weights = pretraining(
         folder, tmp_path / "p", exclude=[folder / "judge.h5"], exclude_kinds=[]
     )
-    text = "transductive (4 of 24 structures of judge.h5 also stand in the corpus)"
+    text = "transductive (4 of 24 structures of judge.h5 are also in the corpus)"
     assert said(weights) == ("transductive", text)
     assert read_header(weights).provenance.excluded == []
     predictor = finetune(
@@ -197,7 +197,7 @@ def test_what_nobody_compared_is_unknown(folder, tmp_path):
     word, sentence = said(other)
     assert word == "unknown"
     assert "nobody has compared the corpus with this dataset" in sentence
-    # Those weights have learned from labels: clean of a corpus is not enough.
+    # These weights have learned from labels, so a clean corpus is not enough.
     again = finetune(FinetuneConfig(**labels(folder, tmp_path / "g"), weights=other))
     word, sentence = said(again)
     assert word == "unknown"

@@ -134,7 +134,7 @@ def test_a_class_of_every_size_fills_the_subsets_exactly():
 
 def test_classes_that_cannot_be_shared_are_refused():
     message = (
-        r"only 2 of 100 crystals have the class 1, too few to stand in 3 subsets; "
+        r"only 2 of 100 crystals have the class 1, too few for 3 subsets; "
         r"leave out `split\.stratify`"
     )
     with pytest.raises(InputError, match=message):

@@ -97,7 +97,7 @@ def demo(
                 f"{report.built:,} crystals, {len(report.rejections)} quarantined"
             )
         stores[name] = Store.open(path)
-    _step(3, "which corpus crystals also stand in the dataset?")
+    _step(3, "which corpus crystals are also in the dataset?")
     overlap = find_overlap(stores["corpus"], stores["dataset"])
     rich.print(overlap.table())
     _step(4, "pretraining on the corpus, without labels")

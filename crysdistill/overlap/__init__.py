@@ -1,4 +1,4 @@
-"""Which crystals of a corpus also stand in a dataset."""
+"""Which crystals of a corpus are also in a dataset."""
 
 from crysdistill.overlap.finding import find_overlap, find_overlaps
 from crysdistill.overlap.in_memory import CrystalList

@@ -1,4 +1,4 @@
-"""Which pairs of crystals are worth a closer look: fingerprints propose."""
+"""Propose, by fingerprint, the pairs of crystals worth a closer look."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from crysdistill.store.fingerprints import distances
 from crysdistill.workers import Workers
 
 VOLUME_RATIO = 1.2
-"""Per atom; the same crystal relaxed with two functionals stays within 1.19."""
+"""Of volumes per atom; one crystal relaxed with two functionals stays within 1.19."""
 
 STRUCTURE_DISTANCE = 0.08
-"""Of fingerprints; atoms displaced by 0.1 Å make 0.03 to 0.07, 5 % of strain 0.02."""
+"""Between fingerprints. Moving atoms by 0.1 Å gives 0.03 to 0.07, 5 % strain 0.02."""
 
 PROTOTYPE_DISTANCE = 0.05
-"""Of fingerprints of one structure type in one space group. Among real crystals an
-anonymous match confirms 99 % of such pairs, and fewer and fewer beyond."""
+"""Between fingerprints of one structure type in one space group. Among real crystals,
+an anonymous match confirms 99 % of such pairs; beyond, it confirms fewer and fewer."""
 
 _PAIRS_AT_ONCE = 2_000_000
 _QUERIES_AT_ONCE = 256
@@ -33,8 +33,8 @@ class Nearest:
     """The nearest crystal of the corpus, by dataset row.
 
     Args:
-        row: (dataset,) of the corpus, -1 for none.
-        distance: (dataset,) of fingerprints, NaN for none.
+        row: (dataset,) row of the corpus, -1 for none.
+        distance: (dataset,) between the fingerprints, NaN for none.
         same: (dataset,) whether it has the same formula.
     """
 
@@ -44,7 +44,7 @@ class Nearest:
 
     @classmethod
     def of_none(cls, entries: int) -> Nearest:
-        """Return what is known before the search."""
+        """Return the state before a search: no nearest crystal is known."""
         return cls(
             np.full(entries, -1, np.int64),
             np.full(entries, np.nan),
@@ -55,19 +55,20 @@ class Nearest:
 def same_formula(
     corpus: Facts, dataset: Facts, nearest: Nearest, workers: Workers
 ) -> Iterator[Pairs]:
-    """Yield all pairs of one reduced formula, by formula, then by dataset row.
+    """Yield all pairs with one reduced formula, sorted by formula, then dataset row.
 
     Args:
-        corpus: the first row of a pair comes from here.
-        dataset: the second; where it is the corpus, a crystal meets earlier ones.
-        nearest: what is nearest within the formula is entered here.
-        workers: find fingerprints that are not known.
+        corpus: the source of the first row of each pair.
+        dataset: the source of the second row. If it is the corpus, each crystal is
+            paired with earlier ones only.
+        nearest: receives the nearest crystal of the same formula.
+        workers: compute the missing fingerprints.
     """
     order = np.argsort(corpus.formula, kind="stable")
     sorted_formula = corpus.formula[order]
     begin = np.searchsorted(sorted_formula, dataset.formula, "left")
     counts = np.searchsorted(sorted_formula, dataset.formula, "right") - begin
-    lonely = 1 if corpus is dataset else 0  # a crystal always meets itself
+    lonely = 1 if corpus is dataset else 0  # a crystal always finds itself
     entries = np.flatnonzero(counts > lonely)
     entries = entries[np.argsort(dataset.formula[entries], kind="stable")]
     if not len(entries):
@@ -119,17 +120,17 @@ def same_anonymous(
     workers: Workers,
     threads: int,
 ) -> Iterator[tuple[int, Pairs]]:
-    """Yield the pairs of each anonymised formula with fingerprints alike.
+    """Yield the pairs of each anonymised formula that have similar fingerprints.
 
-    Species of equal amount stand for one another in the way that makes them most alike.
+    Species of equal amount are exchanged so that the fingerprints differ least.
 
     Args:
-        corpus: the first row of a pair comes from here.
-        dataset: the second.
-        nearest: what is nearest is entered for dataset rows whose formula the corpus
-            lacks.
-        workers: find fingerprints that are not known.
-        threads: of this process, which compare them.
+        corpus: the source of the first row of each pair.
+        dataset: the source of the second row.
+        nearest: receives the nearest crystal for dataset rows whose formula is not in
+            the corpus.
+        workers: compute the missing fingerprints.
+        threads: number of threads of this process that compare fingerprints.
 
     Yields:
         How many crystals were compared, and their pairs.
@@ -160,7 +161,7 @@ def _block(
     nearest: Nearest,
     threads: ThreadPoolExecutor,
 ) -> Pairs:
-    """Return the pairs of one anonymised formula that are alike."""
+    """Return the similar pairs of one anonymised formula."""
     amounts = corpus.amounts_of(int(rows[0]))
     orders = exchanges(amounts)
     wanted = ~nearest.same[entries]
@@ -189,7 +190,7 @@ def _block(
     places = np.arange(len(entries))
     cuts = [places[i : i + _QUERIES_AT_ONCE] for i in places[::_QUERIES_AT_ONCE]]
     parts = []
-    # Compiled code lets go of Python's lock: threads need no copies.
+    # Compiled code releases Python's lock, so threads suffice, without copies.
     found = threads.map(look, cuts) if len(cuts) > 1 else map(look, cuts)
     for cut, (who, whom, length, near, near_length) in zip(cuts, found, strict=True):
         parts.append(Pairs(rows[whom], entries[who], length))
@@ -207,7 +208,7 @@ def _by_assignment(
     nearest: Nearest,
     amounts: tuple[int, ...],
 ) -> Pairs:
-    """Do the same where species are too many to try all their exchanges."""
+    """Do the same if there are too many species to try all their exchanges."""
     species = np.arange(len(amounts))
     profiles = corpus.profiles[corpus.first_profile[rows][:, None] + species]
     queries = dataset.profiles[dataset.first_profile[entries][:, None] + species]

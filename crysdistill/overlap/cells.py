@@ -1,4 +1,4 @@
-"""Compiled work on one cell: its Niggli reduction, and whether it nearly repeats.
+"""Compiled routines for one cell: Niggli reduction and a test for near repetition.
 
 Sources: I. Krivy and B. Gruber (1976), Acta Cryst. A32, 297-298,
 doi:10.1107/S0567739476000636; with tolerances after R. W. Grosse-Kunstleve, N. K.
@@ -15,12 +15,12 @@ from numba import njit
 from crysdistill.machine_code import machine_code
 
 _TOLERANCE = 1e-5
-"""Relative to a length of the cell: what pymatgen allows in the same reduction."""
+"""Relative to a length of the cell; pymatgen uses the same for this reduction."""
 
 _MOST_STEPS = 1000
-"""No cell of a crystal needs so many; a flat one could circle for ever."""
+"""No crystal's cell needs so many; on a flat one, the reduction could run for ever."""
 
-_SLACK = 1 + 1e-6  # of a refusal, which must hold whatever the rounding
+_SLACK = 1 + 1e-6  # a refusal must hold despite rounding
 
 
 @njit
@@ -89,7 +89,8 @@ def niggli(cell: np.ndarray, volume: float) -> np.ndarray:
         volume: Å³.
 
     Returns:
-        What to multiply the cell with from the left; zeros where no end was found.
+        The matrix that multiplies the cell from the left; zeros if the reduction did
+        not end.
     """
     basis = np.zeros((3, 3))
     for k in range(3):
@@ -140,7 +141,7 @@ def _maps(
     shift: np.ndarray,
     tolerance: np.ndarray,
 ) -> bool:
-    """Tell whether a translation brings every atom near one of its species."""
+    """Tell whether a translation brings every atom near an atom of its species."""
     for i in range(len(frac)):
         met = False
         for j in range(len(frac)):
@@ -188,17 +189,17 @@ def may_repeat(
 ) -> bool:
     """Tell whether a cell may be the multiple of a smaller one, within a tolerance.
 
-    Where not, neither spglib's search for a primitive cell nor pymatgen's can find a
-    smaller one: pymatgen starts from these translations, at twice its tolerance along
-    each axis; one of them must lie within the tolerance of a vector of the smaller
-    cell, whose coordinates are whole numbers over the number of repetitions. spglib's
-    own tolerance is far below.
+    If not, neither spglib's nor pymatgen's search for a primitive cell can find a
+    smaller one. pymatgen starts from these translations, with twice its tolerance
+    along each axis. One of them must lie within the tolerance of a vector of the
+    smaller cell. The coordinates of such a vector are whole numbers over the number of
+    repetitions. spglib's own tolerance is far smaller.
 
     Args:
         frac: (N, 3).
         species: (N,) any numbers.
-        first: atoms of one species that has the fewest: any translation that repeats
-            the cell brings the first of them near another.
+        first: all atoms of a rarest species. Any translation that repeats the cell
+            brings the first of them near another.
         units: the greatest common divisor of the numbers of atoms of each species.
         cell: (3, 3) in Å.
         tolerance: Å, that of pymatgen's search.

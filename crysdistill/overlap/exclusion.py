@@ -1,4 +1,4 @@
-"""Which crystals of a corpus to leave out, so that it is clean of a dataset."""
+"""Choose the crystals to leave out so that a corpus is clean of a dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crysdistill.overlap.sides import Side
 from crysdistill.store.checks import DatasetCheck
 
 SAME = ("id", "structure")
-"""The kinds of pairs that mean one crystal: they decide between clean and not."""
+"""Pairs of these kinds are one crystal; they decide whether a corpus is clean."""
 
 Rows = Mapping[int, str]
 """Rows of a corpus, and why each is left out."""
@@ -24,10 +24,10 @@ Rows = Mapping[int, str]
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What is to be left out, and what is known of each dataset afterwards.
+    """The rows to leave out, and the check of each dataset afterwards.
 
     Args:
-        rows: of the corpus, rising, with the reason for each.
+        rows: rows of the corpus in rising order, each with its reason.
         checks: one for each dataset, in their order.
     """
 
@@ -61,15 +61,15 @@ def find_exclusion(
 ) -> Exclusion:
     """Compare a corpus with datasets and say which of its crystals to leave out.
 
-    Pairs of kind `id` and `structure` are always looked for: what is kept of them is
-    counted and makes a corpus transductive.
+    The search always covers pairs of kind `id` and `structure`. Those that are kept
+    are counted, and they make a corpus transductive.
 
     Args:
         corpus: the crystals to learn from.
-        datasets: those that judge.
-        kinds: leave out corpus crystals with a pair of one of these; none to leave
-            all in and only count.
-        workers: processes; where None, all cores if the task is large.
+        datasets: the datasets for evaluation.
+        kinds: leave out corpus crystals with a pair of one of these kinds. If empty,
+            leave out none and only count.
+        workers: processes; if None, all cores for a large task.
         cluster: Dask workers instead; see `find_overlap`.
         progress: whether to show a progress bar, one for all datasets.
 
@@ -121,12 +121,12 @@ def find_duplicates(
     cluster: str | None = None,
     progress: bool = False,
 ) -> dict[int, str]:
-    """Return the rows whose crystal stands in an earlier row, with reasons.
+    """Return the rows that repeat the crystal of an earlier row, with reasons.
 
     Args:
         corpus: the crystals.
-        without: rows that are left out anyway, and stand for nothing.
-        workers: processes; where None, all cores if the task is large.
+        without: rows that are already left out; a row is no duplicate of these.
+        workers: processes; if None, all cores for a large task.
         cluster: Dask workers instead; see `engine`.
         progress: whether to show a progress bar.
     """
@@ -134,7 +134,7 @@ def find_duplicates(
         corpus,
         [("the corpus with itself", corpus)],
         kinds=("structure",),
-        pairs_per_entry=max(len(corpus), 1),  # all: any may be the one that is kept
+        pairs_per_entry=max(len(corpus), 1),  # all: each may name the row to keep
         workers=workers,
         cluster=cluster,
         progress=progress,
@@ -164,7 +164,7 @@ def check_exclude_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
 def _reasons(
     overlap: Overlap, kinds: Sequence[str], dataset: str
 ) -> Iterator[tuple[int, str]]:
-    """Yield corpus rows with the strongest pair for which they are left out."""
+    """Yield each corpus row to leave out, with its strongest pair as the reason."""
     numbers = [KINDS.index(kind) for kind in kinds]
     pairs = overlap.found.pairs[np.isin(overlap.found.pairs[:, 2], numbers)]
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 2], pairs[:, 0]))]
@@ -175,7 +175,7 @@ def _reasons(
 
 
 def _shared(overlap: Overlap, dropped: np.ndarray) -> np.ndarray:
-    """Return the dataset rows whose crystal stands in what is left of the corpus."""
+    """Return the dataset rows whose crystal is still in the rest of the corpus."""
     same = [KINDS.index(kind) for kind in SAME]
     corpus, dataset, kind = overlap.found.pairs.T
     return np.unique(dataset[np.isin(kind, same) & ~dropped[corpus]])

@@ -1,4 +1,4 @@
-"""What a search must know of single crystals, worked out once and by all cores."""
+"""The facts that a search needs about each crystal, computed once on all cores."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from crysdistill.structures.crystal import Crystal
 from crysdistill.workers import Workers
 
 CHUNK = 64
-"""Crystals per job: a tenth of a second."""
+"""Crystals per job, about a tenth of a second of work."""
 
 
 class Collection(Protocol):
-    """Many crystals by row; a `Store` is one, a `CrystalList` another."""
+    """Many crystals, by row. `Store` and `CrystalList` are collections."""
 
     @property
     def material_ids(self) -> Sequence[str]:
@@ -38,7 +38,7 @@ class Collection(Protocol):
 
     @property
     def space_groups(self) -> np.ndarray:
-        """(B, 2) at both tolerances of `SYMPREC`; 0, not known, is found if needed."""
+        """(B, 2) at both tolerances of `SYMPREC`; 0 is unknown, and found if needed."""
 
     @property
     def structures_hash(self) -> str:
@@ -52,12 +52,12 @@ class Collection(Protocol):
     def fingerprints(self, rows: np.ndarray) -> np.ndarray | None:
         """Return the fingerprints of rows of S species, (rows, S, F); None if unknown.
 
-        Those of a store are rounded by 6e-5 at most, a hundredth of what matters.
+        A store rounds them by at most 6e-5, a hundredth of a difference that matters.
         """
 
 
 class Numbers:
-    """Numbers of formulas, shared by the collections of one search."""
+    """A number for each formula, shared by the collections of one search."""
 
     def __init__(self) -> None:
         self.formulas: dict[bytes, int] = {}
@@ -65,11 +65,11 @@ class Numbers:
 
 
 class Facts:
-    """A collection of crystals and what was found out about them.
+    """A collection of crystals and the facts found about them.
 
     Args:
         crystals: the collection.
-        numbers: those of the search; new formulas are entered.
+        numbers: the formula numbers of the search; new formulas are added.
     """
 
     def __init__(self, crystals: Collection, numbers: Numbers) -> None:
@@ -90,21 +90,21 @@ class Facts:
         self.volume = volumes / np.diff(crystals.atom_offsets)
         """(B,) Å³ per atom."""
         self.groups = unhanded(np.asarray(crystals.space_groups)[:, :2])
-        """(B, 2) space groups without handedness; 0 where not known (yet)."""
+        """(B, 2) space groups without handedness; 0 if not known (yet)."""
         self.first_profile = np.full(len(crystals), -1, np.int64)
-        """(B,) where a crystal's fingerprint starts in `profiles`; -1, not known."""
+        """(B,) where a crystal's fingerprint starts in `profiles`; -1 if unknown."""
         self.profiles = np.empty((0, 2 * NEIGHBORS), np.float32)
 
     def __len__(self) -> int:
         return len(self.formula)
 
     def amounts_of(self, row: int) -> tuple[int, ...]:
-        """Return the amounts of the anonymised formula of a crystal, rising."""
+        """Return the amounts in a crystal's anonymised formula, in rising order."""
         amounts, offsets = self.amounts
         return tuple(amounts[offsets[row] : offsets[row + 1]].tolist())
 
     def find_profiles(self, rows: np.ndarray, workers: Workers) -> None:
-        """Enter the fingerprints of some crystals into `profiles`."""
+        """Add the fingerprints of some crystals to `profiles`."""
         rows = np.unique(rows[self.first_profile[rows] < 0])
         ends = len(self.profiles) + np.cumsum(self.species[rows])
         self.first_profile[rows] = ends - self.species[rows]
@@ -125,7 +125,7 @@ class Facts:
             self.profiles[places] = self.crystals.fingerprints(some)
 
     def find_space_groups(self, rows: np.ndarray, workers: Workers) -> None:
-        """Enter the space groups of some crystals into `groups`, where not known."""
+        """Fill in the unknown space groups of some crystals in `groups`."""
         rows = np.unique(rows[~self.groups[rows].any(axis=1)])
         crystals = (self.crystals.crystal(row) for row in rows.tolist())
         for row, groups in zip(
@@ -137,7 +137,7 @@ class Facts:
 def compositions(
     atom_offsets: np.ndarray, atomic_numbers: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the reduced compositions of many crystals, as `composition` orders them.
+    """Return the reduced compositions of many crystals, in the order of `composition`.
 
     Args:
         atom_offsets: (B + 1,) first atom of each crystal.
@@ -162,7 +162,7 @@ def compositions(
 def _number(
     rows: np.ndarray, offsets: np.ndarray, numbers: dict[bytes, int]
 ) -> np.ndarray:
-    """Return one number for each stretch of rows, the same for equal ones."""
+    """Return a number for each stretch of rows; equal stretches share one."""
     data = np.ascontiguousarray(rows.astype(np.int32)).tobytes()
     places = (offsets * rows.shape[1] * 4).tolist()
     return np.array(

@@ -1,4 +1,4 @@
-"""The overlap of two files: what the terminal shows, and what is written."""
+"""Compare two files: show their overlap in the terminal, and write it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def compare_files(
     """Compare two stores or sources, show the result, and write it.
 
     Args:
-        corpus: what to learn from; anything that `build` reads.
-        dataset: what judges; the same.
-        out: the table of pairs as CSV, `corpus_id,dataset_id,kind`; beside it, with
-            the suffix `.json`, the statement, counts, histogram and hashes.
-        kinds: which pairs to look for; see `find_overlap`.
+        corpus: the crystals to learn from; anything that `build` reads.
+        dataset: the crystals for evaluation; anything that `build` reads.
+        out: CSV file for the pairs, `corpus_id,dataset_id,kind`. The statement,
+            counts, histogram and hashes go beside it, with the suffix `.json`.
+        kinds: the kinds of pairs to look for; see `find_overlap`.
         pairs_per_entry: see `find_overlap`.
-        workers: processes; where None, all cores if the task is large.
+        workers: processes; if None, all cores for a large task.
         cluster: Dask workers instead, for the search; see `find_overlap`.
         progress: whether to show progress bars.
 
@@ -55,7 +55,7 @@ def compare_files(
     summary = out.with_suffix(".json")
     if summary == out:
         raise InputError(
-            f"{out} is where the numbers go; name the table of pairs, such as "
+            f"{out} is the file for the numbers; name the table of pairs, such as "
             f"{out.with_suffix('.csv').name}"
         )
     sides = [
@@ -85,10 +85,10 @@ def compare_files(
 
 
 def summarize(overlap: Overlap, corpus: Side, dataset: Side) -> dict[str, Any]:
-    """Return all of an overlap but its pairs, as plain values for JSON.
+    """Return an overlap without its pairs, as plain values for JSON.
 
     Args:
-        overlap: of the two.
+        overlap: the overlap of both sides.
         corpus: one side.
         dataset: the other.
     """

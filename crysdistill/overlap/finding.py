@@ -1,4 +1,4 @@
-"""Finding which crystals of a corpus also stand in one dataset or in several."""
+"""Finding which crystals of a corpus are also in one dataset or in several."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find_overlap(
     cluster: str | None = None,
     progress: bool = False,
 ) -> Overlap:
-    """Find which crystals of a corpus also stand in a dataset.
+    """Find which crystals of a corpus are also in a dataset.
 
     Each pair has the strongest kind that holds:
 
@@ -30,14 +30,14 @@ def find_overlap(
     - `structure`: the same crystal. Same reduced formula, volumes per atom within
       20 %, and pymatgen's StructureMatcher pairs the atoms; supercells, primitive and
       conventional cells, shuffled atoms, other origins, rotated, mirrored and strained
-      cells are the same. Where the space groups differ at both tolerances, and neither
-      crystal is P1 (where displaced atoms end), nothing but a homogeneous strain may
-      separate them: displacive polymorphs are not merged.
+      cells are the same. If the space groups differ at both tolerances and neither
+      crystal is P1 (displaced atoms lead to P1), only a homogeneous strain may separate
+      them: displacive polymorphs are not merged.
     - `prototype`: the same structure type with other elements in it (or with elements
       exchanged). Same anonymised formula, same space group at one of the tolerances and
-      fingerprints alike; or almost equal fingerprints whatever the symmetry. An
-      anonymous match by the StructureMatcher is needed besides where that says little:
-      without a common group, in triclinic groups, and within one reduced formula.
+      similar fingerprints; or almost equal fingerprints, whatever the symmetry. If that
+      proves little, an anonymous match by the StructureMatcher is needed too: without a
+      common group, in triclinic groups, and within one reduced formula.
     - `formula`: the same reduced formula.
 
     The result does not depend on the number of workers, where they are, or the order
@@ -46,10 +46,10 @@ def find_overlap(
     Args:
         corpus: the unlabelled crystals.
         dataset: the labelled ones.
-        kinds: which to look for; without `prototype` it takes half the time or less.
-        pairs_per_entry: every rock salt is a prototype of every other: of each kind,
-            list at most so many pairs per dataset entry, the nearest. All are counted.
-        workers: processes; where None, all cores if the task is large, else this one.
+        kinds: the kinds to look for; skipping `prototype` at least halves the time.
+        pairs_per_entry: list at most this many pairs of a kind per dataset entry, the
+            nearest; all are counted. Every rock salt is a prototype of every other.
+        workers: processes; if None, all cores for a large task, else only this one.
         cluster: Dask workers instead: `local:N`, `tcp://HOST:PORT` or a scheduler file
             of a running scheduler, or `slurm:FILE.yaml`; see `engine`.
         progress: whether to show a progress bar.
@@ -79,7 +79,7 @@ def find_overlaps(
     cluster: str | None = None,
     progress: bool = False,
 ) -> list[Overlap]:
-    """Find which crystals of a corpus also stand in datasets, in one search for all.
+    """Find which crystals of a corpus are also in datasets, in one search for all.
 
     Args:
         corpus: the unlabelled crystals.

@@ -1,10 +1,10 @@
-"""A compiled twin of pymatgen's StructureMatcher, for the pairs that are clear.
+"""A compiled version of pymatgen's StructureMatcher, for the clear cases.
 
-It goes through the same mappings of one lattice onto the other and the same
-translations, and compares with the same tolerances (S. P. Ong et al. (2013), Comput.
-Mater. Sci. 68, 314-319, doi:10.1016/j.commatsci.2012.10.028). What it cannot tell for
-sure it leaves to the original: a value at the very edge of a tolerance, and atoms that
-could be paired in several ways.
+It tries the same mappings of one lattice onto the other and the same translations,
+and compares with the same tolerances (S. P. Ong et al. (2013), Comput. Mater. Sci. 68,
+314-319, doi:10.1016/j.commatsci.2012.10.028). It leaves uncertain cases to the
+original: a value at the very edge of a tolerance, and atoms that could be paired in
+several ways.
 
 Legend of shapes: M atoms of the source cell, N of the target cell, N = factor x M.
 """
@@ -28,7 +28,7 @@ from crysdistill.overlap.lattices import (
 from crysdistill.overlap.pairing import NO, UNSURE, YES, any_shift
 
 EDGE = 1e-5
-"""Relative; this near to a tolerance, rounding may decide."""
+"""Relative. This close to a tolerance, rounding may decide."""
 
 
 @njit
@@ -38,9 +38,10 @@ def _inside(value: float) -> bool:
 
 @njit
 def _expand(frac: np.ndarray, scale: np.ndarray, factor: int, out: np.ndarray) -> bool:
-    """Enter the atoms of the cell that whole numbers `scale` make, (factor M, 3).
+    """Write the atoms of the supercell `scale` to `out`, (factor M, 3).
 
-    The images of an atom follow one another. False where their number is not right.
+    `scale` holds whole numbers. The images of an atom follow one another. Return False
+    if their number is wrong.
     """
     inverse = np.empty((3, 3))
     invert(scale, inverse)
@@ -83,7 +84,7 @@ def _expand(frac: np.ndarray, scale: np.ndarray, factor: int, out: np.ndarray) -
 def _angle_fits(
     one: np.ndarray, other: np.ndarray, lowest: float, highest: float
 ) -> bool:
-    """Tell whether two of the vectors (6,) stand at an angle between two."""
+    """Tell whether the cosine of the angle between two vectors (6,) is in a range."""
     dot = one[3] * other[3] + one[4] * other[4] + one[5] * other[5]
     squares = one[3] * one[3] + one[4] * one[4] + one[5] * one[5]
     squares *= other[3] * other[3] + other[4] * other[4] + other[5] * other[5]
@@ -107,25 +108,25 @@ def fit(
 ) -> int:
     """Tell whether a crystal, repeated `factor` times, agrees with another.
 
-    Both are taken at one volume per atom.
+    Both are scaled to one volume per atom.
 
     Args:
-        source_cell: (3, 3) in Å; its multiples are laid onto the target's cell.
+        source_cell: (3, 3) in Å; its multiples are mapped onto the target's cell.
         source: (M, 3) fractional, by species.
         target_cell: (3, 3) in Å.
         target: (N, 3) fractional, by species.
         starts: (S + 1,) first atom of each species in the target.
-        anchor: an atom of the rarest species, of the target, or where `anchored` of
-            the repeated source.
+        anchor: an atom of the rarest species in the target, or in the repeated source
+            if `anchored`.
         factor: N / M.
         anchored: whether the source holds the anchor.
-        length: how far lengths of the cells may differ, relative.
+        length: how far the lengths of the cells may differ, relative.
         angle: the same for angles, degrees.
-        site: how far atoms may lie from their places, in units of the cube root of
+        site: how far atoms may be from their places, in units of the cube root of
             the volume per atom.
 
     Returns:
-        `NO`, `YES`, or `UNSURE` where atoms could be paired in several ways.
+        `NO`, `YES`, or `UNSURE` if atoms could be paired in several ways.
     """
     ratio = abs(determinant(target_cell)) / (factor * abs(determinant(source_cell)))
     ratio = ratio ** (1 / 6)

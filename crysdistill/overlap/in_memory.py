@@ -16,9 +16,9 @@ class CrystalList:
     """A collection in memory.
 
     Args:
-        crystals: what it holds, in order.
-        space_groups: (B, 2) where they are known already.
-        made_up: (B,) whose names the program made up; none where None.
+        crystals: the crystals, in order.
+        space_groups: (B, 2), if already known.
+        made_up: (B,) whether the program made up each name; None if it made up none.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class CrystalList:
 
     @cached_property
     def structures_hash(self) -> str:
-        """The hash that a store of these crystals has too."""
+        """The hash, the same as that of a store of these crystals."""
         names = [name.encode() for name in self.material_ids]
         sizes = np.cumsum([0, *map(len, names)], dtype=np.int64)
         frac = [np.asarray(c.frac_coords, np.float32) for c in self.crystals]

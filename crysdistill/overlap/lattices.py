@@ -1,6 +1,6 @@
 """Compiled geometry of cells: rows are lattice vectors, in Å.
 
-Plain loops throughout: they compile in seconds, whole arrays in a minute.
+All code is plain loops: they compile in seconds, array operations in a minute.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def determinant(cell: np.ndarray) -> float:
 
 @njit
 def invert(cell: np.ndarray, out: np.ndarray) -> None:
-    """Enter the inverse of (3, 3) into another."""
+    """Write the inverse of a (3, 3) matrix to `out`."""
     volume = determinant(cell)
     for i in range(3):
         k, m = (i + 1) % 3, (i + 2) % 3
@@ -42,7 +42,7 @@ def invert(cell: np.ndarray, out: np.ndarray) -> None:
 
 @njit
 def plane_densities(cell: np.ndarray, inverse: np.ndarray, out: np.ndarray) -> None:
-    """Enter one over the distance of lattice planes, 1 / Å; `inverse` as well."""
+    """Write one over the distance of lattice planes, 1 / Å, and fill `inverse`."""
     invert(cell, inverse)
     for k in range(3):
         a, b, c = inverse[0, k], inverse[1, k], inverse[2, k]
@@ -58,7 +58,7 @@ def cosine(cell: np.ndarray, i: int, j: int) -> float:
 
 @njit
 def lattice_vectors(cell: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return lattice vectors of lengths between two, (K, 6): whole numbers, then Å."""
+    """Return lattice vectors in a range of length, (K, 6): whole numbers, then Å."""
     densities = np.empty(3)
     plane_densities(cell, np.empty((3, 3)), densities)
     reach_a = math.floor(high * densities[0] + 1e-9)
@@ -86,7 +86,7 @@ def lattice_vectors(cell: np.ndarray, low: float, high: float) -> np.ndarray:
 
 @njit
 def average_cell(cell: np.ndarray, other: np.ndarray, out: np.ndarray) -> bool:
-    """Enter a cell of the mean lengths and angles of two; False if there is none."""
+    """Write the cell with mean lengths and angles to `out`; False if none exists."""
     a = (length_of(cell, 0) + length_of(other, 0)) / 2
     b = (length_of(cell, 1) + length_of(other, 1)) / 2
     c = (length_of(cell, 2) + length_of(other, 2)) / 2

@@ -1,7 +1,7 @@
 """The pairs of an overlap by name: sorted, as a table, and as a digest.
 
-Tens of millions of pairs have few names. Names are sorted once; pairs are sorted by the
-ranks of their names.
+Tens of millions of pairs share few names. Names are sorted once; pairs are sorted by
+the ranks of their names.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def pair_table(
     kind = pairs[:, 2]
     order = np.lexsort((corpus, kind, dataset))
     corpus, dataset, kind = corpus[order], dataset[order], kind[order]
-    # Where a name stands twice in a collection, the strongest kind speaks for it.
+    # If a collection has a name twice, the strongest kind counts.
     both = dataset * max(len(corpus_names), 1) + corpus
     _, first = np.unique(both, return_index=True)
     first.sort()

@@ -2,9 +2,9 @@
 
 `pymatgen.analysis.structure_matcher.StructureMatcher` decides (S. P. Ong et al. (2013),
 Comput. Mater. Sci. 68, 314-319, doi:10.1016/j.commatsci.2012.10.028). Its tolerances
-are wide, and its search for a primitive cell moves atoms by up to 0.25 Å: left alone
-it takes the phases of BaTiO3, and cubic and tilted SrTiO3, for one. Space groups
-therefore decide how closely two crystals must agree.
+are wide, and its search for a primitive cell moves atoms by up to 0.25 Å. Alone, it
+would merge the phases of BaTiO3, and cubic and tilted SrTiO3. Space groups therefore
+decide how closely two crystals must agree.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
 MAX_ATOMS = 400
-"""Atoms in the primitive cell up to which structures are matched atom by atom."""
+"""Atoms in the largest primitive cell that is matched atom by atom."""
 
 Test = Literal["same", "supercell", "strained", "averaged", "anonymous"]
-"""What may differ between two primitive cells, both taken at one volume. Displacements
+"""What may differ between two primitive cells, both scaled to one volume. Displacements
 are in units of the mean free length, the cube root of the volume per atom.
 
 - `same`: atoms by 0.2 (about 0.5 Å), the cell by 10 % and 5 degrees.
-- `supercell`: the same, where the search for one primitive cell stopped too early.
-- `strained`: the cell alone, as in `same`; atoms by 0.02, since a homogeneous strain
+- `supercell`: as `same`, if the search for one primitive cell stopped too early.
+- `strained`: the cell as in `same`; atoms by 0.02, since a homogeneous strain
   moves them no further. Primitive cells are found without averaging atoms.
-- `averaged`: nothing, once the primitive cell of either was found by averaging atoms
-  that nearly repeat: so pymatgen's `get_primitive_structure` changes a crystal.
+- `averaged`: nothing, after averaging atoms that nearly repeat to find the primitive
+  cells: pymatgen's `get_primitive_structure` changes a crystal in this way.
 - `anonymous`: as `same`, with species exchanged for others one by one.
 """
 
@@ -94,11 +94,11 @@ def primitive(crystal: Crystal, test: Test = "same") -> Crystal | None:
 
     Args:
         crystal: any cell of a crystal.
-        test: for which test; `strained` needs atoms that did not move.
+        test: the test to prepare for; `strained` needs atoms that have not moved.
 
     Returns:
-        The crystal, or None where its primitive cell has more than `MAX_ATOMS` atoms
-        or none can be found: such crystals are judged by their fingerprint.
+        The crystal, or None if its primitive cell has more than `MAX_ATOMS` atoms or
+        none can be found: such crystals are judged by their fingerprint.
     """
     repetition = _TOLERANCES[test].repetition
     if (plain := primitive_already(crystal, repetition)) is not None:
@@ -107,7 +107,7 @@ def primitive(crystal: Crystal, test: Test = "same") -> Crystal | None:
 
     structure: Any = (crystal.cell, crystal.frac_coords, crystal.atomic_numbers)
     try:
-        # Exact and fast; what is left to pymatgen is the search for near repetition.
+        # Exact and fast; pymatgen then only searches for near repetition.
         found: Any = spglib.find_primitive(structure, 1e-3, ANGLE_TOLERANCE)
     except Exception:  # spglib's errors differ by version; none concerns the user
         found = None
@@ -149,10 +149,10 @@ def primitive_already(crystal: Crystal, repetition: float) -> Crystal | None:
 
     Args:
         crystal: any cell.
-        repetition: Å, how far atoms may be off that nearly repeat.
+        repetition: Å, how far nearly repeating atoms may be off.
 
     Returns:
-        The crystal, or None where its cell repeats, perhaps, or cannot be reduced.
+        The crystal, or None if its cell may repeat or cannot be reduced.
     """
     numbers = crystal.atomic_numbers
     basis = niggli(np.ascontiguousarray(crystal.cell), crystal.volume)
@@ -162,12 +162,12 @@ def primitive_already(crystal: Crystal, repetition: float) -> Crystal | None:
     frac = crystal.frac_coords @ np.linalg.inv(basis)
     frac -= np.floor(frac)
     counts = np.bincount(numbers)
-    # A smaller cell would hold a whole part of each species.
+    # A smaller cell must divide the atoms of each species evenly.
     units = int(np.gcd.reduce(counts))
     if units > 1:
         present = np.flatnonzero(counts)
         fewest = present[counts[present] == counts[present].min()]
-        # pymatgen goes by the first symbol of the alphabet.
+        # pymatgen takes the symbol that comes first in the alphabet.
         rarest = min(fewest.tolist(), key=lambda number: symbols()[number])
         first = np.flatnonzero(numbers == rarest)
         if may_repeat(frac, numbers, first, units, cell, repetition):
@@ -178,7 +178,7 @@ def primitive_already(crystal: Crystal, repetition: float) -> Crystal | None:
 def agree(first: Crystal, second: Crystal, test: Test) -> bool:
     """Tell whether two primitive crystals agree within the tolerances of `test`.
 
-    Volumes are made equal first: compare them beforehand.
+    This makes the volumes equal first, so compare them beforehand.
 
     Args:
         first: from `primitive`.
@@ -190,7 +190,7 @@ def agree(first: Crystal, second: Crystal, test: Test) -> bool:
     if max(counts) % min(counts) or max(counts) // min(counts) > most:
         return False
     if test == "supercell" and counts[0] == counts[1]:
-        return False  # what `same` has found already
+        return False  # `same` has covered this already
     answer = compiled_answer(first, second, test)
     return agree_by_pymatgen(first, second, test) if answer is None else answer
 
@@ -200,7 +200,7 @@ def agree_by_pymatgen(first: Crystal, second: Crystal, test: Test) -> bool:
     matcher = _matcher(test)
     fit = matcher.fit_anonymous if test == "anonymous" else matcher.fit
     one, other = first.to_pymatgen(), second.to_pymatgen()
-    # A match found from one side is now and then missed from the other.
+    # A match found in one direction is sometimes missed in the other.
     return bool(
         fit(one, other, skip_structure_reduction=True)
         or fit(other, one, skip_structure_reduction=True)
@@ -208,11 +208,11 @@ def agree_by_pymatgen(first: Crystal, second: Crystal, test: Test) -> bool:
 
 
 def compiled_answer(first: Crystal, second: Crystal, test: Test) -> bool | None:
-    """Tell whether two primitive crystals agree; None where that is not clear.
+    """Tell whether two primitive crystals agree; None if that is not clear.
 
     Args:
-        first: of at most `MAX_ATOMS` atoms.
-        second: of as many, or a multiple or fraction of them.
+        first: a crystal of at most `MAX_ATOMS` atoms.
+        second: one with as many atoms, or a multiple or fraction of that number.
         test: what may differ.
     """
     small, large = sorted(
@@ -221,8 +221,8 @@ def compiled_answer(first: Crystal, second: Crystal, test: Test) -> bool | None:
     doubt = False
     for pairing in _pairings(small.atomic_numbers, large.atomic_numbers, test):
         one, other = _by_species(small, pairing[0]), _by_species(large, pairing[1])
-        # At the tolerances made a little wider, no means no; at those made a little
-        # tighter, yes means yes.
+        # A no is certain at slightly wider tolerances; a yes is certain at slightly
+        # tighter ones.
         found = _fits(one, other, test, 1 + EDGE)
         if found == NO:
             continue
@@ -233,7 +233,7 @@ def compiled_answer(first: Crystal, second: Crystal, test: Test) -> bool | None:
 
 
 def compile_matcher() -> None:
-    """Compile what judges a pair; other processes then take it from the disk."""
+    """Compile the code that judges a pair; other processes then load it from disk."""
     numbers = np.full(2, 26, np.uint8)
     places = np.array([[0.0, 0, 0], [0.4, 0.3, 0.2]])  # a cell that does not repeat
     pair = Crystal("", numbers, places, np.diag([3.0, 4.0, 5.0]))
@@ -243,7 +243,7 @@ def compile_matcher() -> None:
 
 
 def judge(job: tuple[Crystal | None, Crystal | None, Test]) -> bool | None:
-    """Call `agree` with a pair and a test; None where a primitive cell is missing."""
+    """Call `agree` with a pair and a test; None if a primitive cell is missing."""
     first, second, test = job
     if first is None or second is None:
         return None
@@ -263,9 +263,9 @@ class _Sorted:
 def _pairings(
     first: np.ndarray, second: np.ndarray, test: Test
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield orders of the species of both, in which one stands for the other.
+    """Yield orders of the species of both crystals that pair them one by one.
 
-    The rarest come first: they tell two crystals apart soonest.
+    The rarest species come first: they tell two crystals apart soonest.
     """
     (species, counts), (others, amounts) = (
         np.unique(numbers, return_counts=True) for numbers in (first, second)
@@ -289,7 +289,7 @@ def _by_species(crystal: Crystal, order: np.ndarray) -> _Sorted:
     numbers = crystal.atomic_numbers
     groups = [np.flatnonzero(numbers == number) for number in order.tolist()]
     starts = np.cumsum([0, *map(len, groups)])
-    # pymatgen's anchor is the first atom, as they stand, of a rarest species.
+    # pymatgen's anchor is the first atom of a rarest species, in the given order.
     fewest = min(map(len, groups))
     _, anchor = min(
         (group[0], start)
@@ -301,7 +301,7 @@ def _by_species(crystal: Crystal, order: np.ndarray) -> _Sorted:
 
 
 def _fits(small: _Sorted, large: _Sorted, test: Test, width: float) -> int:
-    """Lay either crystal onto the other, at tolerances of some width."""
+    """Map either crystal onto the other, with tolerances scaled by `width`."""
     tolerances = _TOLERANCES[test]
     limits = (
         tolerances.length * width,

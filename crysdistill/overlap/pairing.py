@@ -1,4 +1,4 @@
-"""Compiled: whether the atoms of two crystals in one cell agree after a shift.
+"""Compiled test of whether two crystals in one cell agree after a shift.
 
 Legend of shapes: N atoms, S species.
 """
@@ -15,17 +15,17 @@ from crysdistill.overlap.lattices import determinant, plane_densities
 NO, YES, UNSURE = 0, 1, 2
 
 TIE = 1 + 1e-5
-"""Of squared distances: rounding chooses between two that are so nearly equal."""
+"""Ratio of squared distances; within it, rounding decides which one is shorter."""
 
 
 @njit
 def _nearest_image(
     x: float, y: float, z: float, cell: np.ndarray, out: np.ndarray
 ) -> tuple[float, float]:
-    """Enter the shortest of 27 images of a fractional vector, in Å.
+    """Write the shortest of 27 images of a fractional vector to `out`, in Å.
 
     Returns:
-        Its square and that of the second shortest, Å².
+        Its squared length and that of the second shortest, Å².
     """
     least = second = np.inf
     for a in range(-1, 2):
@@ -60,7 +60,7 @@ def _meets(
     end: int,
     within: np.ndarray,
 ) -> bool:
-    """Tell whether an atom, shifted, lies in the box around one of its species."""
+    """Tell whether a shifted atom is in the box around an atom of its species."""
     for j in range(begin, end):
         x = second[i, 0] + shift[0] - first[j, 0]
         if abs(x - _round(x)) > within[0]:
@@ -85,7 +85,7 @@ def _pair_up(
     radius: float,
     alone: np.ndarray,
 ) -> int:
-    """Tell whether atoms agree after a shift of the second, and a small one more.
+    """Tell whether atoms agree after `shift` of the second and a small correction.
 
     Args:
         first: (N, 3) fractional.
@@ -95,9 +95,9 @@ def _pair_up(
         within: (3,) fractional: how far atoms may be apart along each axis. This box
             holds the sphere of two radii.
         average: (3, 3) in Å.
-        radius: Å, how far an atom may lie from its place.
-        alone: (2,) an atom that found no other in the last try, and its species: it is
-            asked first in the next.
+        radius: Å, how far an atom may be from its place.
+        alone: (2,) the atom that found no partner in the last try, and its species.
+            The next try tests it first.
     """
     atoms = len(first)
     last, kind = alone[0], alone[1]
@@ -137,8 +137,8 @@ def _pair_up(
                         vectors[i, axis] = vector[axis]
                 else:
                     second_least = min(second_least, squared)
-            # Two that agree stay within a radius of a common place each: no further
-            # apart than two radii, since the shift has put one pair at one place.
+            # Two atoms that agree are each within a radius of a common place. They are
+            # at most two radii apart, since the shift has put one pair at one place.
             if least > 4 * radius * radius:
                 far = True
             elif second_least < least * TIE:
@@ -148,7 +148,7 @@ def _pair_up(
             mean_x += vectors[i, 0] / atoms
             mean_y += vectors[i, 1] / atoms
             mean_z += vectors[i, 2] / atoms
-    if several:  # the nearest ones are not one to one: which pairing is the best?
+    if several:  # nearest partners are not one to one; the best pairing is unclear
         return UNSURE
     if far:
         return NO
@@ -179,7 +179,7 @@ def any_shift(
     species = 0
     while starts[species + 1] <= anchor:
         species += 1
-    # The first image of an atom of the source, or any atom of the target.
+    # The first image of each source atom is moved, or every atom of the target.
     still, moved = (source, target) if anchored else (target, source)
     step = 1 if anchored else factor
     alone = np.zeros(2, np.int64)

@@ -1,4 +1,4 @@
-"""How near the fingerprints of crystals are: compiled, for many pairs at once.
+"""Compiled distances between the fingerprints of many pairs of crystals at once.
 
 The distance is that of `store.fingerprints.distances`, the root mean square difference
 over all entries. Legend of shapes: P pairs, S species, F numbers per species.
@@ -15,10 +15,10 @@ from numba import njit
 from crysdistill.machine_code import machine_code
 
 PARTS = 8
-"""Stretches of a profile whose means tell fingerprints apart at low cost."""
+"""Stretches of a profile; their means tell fingerprints apart at low cost."""
 
 MOST_EXCHANGES = 120
-"""Orders of the species that are tried one by one; beyond, see `distances`."""
+"""Largest number of species orders tried one by one; beyond, see `distances`."""
 
 
 @machine_code
@@ -29,7 +29,7 @@ def pair_distances(
     profiles: np.ndarray,
     others: np.ndarray,
 ) -> np.ndarray:
-    """Return the distances of pairs of crystals of one formula each, (P,).
+    """Return the distances of pairs of crystals, (P,); each pair has one formula.
 
     Args:
         first: (P,) where the fingerprint of one starts in `profiles`.
@@ -53,15 +53,15 @@ def pair_distances(
 
 @machine_code
 def part_means(starts: np.ndarray, size: int, profiles: np.ndarray) -> np.ndarray:
-    """Return means over all species of stretches of the fingerprints, (B, PARTS).
+    """Return the mean over all species of each fingerprint stretch, (B, PARTS).
 
-    An exchange of species does not change them. The root of their mean squared
-    difference is never more than the distance of two fingerprints, whatever is
-    exchanged: the square of a mean is at most the mean of the squares.
+    Exchanging species does not change these means. After any exchange, the root of
+    their mean squared difference is at most the distance of two fingerprints: the
+    square of a mean is at most the mean of the squares.
 
     Args:
         starts: (B,) where fingerprints start in `profiles`.
-        size: S, of all of them.
+        size: S, the same for all.
         profiles: (all species, F) float32.
     """
     out = np.zeros((len(starts), PARTS))
@@ -74,9 +74,9 @@ def part_means(starts: np.ndarray, size: int, profiles: np.ndarray) -> np.ndarra
 
 
 def exchanges(amounts: tuple[int, ...]) -> np.ndarray | None:
-    """Return the orders in which species of equal amount may stand, (orders, S).
+    """Return all orders that exchange species of equal amount, (orders, S).
 
-    None where there are more than `MOST_EXCHANGES` of one amount.
+    Return None if species of one amount have more than `MOST_EXCHANGES` orders.
     """
     groups = [
         list(members)
@@ -94,7 +94,7 @@ def exchanges(amounts: tuple[int, ...]) -> np.ndarray | None:
 def _exchanged(
     one: np.ndarray, other: np.ndarray, orders: np.ndarray, most: float
 ) -> float:
-    """Return the least mean square over all orders; more than `most`, not exact."""
+    """Return the least mean square over all orders; inexact if above `most`."""
     size, width = one.shape
     squares = np.zeros((size, size))
     known = np.zeros((size, size), np.bool_)
@@ -135,7 +135,7 @@ def alike(
     Args:
         queries: some of the A crystals.
         query_means: (A, PARTS) from `part_means`.
-        others: (B,) order by the mean of all parts.
+        others: (B,) rows sorted by the mean of all parts.
         other_means: (B, PARTS).
         starts: (A,) where their fingerprints start in `profiles`.
         other_starts: (B,) the same.
@@ -146,8 +146,8 @@ def alike(
         nearest: (A,) whether the nearest crystal is wanted, however far.
 
     Returns:
-        (P,) of the A, (P,) of the B and (P,) distances; and for each query, the
-        nearest of the B and its distance, -1 and infinity where not wanted.
+        (P,) rows of the A, (P,) rows of the B and (P,) distances. For each query also
+        the nearest of the B and its distance; -1 and infinity if not wanted.
     """
     size = orders.shape[1]
     level = np.empty(len(others))
@@ -170,7 +170,7 @@ def alike(
                 limit = within
                 if nearest[query]:
                     limit = max(limit, near_length[turn])
-                # The mean of all is the coarsest of bounds, and rises from here on.
+                # The mean of all is the coarsest bound, and it only rises from here on.
                 if abs(level[place] - middle) > limit:
                     break
                 other = others[place]

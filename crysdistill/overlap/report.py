@@ -1,4 +1,4 @@
-"""What a corpus and a dataset have in common: the report."""
+"""The report on what a corpus and a dataset have in common."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ METHOD = {
     "fingerprint_only": FINGERPRINT_ONLY,
     "volume_ratio": VOLUME_RATIO,
 }
-"""What decides besides the input; part of the hash of a report."""
+"""All that decides besides the input; part of the hash of a report."""
 
 DISTANCE_EDGES = (0.0, 0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, np.inf)
-"""Of the histogram of nearest distances. For scale: 1 % of shear or elongation makes a
-distance of 0.004, atoms displaced by 0.1 Å make 0.03, polymorphs have 0.02 to 0.15."""
+"""Edges of the histogram of nearest distances. For scale: 1 % of shear or elongation
+gives 0.004, moving atoms by 0.1 Å gives 0.03, and polymorphs are 0.02 to 0.15 apart."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Overlap:
     Args:
         corpus_ids: names of all crystals of the corpus.
         dataset_ids: names of all structures of the dataset.
-        hashes: those of the corpus and of the dataset.
+        hashes: the hashes of the corpus and of the dataset.
         found: the result of the search, by row.
-        kinds: which were looked for.
+        kinds: the kinds that were looked for.
         pairs_per_entry: how many pairs of a kind were kept for one dataset entry.
     """
 
@@ -71,10 +71,10 @@ class Overlap:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Per kind: how many pairs, and dataset and corpus entries that have one.
+        """Per kind: the number of pairs, and of dataset and corpus entries with one.
 
-        `strongest` counts dataset entries by the strongest of their pairs: together
-        with those that have none, they are the dataset. `left_out` pairs were counted
+        `strongest` counts each dataset entry once, by its strongest pair; entries
+        without a pair make up the rest of the dataset. `left_out` pairs were counted
         but are not in `pairs`.
         """
         strongest = self._strongest
@@ -100,7 +100,7 @@ class Overlap:
     def statement(self) -> str:
         """`clean`, or `transductive` with the number of structures in both.
 
-        Nothing is clean of what was not looked for: then, `unknown`.
+        `unknown` if none is, but `id` or `structure` pairs were not looked for.
         """
         both = int(self.found.in_dataset[:2].any(axis=0).sum())
         missing = [kind for kind in KINDS[:2] if kind not in self.kinds]
@@ -111,7 +111,7 @@ class Overlap:
             return "clean"
         return (
             f"transductive ({both:,} of {len(self.dataset_ids):,} dataset structures "
-            "also stand in the corpus)"
+            "are also in the corpus)"
         )
 
     @cached_property
@@ -129,9 +129,9 @@ class Overlap:
         """Return the rows of the corpus to leave out, sorted, int64.
 
         Args:
-            kinds: leave out entries that have a pair of one of these.
-            dataset_rows: only pairs with these rows of the dataset count, for example
-                those of the test set; all where None.
+            kinds: leave out entries that have a pair of one of these kinds.
+            dataset_rows: count only pairs with these rows of the dataset, such as those
+                of the test set; all rows if None.
 
         Raises:
             InputError: a kind is unknown or was not looked for, or pairs of it were
@@ -163,8 +163,8 @@ class Overlap:
 
         Columns: `dataset_id`, `corpus_id`, `distance` (of fingerprints; shape only,
         density aside) and `formula`: `same`, or `other` where the corpus has only the
-        anonymised formula. Where it lacks that too, the entry is absent; other
-        chemistries are looked at only in a search for `prototype`.
+        anonymised formula. If it lacks that too, the entry is absent. Only a search for
+        `prototype` looks at other chemistries.
         """
         rows = np.flatnonzero(self.found.nearest_row >= 0)
         same = self.found.nearest_same[rows]
@@ -222,7 +222,7 @@ class Overlap:
         return table
 
     def _remarks(self) -> list[str]:
-        """Say what the counts hide."""
+        """Return remarks on what the counts do not show."""
         remarks = []
         for kind, count in self.counts.items():
             if count["left_out"]:
@@ -232,8 +232,8 @@ class Overlap:
                 )
         if self.found.id_clashes:
             remarks.append(
-                f"{self.found.id_clashes:,} pairs share an id but not the formula: are "
-                "the ids of one database?"
+                f"{self.found.id_clashes:,} pairs share an id but not the formula "
+                "(check that the ids come from one database)"
             )
         if self.found.by_fingerprint:
             remarks.append(

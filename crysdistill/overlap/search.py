@@ -1,8 +1,8 @@
-"""Which crystals of a corpus also stand in datasets: the search.
+"""Which crystals of a corpus are also in datasets: the search.
 
 Crystals are compared only within one anonymised formula. Fingerprints propose; the
-matcher and the symmetry labels decide. All datasets are gone through together: what is
-slow, the verdicts, is one stream of jobs, so that no worker waits for another set.
+matcher and the symmetry labels decide. One search covers all datasets: the verdicts,
+which are slow, form one stream of jobs, so that no worker waits for another dataset.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ KINDS = ("id", "structure", "prototype", "formula")
 """From the strongest to the weakest; a pair has the strongest that holds."""
 
 TWIN_DISTANCE = 0.015
-"""Of fingerprints of one structure type whatever the symmetry: noise may hide it."""
+"""Between fingerprints of one structure type, even if noise hides the symmetry."""
 
 _WORTH_A_POOL = 4_000  # crystals; below, starting processes takes longer
 _PAIRS_AT_ONCE = 4_000_000  # prototypes; keeps memory flat
@@ -72,7 +72,7 @@ class Found:
 
     Args:
         pairs: (P, 3) int64, corpus row, dataset row and number of the kind.
-        totals: (4,) pairs of each kind, with those left out.
+        totals: (4,) pairs of each kind, including those left out.
         left_out: (4,) pairs of each kind that are not in `pairs`.
         in_corpus: (4, corpus) whether a crystal has a pair of a kind.
         in_dataset: (4, dataset) the same for the dataset.
@@ -143,12 +143,12 @@ class _Set:
         self.limit = limit
         self.corpus_id, self.dataset_id = _id_numbers(corpus, dataset)
         if "id" not in kinds:
-            self.dataset_id[:] = -1  # no crystal has it
+            self.dataset_id[:] = -1  # matches no crystal
         self.nearest = Nearest.of_none(len(dataset))
         self.formula = Pairs.join([])
         """Pairs of one formula for which nothing stronger was found yet."""
         self.structure = Pairs.join([])
-        """Those that are one crystal; before the verdicts, that may be."""
+        """Pairs that are one crystal; before the verdicts, those that may be."""
         self.kept: list[np.ndarray] = []
         width, entries = len(corpus), len(dataset)
         self.found = Found(
@@ -168,7 +168,7 @@ class _Set:
         return self.found
 
     def same_ids(self) -> None:
-        """Keep the pairs of one id."""
+        """Keep the pairs that share an id."""
         rows_of = defaultdict(list)
         for row in np.flatnonzero(np.isin(self.corpus_id, self.dataset_id)).tolist():
             rows_of[int(self.corpus_id[row])].append(row)
@@ -194,7 +194,7 @@ class _Set:
         self.formula, self.structure = Pairs.join(every), Pairs.join(alike)
 
     def new(self, pairs: Pairs) -> np.ndarray:
-        """Tell which pairs have two ids, (P,)."""
+        """Tell which pairs do not share an id, (P,)."""
         return self.dataset_id[pairs.dataset] != self.corpus_id[pairs.corpus]
 
     def judged(self, verdicts: np.ndarray) -> None:
@@ -217,7 +217,7 @@ class _Set:
             rows, of_row = np.unique(pairs.corpus, return_inverse=True)
             names = [self.corpus.crystals.material_ids[row] for row in rows.tolist()]
             rank = np.unique(names, return_inverse=True)[1][of_row]
-            # Rounded, so that noise does not choose among equals; then by name.
+            # Distances are rounded, so that names decide among equals, not noise.
             order = np.lexsort((rank, pairs.distance.round(4), entry))
             place = np.arange(len(order)) - (np.cumsum(counts) - counts)[entry[order]]
             chosen = np.sort(order[place < self.limit])
@@ -228,7 +228,7 @@ class _Set:
 
 
 class _Search:
-    """What the sets of a search have in common: who works, and the bar."""
+    """What the datasets of a search share: the workers and the progress bar."""
 
     def __init__(
         self, kinds: Sequence[str], workers: Workers, bar: Progress, threads: int
@@ -240,7 +240,7 @@ class _Search:
         self.task = bar.add_task("comparing", total=None)
 
     def structures(self, sets: Sequence[_Set]) -> None:
-        """Find the pairs of one crystal."""
+        """Find the pairs that are one crystal."""
         self.bar.reset(self.task, total=sum(len(one.dataset) for one in sets))
         for one in sets:
             self.bar.update(self.task, description=f"candidates of {one.name}")
@@ -273,7 +273,7 @@ class _Search:
             self._prototypes(one, Pairs.join(pending))
 
     def _prototypes(self, one: _Set, pairs: Pairs) -> None:
-        """Keep those of some proposed pairs that are of one structure type."""
+        """Keep the proposed pairs that are of one structure type."""
         corpus, dataset = one.corpus, one.dataset
         pairs = pairs.without(one.structure, len(corpus))
         corpus.find_space_groups(pairs.corpus, self.workers)
@@ -281,8 +281,8 @@ class _Search:
         first, second = corpus.groups[pairs.corpus], dataset.groups[pairs.dataset]
         equal = share(first, second)
         formula = corpus.formula[pairs.corpus] == dataset.formula[pairs.dataset]
-        # Within a formula, polymorphs and stackings are at stake; without a common
-        # group, noise may pass for a structure; triclinic groups say little of it.
+        # Doubtful: within a formula, pairs may be polymorphs or stackings; without a
+        # common group, noise may look like a structure; triclinic groups prove little.
         twins = ~equal & (pairs.distance <= TWIN_DISTANCE)
         twins &= ~formula | lost(first) | lost(second)
         triclinic = np.maximum(first, second).max(axis=1, initial=0) <= 2
@@ -300,7 +300,7 @@ class _Search:
         judge: Judge,
         count: bool | None = True,
     ) -> Iterator[tuple[_Set, np.ndarray]]:
-        """Yield sets with the verdicts on pairs of theirs, from one stream of jobs."""
+        """Yield each dataset and the verdicts on its pairs, from one stream of jobs."""
         if count:
             total = sum(len(pairs) for _, pairs in work)
             self.bar.reset(self.task, total=total)
@@ -326,7 +326,7 @@ class _Search:
 def _id_numbers(corpus: Facts, dataset: Facts) -> tuple[np.ndarray, np.ndarray]:
     """Return numbers that are equal where ids are, (corpus,) and (dataset,) int64.
 
-    Rows would not do: a name may stand twice in a collection.
+    Row numbers would not do: a collection may have a name twice.
     """
     numbers: dict[str, int] = {}
     corpus_id, dataset_id = (

@@ -1,4 +1,4 @@
-"""What is compared: a store as it is, or any source, read into memory."""
+"""The sides of a comparison: a store as it is, or a source read into memory."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Side:
 
     Args:
         path: as the user named it.
-        crystals: what can be compared.
-        quarantined: id and reason of every entry that cannot.
+        crystals: the crystals that can be compared.
+        quarantined: id and reason of every entry that cannot be compared.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Side:
     def name(self) -> str:
         """The last part of the path, in characters that can be written anywhere.
 
-        `structures.jsonl` is what many are called: there, the folder tells them apart.
+        Many files are called `structures.jsonl`; their folder tells them apart.
         """
         name = self.path.name or self.path.resolve().name
         if name.startswith("structures.") and self.path.parent.name:
@@ -66,12 +66,12 @@ def open_side(
 ) -> Side:
     """Open a store, or read and check the structures of any other source.
 
-    As in a build, structures without a label are set aside where others have one, and
-    so are those that repeat an id: a store of the same source has the same crystals.
+    As in a build, structures without a label are set aside if others have one, and so
+    are those that repeat an id. So a store of the same source has the same crystals.
 
     Args:
         path: anything that `build` reads.
-        workers: processes; where None, all cores if the source is large.
+        workers: processes; if None, all cores for a large source.
         progress: whether to show a progress bar.
 
     Raises:
@@ -114,11 +114,11 @@ def open_side(
 def open_sides(
     paths: Sequence[str | Path], *, workers: int | None = None, progress: bool = False
 ) -> list[Side]:
-    """Open datasets that are to be left out, and say what cannot be compared.
+    """Open the datasets to exclude, and print what cannot be compared.
 
     Args:
         paths: anything that `build` reads.
-        workers: processes; where None, all cores if a source is large.
+        workers: processes; if None, all cores for a large source.
         progress: whether to show progress bars.
 
     Raises:

@@ -1,8 +1,8 @@
 """Which proposed pairs are the same crystal, or of one structure type.
 
-A job holds pairs and all that a worker must know of their crystals, so that it goes
-from the first cheap test to the last dear one without asking back. Space groups are
-found only where the answer hangs on them.
+A job holds pairs and everything a worker needs to know about their crystals. The
+worker then runs all tests, from cheap to costly, without asking back. Space groups are
+found only if the verdict depends on them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from crysdistill.overlap.matching import (
 from crysdistill.structures.crystal import Crystal
 
 STRAIN_DISTANCE = 0.03
-"""Of fingerprints of crystals of different symmetry, which only a strain separates."""
+"""Between fingerprints of crystals of different symmetry, separated only by strain."""
 
 FINGERPRINT_ONLY = 0.01
-"""Of fingerprints of the same crystal where it is too large for the matcher."""
+"""Between fingerprints of one crystal that is too large for the matcher."""
 
 DIFFERENT, SAME, ALONE = 0, 1, 2
-"""Verdicts; the last is the same crystal by its fingerprint alone."""
+"""Verdicts; `ALONE` is the same crystal, judged by its fingerprint alone."""
 
 PAIRS_PER_JOB = 400
-"""Up to a second of work: enough to send, and little enough for an even end."""
+"""Up to a second of work: worth sending, yet small enough for an even finish."""
 
 
 @dataclass
@@ -63,11 +63,11 @@ class Pairs:
         return len(self.corpus)
 
     def where(self, keep: np.ndarray | slice) -> Pairs:
-        """Return some of them."""
+        """Return some of the pairs."""
         return Pairs(self.corpus[keep], self.dataset[keep], self.distance[keep])
 
     def without(self, other: Pairs, width: int) -> Pairs:
-        """Return the pairs that `other`, of a corpus of `width` rows, lacks."""
+        """Return the pairs that are not in `other`; the corpus has `width` rows."""
         mine = self.dataset * width + self.corpus
         return self.where(~np.isin(mine, other.dataset * width + other.corpus))
 
@@ -77,10 +77,10 @@ class Job:
     """Pairs to be judged.
 
     Args:
-        crystals: those of the pairs.
+        crystals: the crystals of the pairs.
         groups: (crystals, 2) their space groups without handedness, 0 if not known.
         pairs: (P, 2) places among the crystals.
-        distance: (P,) of fingerprints.
+        distance: (P,) between fingerprints.
     """
 
     crystals: list[Crystal]
@@ -136,7 +136,7 @@ Judge = Callable[[Job], np.ndarray]
 
 
 class _Bench:
-    """The crystals of a job, and what was found out about them."""
+    """The crystals of a job, and the facts found about them."""
 
     def __init__(self, job: Job) -> None:
         self.crystals = job.crystals
@@ -154,8 +154,8 @@ class _Bench:
         elif same or (distance <= STRAIN_DISTANCE and self.agree(i, j, "supercell")):
             if_alike = SAME
         elif self._plain(i) and self._plain(j):
-            return DIFFERENT  # of the same two cells, the other tests ask for more
-        # Of other symmetry: either nothing but strain, or nothing but averaging.
+            return DIFFERENT  # on the same two cells, the other tests are stricter
+        # If the symmetry differs, only strain or only averaging may separate them.
         strained = distance <= STRAIN_DISTANCE and self.agree(i, j, "strained")
         if_not = SAME if strained or self.agree(i, j, "averaged") else DIFFERENT
         if if_alike == if_not:
@@ -163,7 +163,7 @@ class _Bench:
         return if_alike if self._alike(i, j) else if_not
 
     def agree(self, i: int, j: int, test: Test) -> bool | None:
-        """Match two crystals atom by atom; None where the matcher cannot judge."""
+        """Match two crystals atom by atom; None if the matcher cannot judge."""
         return judge((self._cell(i, test), self._cell(j, test), test))
 
     def _plain(self, i: int) -> Crystal | None:
@@ -180,7 +180,7 @@ class _Bench:
         return self.cells[key]
 
     def _alike(self, i: int, j: int) -> bool:
-        """Tell whether symmetry does not set two crystals apart."""
+        """Tell whether the symmetry of two crystals does not set them apart."""
         first, second = (self._groups(place)[None] for place in (i, j))
         found = share(first, second) | lost(first) | lost(second)
         return bool(found[0])

@@ -25,7 +25,7 @@ def draw_within_classes(
         few = int(counts.argmin())
         raise InputError(
             f"only {counts[few]} of {len(rows)} crystals have the class "
-            f"{values[few]:g}, too few to stand in {subsets} subsets; leave out "
+            f"{values[few]:g}, too few for {subsets} subsets; leave out "
             "`split.stratify`"
         )
     order = shuffled(rows, material_ids, seed)

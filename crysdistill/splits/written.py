@@ -84,8 +84,8 @@ class WrittenSplits:
             tested = set(formulas.of(split.test).names)
             if shared := len(tested & known):
                 yield (
-                    f"  {shared:,} of the {len(tested):,} formulas of `test` also "
-                    "stand in `train`"
+                    f"  {shared:,} of the {len(tested):,} formulas of `test` are "
+                    "also in `train`"
                 )
 
     def _subsets(self, split: Split) -> Iterator[tuple[str, np.ndarray]]:

@@ -73,7 +73,7 @@ class DatasetCheck:
         if self.kept:
             return (
                 f"transductive ({self.kept:,} of {self.structures:,} structures of "
-                f"{self.name} also stand in the corpus)"
+                f"{self.name} are also in the corpus)"
             )
         return f"clean of {self.name} ({self.left_out:,} corpus crystals left out)"
 
