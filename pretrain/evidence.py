@@ -22,8 +22,8 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,10 @@ from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS
 from crysdistill.errors import InputError
 from crysdistill.objectives import CRYSGNN
+from crysdistill.store.checks import find_check
+from crysdistill.store.store import Store
 from crysdistill.studies.statistics import t_interval
+from crysdistill.transfer.weights import read_header
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,9 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 """Objectives by arm. `random teacher` is the control of the teachers."""
 
+WEIGHTS = """further arms: encoders that are already pretrained, on the tasks whose
+crystals their corpus was cleared of"""
+
 SCRATCH, LONGER = "scratch", "scratch, twice as long"
 
 
@@ -121,6 +127,7 @@ class Evidence:
         encoder: the encoder of all arms.
         subset: pretrain on this many crystals; None for all.
         workers: the number of runs at a time, of one thread each.
+        weights: further arms by name, each an encoder that is already pretrained.
     """
 
     corpus: Path
@@ -134,6 +141,7 @@ class Evidence:
     encoder: dict[str, Any]
     subset: int | None = None
     workers: int = 1
+    weights: dict[str, Path] = field(default_factory=dict)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("corpus", nargs="?", type=Path, metavar="CORPUS", help="crystals, no labels")
     add("--data", type=Path, metavar="FOLDER", help="folder of the tasks")
-    add("--arms", nargs="+", choices=list(ARMS), default=["fingerprint", "bank"])
+    add("--arms", nargs="*", choices=list(ARMS), default=["fingerprint", "bank"])
+    add("--weights", nargs="+", type=Path, default=[], metavar="FILE", help=WEIGHTS)
     add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     add("--labels", type=int, default=500, help="training labels of each task")
     add("--seeds", type=int, default=3, help="number of repeats")
@@ -164,8 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run(_alloys(Path(folder)), Path(folder))
             return 0
         tasks = {name: TASKS[name] for name in args.tasks}
-        datasets = _datasets(args.data, args.out)
-        corpus = _corpus(args.corpus, args.out, args.max_atoms, datasets)
+        datasets = task_stores(args.data, args.out)
+        corpus = clean_corpus(args.corpus, args.out, args.max_atoms, datasets.values())
         run(
             Evidence(
                 corpus=corpus,
@@ -183,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 },
                 subset=args.subset,
                 workers=args.workers,
+                weights={_named(path): path for path in args.weights},
             ),
             args.out,
         )
@@ -191,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _datasets(data: Path, out: Path) -> dict[str, Path]:
+def task_stores(data: Path, out: Path) -> dict[str, Path]:
     """Build the stores of all tasks in the folder, unless they exist.
 
     Build all of them, even if not requested, so that the corpus is clean of all.
@@ -206,15 +216,26 @@ def _datasets(data: Path, out: Path) -> dict[str, Path]:
     return found
 
 
-def _corpus(source: Path, out: Path, most: int, datasets: dict[str, Path]) -> Path:
-    """Build the corpus without the crystals of any task, unless it exists."""
+def clean_corpus(
+    source: Path, out: Path, most: int, datasets: Iterable[Path], licence: str = ""
+) -> Path:
+    """Build the corpus without the crystals of any task, unless it exists.
+
+    Args:
+        source: the crystals of the corpus.
+        out: the folder of the store.
+        most: the most atoms of a crystal.
+        datasets: the stores of all tasks.
+        licence: SPDX identifier, for a source that names none.
+    """
     path = out / f"corpus-{most}.h5"
     if not path.exists():
         build(
             [source],
             path,
             filters=Filters(max_atoms=most),
-            exclude=sorted(datasets.values()),
+            exclude=sorted(datasets),
+            licence=licence,
         )
     return path
 
@@ -230,12 +251,13 @@ def run(evidence: Evidence, out: Path) -> pd.DataFrame:
     weights = {
         arm: _pretrained(evidence, arm, out) for arm in track(evidence.arms, "pretrain")
     }
-    arms = {SCRATCH: None, LONGER: None, **weights}
+    arms = {SCRATCH: None, LONGER: None, **weights, **evidence.weights}
     cells = [
         (arm, task, seed)
         for seed in evidence.seeds
         for task in evidence.tasks
         for arm in arms
+        if arms[arm] is None or _fair(arms[arm], evidence.datasets[task])
     ]
     jobs = Parallel(n_jobs=evidence.workers, return_as="generator")(
         delayed(_result)(evidence, arm, arms[arm], task, seed, out)
@@ -249,6 +271,18 @@ def run(evidence: Evidence, out: Path) -> pd.DataFrame:
     rich.print(ranked(table, evidence))
     rich.print(f"runs and results.csv: {out}")
     return table
+
+
+def _named(weights: Path) -> str:
+    """Return the name of the weights' folder, or of the file if it has its own."""
+    return weights.parent.name if weights.stem == "weights" else weights.stem
+
+
+def _fair(weights: Path, dataset: Path) -> bool:
+    """Return whether the weights' corpus was cleared of the crystals of a task."""
+    checks = read_header(weights).provenance.checks
+    check = find_check(checks, Store.open(dataset).structures_hash)
+    return check is not None and not check.kept
 
 
 def _pretrained(evidence: Evidence, arm: str, out: Path) -> Path:
@@ -279,7 +313,7 @@ def _result(
     evidence: Evidence, arm: str, weights: Path | None, task: str, seed: int, out: Path
 ) -> dict[str, Any]:
     """Run one cell, unless its folder already holds a result."""
-    before = "" if weights is None else f"-{weights.parent.name}"
+    before = "" if weights is None else f"-{_named(weights)}"
     kind = "longer" if arm == LONGER else ("scratch" if weights is None else "tuned")
     what = f"{task}-{evidence.labels}-{evidence.epochs}-epochs".replace(" ", "-")
     folder = out / "runs" / what / f"{kind}{before}-{seed}"

@@ -21,6 +21,7 @@ from crysdistill.teachers.random import RandomTeacher
 from crysdistill.teachers.table import TableTeacher
 from crysdistill.teachers.tables.mapped import is_safetensors_table
 from crysdistill.teachers.teacher import Answer, Teacher
+from crysdistill.transfer.shipped import located, shipped
 
 __all__ = [
     "NAMED",
@@ -53,8 +54,9 @@ def make_teacher(
 
     Args:
         spec: `random`; one of `NAMED`, optionally with a model, as in `chgnet:r2scan`;
-            a weights file; a checkpoint of the published CGCNN code; or a table of
-            embeddings, optionally with one of its layers, as in `table.h5:2`.
+            a weights file, or one of the package by name; a checkpoint of the
+            published CGCNN code; or a table of embeddings, optionally with one of its
+            layers, as in `table.h5:2`.
         store: the store with the crystals that the teacher will answer for.
         seed: of the weights of a `random` teacher.
         encoder: `name` and the settings of a `random` teacher.
@@ -68,13 +70,13 @@ def make_teacher(
         return RandomTeacher(encoder or {"name": "cgcnn"}, seed, store.graph)
     if text in NAMED:
         return NAMED[text]("")
-    path = Path(text)
+    path = located(text)
     if not path.exists():
         if name in NAMED:
             return NAMED[name](rest)
         if rest.isdecimal() and Path(name).is_file():
             return TableTeacher(Path(name), store, int(rest))
-        known = ("random", *NAMED)
+        known = ("random", *NAMED, *shipped())
         near = [str(file) for file in path.parent.glob("*") if file.is_file()]
         raise InputError(
             f"no teacher {text!r}: there is no such file, and it is none of "

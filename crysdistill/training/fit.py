@@ -45,6 +45,7 @@ from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.scores import Scores
 from crysdistill.transfer.seen import seen
+from crysdistill.transfer.shipped import shipped
 from crysdistill.transfer.stack import Stack
 from crysdistill.transfer.weights import (
     AnyPredictor,
@@ -68,15 +69,15 @@ class FitConfig(LabelledConfig):
     these. Validation chooses one, and only that one predicts the test crystals, once.
 
     Args:
-        weights: pretrained encoders; a probe chooses one of them. If empty, networks
-            are trained only from scratch.
-        encoder: of the network from scratch; with `weights`, it is that of the first
-            weights.
+        weights: pretrained encoders, by file or by the name of one in the package; a
+            probe chooses one of them. None takes all of the package that read the
+            dataset's graph. If empty, networks are trained only from scratch.
+        encoder: of the network from scratch; by default that of the first weights.
         repeats: networks of each kind, with different seeds; their mean predicts.
     """
 
     out: Path = Path("runs/fit")
-    weights: list[Path] = field(default_factory=list)
+    weights: list[Path] | None = None
     encoder: EncoderChoice = field(default_factory=lambda: {"name": "cgcnn"})
     repeats: int = 1
 
@@ -84,7 +85,7 @@ class FitConfig(LabelledConfig):
         super().__post_init__()
         if self.repeats < 1:
             raise InputError(f"`repeats` is {self.repeats} but must be at least 1")
-        names = [str(path) for path in self.weights]
+        names = [str(path) for path in self.weights or ()]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise InputError(f"`weights` names {twice[0]} twice; leave one out")
@@ -118,7 +119,7 @@ def fit(config: FitConfig) -> Path:
     store = Store.open(config.dataset)
     for target in config.all_targets:
         target.check(store.property(target.name), store.material_ids)
-    paths = _named(config.weights)
+    paths = _named(_chosen_from(config, store))
     encoders = {name: load_pretrained(path, store) for name, path in paths.items()}
     names = [target.name for target in config.all_targets]
     labels = np.stack([store.property(name) for name in names], axis=1)  # (B, T)
@@ -135,7 +136,7 @@ def fit(config: FitConfig) -> Path:
                 f"{len(split.val):,} to choose by, {len(split.test):,} to judge"
             )
         )
-        work = _Work(config, store, split, outputs, run)
+        work = _Work(config, store, split, outputs, run, paths)
         looked = work.probe(encoders)
         best = next((one.name for one in looked if one.name in encoders), None)
         work.advise(looked, best)
@@ -150,6 +151,17 @@ def fit(config: FitConfig) -> Path:
 def _same_split(run: RunDirectory) -> SplitSettings:
     """Return the settings that read the split of this run again."""
     return SplitSettings(file=str(run.path / "split.csv"))
+
+
+def _chosen_from(config: FitConfig, store: Store) -> Sequence[Path]:
+    """Return the given weights, or else those of the package that read the graph."""
+    if config.weights is not None:
+        return config.weights
+    return [
+        Path(name)
+        for name, path in shipped().items()
+        if read_header(path).graph == store.graph
+    ]
 
 
 def _named(weights: Sequence[Path]) -> dict[str, Path]:
@@ -171,6 +183,7 @@ class _Work:
         split: of its crystals.
         outputs: the targets to predict.
         run: the directory for all results.
+        weights: the pretrained encoders by name.
     """
 
     def __init__(
@@ -180,9 +193,10 @@ class _Work:
         split: Split,
         outputs: Outputs,
         run: RunDirectory,
+        weights: dict[str, Path],
     ) -> None:
         self.config, self.store, self.split = config, store, split
-        self.outputs, self.run = outputs, run
+        self.outputs, self.run, self.weights = outputs, run, weights
         self.device = device_of(config.trainer)
 
     # ------------------------------------------------------------ the look ahead
@@ -217,7 +231,7 @@ class _Work:
         networks = {"scratch": self._networks("scratch", None)}
         readouts = {COMPOSITION: self._readout(None)}
         if best is not None:
-            path = _named(self.config.weights)[best]
+            path = self.weights[best]
             networks["fine-tuned"] = self._networks("finetuned", path)
             readouts["frozen"] = self._readout(encoders[best])
         for name, predictor in {**networks, **readouts}.items():
@@ -266,9 +280,9 @@ class _Work:
     def _architecture(self) -> dict[str, Any]:
         """Return the encoder of a network from scratch."""
         config = self.config
-        if not config.weights:
+        if not self.weights or config.encoder != {"name": "cgcnn"}:
             return config.encoder
-        given = read_header(config.weights[0]).encoder
+        given = read_header(next(iter(self.weights.values()))).encoder
         settings = find_encoder(given["name"]).for_properties(given["settings"])
         return {"name": given["name"], **settings}
 
@@ -356,7 +370,7 @@ class _Work:
         """Return the header of the weights, and their overlap with the dataset."""
         header = None
         if best is not None:
-            path = _named(self.config.weights)[best]
+            path = self.weights[best]
             header = read_header(path)
         return header, seen(header, self.store.structures_hash)[1]
 

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 
 from crysdistill.sources.contents import tree_hash
+from crysdistill.transfer.shipped import located
 
 PATHS = (
     "corpus",
@@ -39,7 +40,7 @@ def find_inputs(settings: Mapping[str, Any]) -> Inputs:
         texts = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) and text for text in texts) or not texts:
             continue
-        hashes = [content for text in texts if (content := _content(Path(text)))]
+        hashes = [content for text in texts if (content := _content(located(text)))]
         if len(hashes) == len(texts):
             found[key] = hashes
     return found

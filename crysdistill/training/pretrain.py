@@ -29,6 +29,7 @@ from crysdistill.store.store import Store
 from crysdistill.training.cleaning import EXCLUDED, Cleaned, clean_rows
 from crysdistill.training.engine import device_of
 from crysdistill.training.loader import BatchLoader, place
+from crysdistill.training.pretrained import load_pretrained
 from crysdistill.training.pretraining import (
     PretrainModule,
     Weighting,
@@ -46,8 +47,8 @@ from crysdistill.training.small_tasks import (
     SmallTask,
     SmallTasks,
 )
-from crysdistill.transfer.seen import overlap_in_words, with_teachers
-from crysdistill.transfer.weights import Provenance, save_weights
+from crysdistill.transfer.seen import Learned, overlap_in_words, with_teachers
+from crysdistill.transfer.weights import Provenance, read_header, save_weights
 
 
 @dataclass
@@ -75,6 +76,8 @@ class PretrainConfig(RunConfig):
     Args:
         corpus: a store of crystals; only objectives that need labels read them.
         encoder: `name` and the settings of that encoder.
+        weights: start from a pretrained encoder, by file or by the name of one in the
+            package, instead of from random weights; `encoder` does not count then.
         objectives: by name, each with a `weight` and its settings;
             `published: true` starts from CrysGNN's settings.
         weighting: `fixed`, the weighted sum of the losses; or `balanced`, their
@@ -99,6 +102,7 @@ class PretrainConfig(RunConfig):
             "normalize": True,
         }
     )
+    weights: Path | None = None
     objectives: Annotated[
         dict[str, dict[str, Any]],
         Choices(
@@ -160,9 +164,12 @@ class PretrainPlan(Plan[PretrainConfig]):
         )
         self.checks = self.cleaned.checks
         train, self.held_out = _hold_out(self.cleaned.rows, config)
-        encoder = make_encoder(
-            graph=store.graph, source=str(store.path), **config.encoder
-        )
+        if config.weights is not None:
+            encoder = load_pretrained(config.weights, store)
+        else:
+            encoder = make_encoder(
+                graph=store.graph, source=str(store.path), **config.encoder
+            )
         objectives, weights = _objectives(config, encoder)
         columns = list(dict.fromkeys(c for o in objectives.values() for c in o.columns))
         for objective in objectives.values():
@@ -259,7 +266,11 @@ class PretrainPlan(Plan[PretrainConfig]):
             checks=checks,
             origin=f"{self.config.out}: {statement(checks)}",
         )
-        learned = (one for o in module.named().values() for one in o.learned)
+        learned: list[Learned] = [
+            one for o in module.named().values() for one in o.learned
+        ]
+        if self.config.weights is not None:
+            learned.append(read_header(self.config.weights))
         return with_teachers(own, learned)
 
     def judge(self, learning: Learning, run: RunDirectory) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from crysdistill import __version__
 from crysdistill.errors import InputError
+from crysdistill.transfer.shipped import located, shipped
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -22,10 +23,13 @@ def read_metadata(path: Path) -> dict[str, str]:
     The library reports most problems as the same error. The layout is eight bytes with
     the length of the JSON header, the header, and the tensors at its offsets.
     """
+    path = located(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the weights file in it")
     if not path.exists():
-        raise InputError(f"{path}: no such file")
+        known = ", ".join(shipped())
+        hint = f"; the weights of the package are {known}" if known else ""
+        raise InputError(f"{path}: no such file{hint if path.parent == Path() else ''}")
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -59,7 +63,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a file with a sound header."""
     try:
-        return load_file(path)
+        return load_file(located(path))
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{path} is damaged ({error}); copy or write it again"
