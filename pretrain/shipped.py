@@ -4,7 +4,6 @@ It pretrains the encoders that come with the package (`crysdistill/shipped/`), e
 crystals that are in none of the development tasks of `pretrain.evidence`:
 
 - `label-free`: the targets of `bank`, on all crystals of at most 40 atoms.
-- `label-free-large`: the same, with a wider and deeper encoder.
 - `taught`: the labels of `mp36k`, together with `bank`. It starts from `label-free`.
 
     python -m pretrain.shipped mp_corpus/ --data data/ --licence CC-BY-4.0
@@ -78,12 +77,6 @@ RECIPES = {
         objectives={"bank": {"weight": 1.0}},
         epochs=6,
     ),
-    "label-free-large": Recipe(
-        labelled=False,
-        encoder={"name": "cgcnn", "width": 96, "convolutions": 4},
-        objectives={"bank": {"weight": 1.0}},
-        epochs=6,
-    ),
     "taught": Recipe(
         labelled=True,
         encoder=None,
@@ -91,7 +84,7 @@ RECIPES = {
             "properties": {"weight": 1.0, "targets": LABELS},
             "bank": {"weight": 1.0},
         },
-        epochs=20,
+        epochs=8,
         start="label-free",
     ),
 }
@@ -128,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 [args.data / LABELLED],
                 labelled,
                 filters=Filters(max_atoms=MOST_ATOMS),
+                symmetry=None,
                 exclude=sorted(others),
                 licence=args.licence,
             )

@@ -71,7 +71,8 @@ def _facts(weights: Path, header: WeightsHeader) -> Iterator[str]:
 
 def _table(numbers: dict[str, Any]) -> Iterator[str]:
     """Yield a table of the held-out numbers, if there are any."""
-    shown = {k: v for k, v in numbers.items() if isinstance(v, float)}
+    found = numbers.get("numbers", numbers)  # those of pretraining have their own place
+    shown = {k: v for k, v in found.items() if isinstance(v, float)}
     if shown:
         rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in shown.items())
         yield f"| number | value |\n|---|---|\n{rows}"

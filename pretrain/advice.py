@@ -1,0 +1,203 @@
+"""`python -m pretrain.advice --data FOLDER` asks how good `fit` and its advice are.
+
+`fit` makes candidates with the weights of the package, advises from a probe whether
+fine-tuning will help, and chooses by validation. This recipe runs it on every
+development task with some hundred labels. It compares the test error of the choice with
+that of the network from scratch, and the advice with what fine-tuning then gave.
+
+    python -m pretrain.advice --data data/ --seeds 2
+
+FOLDER holds the tasks of `pretrain.evidence`. A task with crystals that the weights
+learned from is marked `seen`; `--weights` compares other weights. After an
+interruption, run it again: it goes on. `--smoke` runs every step on a few alloys that
+it makes itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import rich
+import torch
+from rich.progress import track
+from rich.table import Table
+
+from crysdistill import FitConfig, SplitSettings, Target, TrainerSettings, build, fit
+from crysdistill.demo import demo_sets
+from crysdistill.encoders import ENCODERS, make_encoder
+from crysdistill.errors import InputError
+from crysdistill.store.store import Store
+from crysdistill.training.fit import HELPFUL
+from crysdistill.transfer.weights import save_weights
+from pretrain.evidence import TASKS, Task, task_stores
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The tasks to run `fit` on.
+
+    Args:
+        tasks: by name.
+        datasets: the store of each task.
+        seeds: of split, weights and order.
+        labels: the number of training labels.
+        epochs: passes over the labels.
+        settings: further settings of every `fit`.
+    """
+
+    tasks: Mapping[str, Task]
+    datasets: Mapping[str, Path]
+    seeds: Sequence[int]
+    labels: int
+    epochs: int
+    settings: Mapping[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `fit` on every task, and print what its choice and its advice were worth."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data", type=Path, metavar="FOLDER", help="folder of the tasks")
+    add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    add("--weights", nargs="+", type=Path, help="those of the package if absent")
+    add("--labels", type=int, default=500, help="training labels of each task")
+    add("--seeds", type=int, default=1, help="number of repeats")
+    add("--epochs", type=int, default=60, help="passes over the labels")
+    add("--out", type=Path, default=Path("runs/advice"), help="a folder")
+    add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
+    args = parser.parse_args(argv)
+    if not args.smoke and args.data is None:
+        parser.error("give `--data FOLDER`, or `--smoke`")
+    torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
+    try:
+        if args.smoke:
+            with tempfile.TemporaryDirectory() as folder:
+                run(_alloys(Path(folder)), Path(folder))
+            return 0
+        stores = task_stores(args.data, args.out)
+        tasks = {name: TASKS[name] for name in args.tasks}
+        datasets = {name: stores[task.folder] for name, task in tasks.items()}
+        given = {} if args.weights is None else {"weights": args.weights}
+        seeds = range(args.seeds)
+        run(Trial(tasks, datasets, seeds, args.labels, args.epochs, given), args.out)
+    except InputError as error:
+        parser.exit(2, f"error: {error}\n")
+    return 0
+
+
+def run(trial: Trial, out: Path) -> pd.DataFrame:
+    """Run the missing runs, print the table, and return one row for each run.
+
+    Args:
+        trial: what to run.
+        out: the folder for all runs; `results.csv` in it holds the table.
+    """
+    cells = [(task, seed) for seed in trial.seeds for task in trial.tasks]
+    rows = []
+    for task, seed in track(cells, "tasks"):
+        rows.append(_result(trial, task, seed, out))
+        pd.DataFrame(rows).to_csv(out / "results.csv", index=False)
+    results = pd.DataFrame(rows)
+    rich.print(_table(results))
+    told, mean = results["advice"] == results["helped"], results["change"].mean()
+    rich.print(
+        f"mean change against scratch: {mean:+.1%}; worse than scratch in "
+        f"{(results['change'] > 0).sum()} of {len(results)} runs; the advice was right "
+        f"in {told.sum()} of {len(results)}"
+    )
+    rich.print(f"runs and results.csv: {out}")
+    return results
+
+
+def _result(trial: Trial, task: str, seed: int, out: Path) -> dict[str, Any]:
+    """Run `fit` on a task, unless its folder already holds a result."""
+    folder = out / "runs" / f"{task}-{trial.labels}-{seed}".replace(" ", "-")
+    path = folder / "results.json"
+    if not path.exists():
+        torch.set_num_threads(1)
+        config = FitConfig(
+            dataset=trial.datasets[task],
+            target=trial.tasks[task].target,
+            out=folder,
+            seed=seed,
+            split=SplitSettings(
+                train=trial.labels, val=max(1, trial.labels // 4), test=0.2, seed=seed
+            ),
+            trainer=TrainerSettings(
+                epochs=trial.epochs, accelerator="cpu", progress=False, threads=1
+            ),
+            resume=folder.exists(),
+            **trial.settings,
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            fit(config)
+    found = json.loads(path.read_text())
+    tests = {
+        kind: json.loads((folder / f"{kind}-{seed}" / "results.json").read_text())
+        for kind in ("scratch", "finetuned")
+    }
+    scratch, tuned = tests["scratch"]["test"], tests["finetuned"]["test"]
+    probe = dict(found["probe"])
+    without = min(probe.pop("composition"), probe.pop("untrained"))
+    return {
+        "task": task,
+        "seed": seed,
+        "unit": found["unit"],
+        "scratch": scratch,
+        "fine-tuned": tuned,
+        "chosen": found["chosen"],
+        "test": found["test"],
+        "change": found["test"] / scratch - 1,
+        "weights": min(probe, key=lambda name: probe[name]),
+        "seen": not tests["finetuned"]["overlap"].startswith("clean"),
+        "advice": 1 - min(probe.values()) / without > HELPFUL,
+        "helped": tuned < scratch,
+    }
+
+
+def _table(results: pd.DataFrame) -> Table:
+    """Return a table with the test errors of each run."""
+    table = Table(title="`fit` with pretrained weights against scratch, test error")
+    for head in ("task", "unit", "weights", "chosen"):
+        table.add_column(head)
+    for head in ("scratch", "fine-tuned", "chosen", "change", "advice", "helped"):
+        table.add_column(head, justify="right")
+    for _, row in results.iterrows():
+        mark = " (seen)" if row["seen"] else ""
+        table.add_row(
+            f"{row['task']}, seed {row['seed']}{mark}",
+            row["unit"],
+            row["weights"],
+            row["chosen"],
+            *(f"{row[name]:.4g}" for name in ("scratch", "fine-tuned", "test")),
+            f"{row['change']:+.1%}",
+            *("yes" if row[name] else "no" for name in ("advice", "helped")),
+        )
+    return table
+
+
+def _alloys(folder: Path) -> Trial:
+    """Return a small trial on alloys, with weights that know nothing."""
+    _, dataset = demo_sets(seed=0, corpus_size=1, dataset_size=60)
+    store = build(
+        dataset, folder / "alloys.h5", symmetry=None, workers=1, progress=False
+    ).store
+    graph = Store.open(store).graph
+    encoder = make_encoder("cgcnn", graph, **ENCODERS["cgcnn"].SMALL)
+    weights = save_weights(folder / "known.safetensors", encoder, graph)
+    task = Task("alloys", Target("formation_energy", "eV/atom"))
+    settings = {"weights": [weights]}
+    return Trial({"alloys": task}, {"alloys": store}, (0,), 24, 2, settings)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
