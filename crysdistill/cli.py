@@ -43,9 +43,14 @@ def _fetch_arguments(parser: Parser) -> None:
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    from crysdistill.sources.snapshot import fetch, read_origin
+    from crysdistill.sources.snapshot import fetch, is_fetched, read_origin
 
-    path = fetch(**vars(args))
+    given = vars(args)
+    asked = (given["spec"], given["out"], given.get("limit"))
+    done_before = not given.get("overwrite") and is_fetched(*asked)
+    path = fetch(**given)
+    if done_before:
+        print(f"{path}: nothing to do; fetched before by the same query")
     found = read_origin(path)
     licence = found.origin.licence or "licence not known, ask its owners"
     print(f"{path}: {found.count:,} entries of {found.origin.name} ({licence})")
@@ -172,13 +177,11 @@ def _split(args: argparse.Namespace) -> None:
 
 
 def _study(results: Any) -> None:
-    """Show what a study found."""
-    import rich
+    """Show what a study found; exit with 1 if a run failed."""
+    from crysdistill.studies.advice import conclude
 
-    from crysdistill.studies.report import console_table
-
-    rich.print(console_table(results))
-    rich.print("`crysdistill report DIR` makes a page of it")
+    if not conclude(results):
+        raise SystemExit(1)
 
 
 def _inference_arguments(parser: Parser, result: str, text: str) -> None:
@@ -273,15 +276,23 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _report_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("study", type=Path, metavar="DIR", help="the folder of a study")
-    text = "the page to write; `DIR/report.html` if absent"
+    text = "the folder of a study; several make one report"
+    add("studies", type=Path, metavar="DIR", nargs="+", help=text)
+    text = "the page to write; `DIR/report.html` if absent. Tables and figures go to "
+    text += "`report/` beside it"
     add("-o", "--out", type=Path, metavar="HTML", help=text)
+    text = "the arm that the others are compared with; `scratch` if absent"
+    add("--reference", metavar="ARM", help=text)
+    text = "published predictions, `material_id` and a column for each model: compare "
+    text += "crystal by crystal"
+    add("--published", type=Path, metavar="CSV", help=text)
 
 
 def _report(args: argparse.Namespace) -> None:
     from crysdistill.studies.collect import report_study
 
-    print(report_study(args.study, vars(args).get("out")))
+    given = vars(args)
+    print(report_study(given.pop("studies"), **given))
 
 
 _GO_ON = "the same command with `resume=true` goes on"
@@ -408,14 +419,14 @@ VERBS: dict[str, Verb] = {
         resume="the same command goes on",
     ),
     "study": Verb(
-        "Compare ways of using pretrained weights over seeds and numbers of labels.",
-        "crysdistill study configs/study.yaml weights=pretrained.safetensors",
+        "Compare ways of using pretrained weights: arms, labels, seeds, any setting.",
+        "crysdistill study configs/study.yaml weights=w.safetensors 'axes.seed=[0,1]'",
         _config_arguments,
         partial(
             _configured,
-            "crysdistill.studies.compare",
-            "CompareConfig",
-            "compare",
+            "crysdistill.studies.study",
+            "StudyConfig",
+            "study",
             show=_study,
         ),
         resume="the same command goes on",

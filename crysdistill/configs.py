@@ -36,12 +36,16 @@ from crysdistill.schema import (
     list_keys,
     parameters,
     section_in_list,
+    unread,
     unwrap,
     with_defaults,
     write_value,
 )
 
-__all__ = ["Choice", "Choices", "dump_config", "find_config", "load_config"]
+__all__ = [
+    "Choice", "Choices", "dump_config", "find_config", "load_config", "read_settings",
+    "read_value",
+]  # fmt: skip
 
 Schema = TypeVar("Schema")
 
@@ -70,6 +74,26 @@ def load_config(
         tree = _assign(tree, schema, keys, value, "")
     settings = _Reader(schema).section(parameters(schema), tree, "")
     return schema(**settings)
+
+
+def read_settings(tree: Mapping[str, Any], schema: type[Schema]) -> Schema:
+    """Return settings as an instance of their dataclass, read like a YAML file.
+
+    Args:
+        tree: nested settings, as texts or already in their types.
+        schema: the dataclass of the run.
+
+    Raises:
+        InputError: as for `load_config`.
+    """
+    return schema(**_Reader(schema).section(parameters(schema), tree, ""))
+
+
+def read_value(given: Any, name: str) -> Any:
+    """Return a list or mapping that was written in one line; else the value itself."""
+    if isinstance(given, str) and given[:1] in ("[", "{"):
+        return _parse(given, f"`{name}`")
+    return given
 
 
 def find_config(name: str | Path) -> Path:
@@ -219,6 +243,8 @@ class _Reader:
         """Read one key."""
         annotation, default = parameter
         kind, mark, optional = unwrap(annotation)
+        if unread(annotation) is not None and given is not ABSENT:
+            return read_value(given, path)
         if given is None and optional:
             return None
         if given is ABSENT:
@@ -313,6 +339,10 @@ class _Reader:
         self, key: str, known: Mapping[str, Parameter], prefix: str
     ) -> InputError:
         """Suggest the intended key: a similar one, or one of that name elsewhere."""
+        moved = getattr(self.schema, "MOVED", {})
+        if f"{prefix}{key}" in moved:
+            new = moved[f"{prefix}{key}"]
+            return InputError(f"`{prefix}{key}` is now `{new}`; give it there")
         hint = did_you_mean(key, known).replace("mean `", f"mean `{prefix}")
         if not hint:
             ending = f".{key.rpartition('.')[2]}"

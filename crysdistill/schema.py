@@ -64,6 +64,25 @@ class Choices(Choice):
     """
 
 
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """Marks a field whose value is kept as it was given, as texts, lists, mappings.
+
+    Args:
+        of: dataclasses whose keys it may hold, for the list of keys.
+        without: keys of these that it may not hold.
+    """
+
+    of: tuple[type, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+def unread(annotation: Any) -> Unread | None:
+    """Return the mark `Unread` of a type, if it has it."""
+    extras = get_args(annotation) if get_origin(annotation) is Annotated else ()
+    return next((extra for extra in extras if isinstance(extra, Unread)), None)
+
+
 class Unwrapped(NamedTuple):
     """A type without its marks.
 
@@ -243,7 +262,10 @@ def _keys(
     for name, (annotation, default) in known.items():
         kind, mark, _ = unwrap(annotation)
         path = prefix + name
-        if mark is None and not is_section(kind):
+        kept = unread(annotation)
+        if kept is not None and kept.of:
+            yield from _held_keys(kept, f"{path}.")
+        elif mark is None and not is_section(kind):
             text = None if default is ABSENT else write_value(default)
             yield Key(path, describe(annotation), text, texts.get(name, ""))
         elif mark is None:
@@ -271,6 +293,17 @@ def _keys(
                     inner = with_defaults(inner, chosen)
                 for key in _keys(inner, documentation(target), path + "."):
                     yield key._replace(option=f"{path}.name={option}")
+
+
+def _held_keys(kept: Unread, prefix: str) -> Iterator[Key]:
+    """Yield the keys that an unread field may hold, each once."""
+    seen = set(kept.without)
+    for schema in kept.of:
+        for key in list_keys(schema):
+            if key.name not in seen:
+                seen.add(key.name)
+                option = f"{prefix}{key.option}" if key.option else ""
+                yield key._replace(name=f"{prefix}{key.name}", option=option)
 
 
 def documentation(target: Callable[..., Any]) -> dict[str, str]:

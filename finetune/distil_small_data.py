@@ -32,13 +32,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import rich
-import torch
+import yaml
 from rich.table import Table
 
 from crysdistill.configs import load_config
@@ -46,15 +46,15 @@ from crysdistill.corpus.build import build
 from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS
 from crysdistill.errors import InputError
-from crysdistill.studies.compare import CompareConfig, compare
 from crysdistill.studies.report import console_table
+from crysdistill.studies.study import StudyConfig, study
 from crysdistill.training.pretrain import PretrainConfig, pretrain
-from crysdistill.training.settings import SplitSettings, TrainerSettings
-from crysdistill.training.train import TrainConfig
-from crysdistill.transfer.targets import Target
 
 SHARES = (0.2, 0.4, 0.6)
 """Training shares of the dataset; a tenth is for validation, the rest for testing."""
+
+ARMS = ("scratch", "distilled", "random-teacher")
+"""Alone, with the teacher, and the control."""
 
 STUDENTS = ("cgcnn", "crysxpp", "gatgnn", "alignn")
 """The students of the paper, by the names of our encoders."""
@@ -99,56 +99,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.smoke and args.weights is None:
         parser.error("give a dataset and a weights file, or `--smoke`")
-    torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
     try:
         if args.smoke:
             with tempfile.TemporaryDirectory() as folder:
-                run(_alloys(Path(folder)), args.students, small=True)
+                run(_alloys(Path(folder), args.students), args.students)
             return 0
-        trainer = TrainerSettings(epochs=args.epochs)
-        target = Target(args.target, args.unit)
-        base = TrainConfig(dataset=args.dataset, target=target, trainer=trainer)
-        run(
-            CompareConfig(
-                weights=args.weights,
-                base=base,
-                out=args.out,
-                arms=["scratch", "distilled", "random-teacher"],
-                seeds=list(range(args.seeds)),
-                workers=args.workers,
-            ),
-            args.students,
-        )
+        base = {
+            "dataset": args.dataset,
+            "target": {"name": args.target, "unit": args.unit},
+            "trainer": {"epochs": args.epochs},
+        }
+        students = [{"name": name} for name in args.students]
+        seeds, out = range(args.seeds), args.out
+        given = _study(base, args.weights, students, seeds, out, args.workers)
+        run(given, args.students)
     except InputError as error:
         parser.exit(2, f"error: {error}\n")
     return 0
 
 
-def run(
-    config: CompareConfig, students: Sequence[str], small: bool = False
-) -> pd.DataFrame:
-    """Compare at each share, print the tables, and return one row for each run.
+def _study(
+    base: Mapping[str, Any],
+    weights: Path,
+    students: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    out: Path,
+    workers: int = 1,
+) -> StudyConfig:
+    """Return the study: every student at every share of the labels.
 
     Args:
-        config: arms, seeds and shared settings; split and encoder are set here.
-        students: names of encoders.
-        small: whether students are small, for a trial.
+        base: the dataset, target and schedule of all arms.
+        weights: the weights file of the pretrained teacher.
+        students: names and settings of encoders.
+        seeds: seeds of split, weights and order.
+        out: its folder.
+        workers: runs at a time.
     """
-    found = []
+    shares = {
+        _task(share): {"split": {"train": share, "val": 0.1, "test": 0.9 - share}}
+        for share in SHARES
+    }
+    return StudyConfig(
+        base={**base},
+        weights=weights,
+        out=out,
+        axes={
+            "task": shares,
+            "encoder": list(students),
+            "arm": list(ARMS),
+            "seed": list(seeds),
+        },
+        controls=False,
+        workers=workers,
+    )
+
+
+def run(config: StudyConfig, students: Sequence[str]) -> pd.DataFrame:
+    """Run the missing runs, print the tables, and return one row for each run.
+
+    Args:
+        config: the study.
+        students: names of its encoders.
+    """
+    table = study(config)
+    named = table.assign(encoder=table["encoder"].map(lambda text: _encoder(text)))
     for student in students:
-        settings = ENCODERS[student].SMALL if small else {}
-        encoder = {"name": student, **settings}
-        for share in SHARES:
-            split = SplitSettings(train=share, val=0.1, test=0.9 - share)
-            out = config.out / student / f"{share:.0%}".replace("%", "-percent")
-            base = replace(config.base, split=split, encoder=encoder)
-            results = compare(replace(config, base=base, out=out))
-            found.append(results.assign(share=share, student=student))
-    table = pd.concat(found, ignore_index=True)
-    table.to_csv(config.out / "results.csv", index=False)
-    for student in students:
-        ours = table[table["student"] == student]
-        rich.print(console_table(ours.drop(columns=["share", "student"])))
+        ours = named[named["encoder"] == student].drop(columns="encoder")
+        rich.print(console_table(ours))
         rich.print(beside_published(ours, student))
     return table
 
@@ -157,20 +175,20 @@ def beside_published(results: pd.DataFrame, student: str) -> Table:
     """Return the changes that a teacher makes, beside the published changes.
 
     Args:
-        results: one row for each run, with its `share`.
+        results: one row for each run of the student; the task names the share.
         student: the name of the encoder.
     """
-    shown = ("scratch", "distilled", "random-teacher")
     heads = (f"{share:.0%} of the labels" for share in SHARES)
     table = Table(f"test MAE of {student}", *heads)
-    mean = results.groupby(["arm", "share"])["value"].mean()
+    mean = results.groupby(["arm", "task"])["value"].mean()
     unit, name = results["unit"].iloc[0], results["target"].iloc[0]
-    for arm in shown:
+    for arm in ARMS:
         cells = []
         for share in SHARES:
-            change = mean[arm, share] / mean["scratch", share] - 1
+            value = mean[arm, _task(share)]
+            change = value / mean["scratch", _task(share)] - 1
             more = "" if arm == "scratch" else f" ({change:+.1%})"
-            cells.append(f"{mean[arm, share]:.4g}{more}")
+            cells.append(f"{value:.4g}{more}")
         table.add_row(f"{name} ({unit}), {arm}", *cells)
     for name, students in PUBLISHED.items():
         if student not in students:
@@ -183,8 +201,17 @@ def beside_published(results: pd.DataFrame, student: str) -> Table:
     return table
 
 
-def _alloys(folder: Path) -> CompareConfig:
-    """Return a small comparison, with a teacher that has seen a few alloys."""
+def _task(share: float) -> str:
+    return f"{share:.0%} of the labels"
+
+
+def _encoder(text: str) -> str:
+    """Return the name in a student's settings, as the results hold them."""
+    return str(yaml.safe_load(text)["name"])
+
+
+def _alloys(folder: Path, students: Sequence[str]) -> StudyConfig:
+    """Return a small study, with a teacher that has seen a few alloys."""
     stores = {}
     sets = demo_sets(seed=0, corpus_size=100, dataset_size=60)
     for name, crystals in zip(("corpus", "dataset"), sets, strict=True):
@@ -193,18 +220,13 @@ def _alloys(folder: Path) -> CompareConfig:
     given = [f"corpus={stores['corpus']}", f"exclude=[{stores['dataset']}]"]
     given += [f"out={folder / 'pretrain'}", "trainer.progress=false"]
     weights = pretrain(load_config(None, [*given, "trainer.epochs=1"], PretrainConfig))
-    base = TrainConfig(
-        dataset=stores["dataset"],
-        target=Target("formation_energy", "eV/atom"),
-        trainer=TrainerSettings(epochs=2, batch_size=16),
-    )
-    return CompareConfig(
-        weights=weights,
-        base=base,
-        out=folder / "study",
-        arms=["scratch", "distilled", "random-teacher"],
-        seeds=[0, 1],
-    )
+    base = {
+        "dataset": stores["dataset"],
+        "target": {"name": "formation_energy", "unit": "eV/atom"},
+        "trainer": {"epochs": 2, "batch_size": 16},
+    }
+    small = [{"name": name, **ENCODERS[name].SMALL} for name in students]
+    return _study(base, weights, small, (0, 1), folder / "study")
 
 
 if __name__ == "__main__":

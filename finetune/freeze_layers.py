@@ -29,18 +29,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import rich
-import torch
-from rich.progress import track
 from rich.table import Table
 
 from crysdistill.corpus.build import build
@@ -48,14 +43,8 @@ from crysdistill.demo import demo_sets
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import GraphSettings
 from crysdistill.studies.report import console_table
-from crysdistill.training.finetune import FinetuneConfig, finetune
-from crysdistill.training.labelled import LabelledConfig
-from crysdistill.training.settings import (
-    FreezeSettings,
-    HeadSettings,
-    SplitSettings,
-    TrainerSettings,
-)
+from crysdistill.studies.study import StudyConfig, study
+from crysdistill.training.settings import HeadSettings, TrainerSettings
 from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import read_header
@@ -80,23 +69,6 @@ PUBLISHED_7042 = {
 """The same errors after first training on 7,042 crystals."""
 
 
-@dataclass(frozen=True)
-class Study:
-    """A comparison of sources and frozen depths.
-
-    Args:
-        base: the dataset, target, split and schedule of all arms.
-        sources: weights files of CGCNNs that learned another property.
-        seeds: seeds of split, weights and order.
-        batch_norm: the treatment of batch norms in frozen stages.
-    """
-
-    base: TrainConfig
-    sources: Sequence[Path]
-    seeds: Sequence[int]
-    batch_norm: str = "frozen"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Freeze, fine-tune, and print the errors beside the published ones."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -107,54 +79,68 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--unit", default="eV", help="unit of the label")
     add("--seeds", type=int, default=3, help="number of repeats")
     add("--batch-norm", choices=("frozen", "adaptive"), default="frozen")
+    add("--workers", type=int, default=1, help="runs at a time")
     add("--out", type=Path, default=Path("runs/freeze_layers"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
     args = parser.parse_args(argv)
     if not args.smoke and not args.sources:
         parser.error("give a dataset and at least one weights file, or `--smoke`")
-    torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
     try:
         if args.smoke:
             with tempfile.TemporaryDirectory() as folder:
-                run(_alloys(Path(folder)), Path(folder))
+                run(_alloys(Path(folder)))
             return 0
-        base = TrainConfig(
-            dataset=args.dataset,
-            target=Target(args.target, args.unit),
-            encoder={"name": "cgcnn", "convolutions": 4},
-            head=HeadSettings(hidden=32),
-            split=SplitSettings(train=1000, val=1000, test=1000),
-            trainer=TrainerSettings(epochs=30, progress=False),
-        )
-        seeds = range(args.seeds)
-        run(Study(base, args.sources, seeds, args.batch_norm), args.out)
+        base = {
+            "dataset": args.dataset,
+            "target": {"name": args.target, "unit": args.unit},
+            "split": {"train": 1000, "val": 1000, "test": 1000},
+            "trainer": {"epochs": 30},
+        }
+        seeds, out = range(args.seeds), args.out
+        run(_study(base, args.sources, seeds, out, args.batch_norm, args.workers))
     except InputError as error:
         parser.exit(2, f"error: {error}\n")
     return 0
 
 
-def run(study: Study, out: Path) -> pd.DataFrame:
-    """Run the missing runs, print the tables, and return one row for each run.
+def _study(
+    base: Mapping[str, Any],
+    sources: Sequence[Path],
+    seeds: Sequence[int],
+    out: Path,
+    batch_norm: str = "frozen",
+    workers: int = 1,
+) -> StudyConfig:
+    """Return the study: nothing learned first, and every source at every depth.
 
     Args:
-        study: the comparison.
-        out: the folder for all runs; `results.csv` in it holds the table.
+        base: the dataset, target, split and schedule of all arms.
+        sources: weights files of CGCNNs that learned another property.
+        seeds: seeds of split, weights and order.
+        out: its folder.
+        batch_norm: the treatment of batch norms in frozen blocks.
+        workers: runs at a time.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    arms: list[tuple[str, Path | None, int]] = [("scratch", None, 0)]
-    for source in study.sources:
-        name = _name(source)
-        arms += [(f"{name}, {depth} frozen", source, depth) for depth in DEPTHS]
-    cells = [(arm, seed) for arm in arms for seed in study.seeds]
-    rows = []
-    for (name, source, depth), seed in track(cells, "fine-tuning"):
-        folder = out / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-        result = _result(study, source, depth, seed, folder)
-        rows.append({"arm": name, **result})
-    results = pd.DataFrame(rows)
-    results.to_csv(out / "results.csv", index=False)
+    arms: dict[str, Any] = {"scratch": None}
+    for depth in DEPTHS:  # later layers start from random weights
+        kept = {"keep": depth, "freeze.convolutions": depth}
+        arms[_arm(depth)] = {"like": "finetuned", **kept}
+    encoder = {"name": "cgcnn", "convolutions": 4}
+    shared = {"encoder": encoder, "head": {"hidden": 32}}
+    return StudyConfig(
+        base={**shared, "freeze": {"batch_norm": batch_norm}, **base},
+        out=out,
+        axes={"arm": arms, "weights": list(sources), "seed": list(seeds)},
+        controls=False,
+        workers=workers,
+    )
+
+
+def run(config: StudyConfig) -> pd.DataFrame:
+    """Run the missing runs, print the tables, and return one row for each run."""
+    results = study(config)
     rich.print(console_table(results))
-    rich.print(beside_published(results, [_name(source) for source in study.sources]))
+    rich.print(beside_published(results))
     rich.print(
         "published with 7,042 crystals to learn from first: "
         + "; ".join(f"{name} {_three(v)}" for name, v in PUBLISHED_7042.items())
@@ -162,28 +148,27 @@ def run(study: Study, out: Path) -> pd.DataFrame:
     return results
 
 
-def beside_published(results: pd.DataFrame, sources: Sequence[str]) -> Table:
+def beside_published(results: pd.DataFrame) -> Table:
     """Return the errors at every depth, beside the published ones.
 
     Args:
-        results: one row for each run.
-        sources: names of the properties learned first.
+        results: one row for each run; `weights` is the source.
     """
     unit = results["unit"].iloc[0]
     table = Table(title=f"Test MAE ({unit}) by the number of frozen convolutions")
     table.add_column("learned first")
     for head in ("nothing", *map(str, DEPTHS)):
         table.add_column(head, justify="right")
-    mean = results.groupby("arm")["value"].mean()
-    spread = results.groupby("arm")["value"].std()
 
-    def shown(arm: str) -> str:
-        more = "" if np.isnan(spread[arm]) else f" ± {spread[arm]:.3f}"
-        return f"{mean[arm]:.3f}{more}"
+    def shown(arm: str, part: pd.DataFrame) -> str:
+        values = part.loc[part["arm"] == arm, "value"]
+        more = "" if len(values) < 2 else f" ± {values.std():.3f}"
+        return f"{values.mean():.3f}{more}"
 
-    for name in sources:
-        ours = [shown(f"{name}, {depth} frozen") for depth in DEPTHS]
-        table.add_row(name, shown("scratch"), *ours)
+    learned = results[results["arm"] != "scratch"]
+    for source, part in learned.groupby("weights", sort=False):
+        ours = [shown(_arm(depth), part) for depth in DEPTHS]
+        table.add_row(_name(Path(str(source))), shown("scratch", results), *ours)
     table.add_section()
     for name, values in PUBLISHED.items():
         published = [f"{value:.3f}" for value in values]
@@ -192,34 +177,8 @@ def beside_published(results: pd.DataFrame, sources: Sequence[str]) -> Table:
     return table
 
 
-def _result(
-    study: Study, source: Path | None, depth: int, seed: int, folder: Path
-) -> dict[str, Any]:
-    """Run one cell, unless its folder already holds a result."""
-    path = folder / "results.json"
-    if not path.exists():
-        base = replace(
-            study.base,
-            out=folder,
-            seed=seed,
-            split=replace(study.base.split, seed=seed),
-            overwrite=True,
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            if source is None:
-                train(base)
-            else:
-                _finetune(study, base, source, depth)
-    result = json.loads(path.read_text())
-    names = ("target", "unit", "metric", "labels", "seed")
-    return {**{name: result[name] for name in names}, "value": result["test"]}
-
-
-def _finetune(study: Study, base: TrainConfig, source: Path, depth: int) -> None:
-    """Fine-tune from a source, with its first blocks kept and frozen."""
-    shared = {f.name: getattr(base, f.name) for f in fields(LabelledConfig)}
-    freeze = FreezeSettings(depth, study.batch_norm)  # type: ignore[arg-type]
-    finetune(FinetuneConfig(**shared, weights=source, keep=depth, freeze=freeze))
+def _arm(depth: int) -> str:
+    return f"{depth} frozen"
 
 
 def _name(source: Path) -> str:
@@ -232,7 +191,7 @@ def _three(values: Sequence[float]) -> str:
     return " / ".join(f"{value:.3f}" for value in values)
 
 
-def _alloys(folder: Path) -> Study:
+def _alloys(folder: Path) -> StudyConfig:
     """Return a small study: learn the bulk modulus, then the formation energy."""
     _, dataset = demo_sets(seed=0, corpus_size=1, dataset_size=90)
     store = build(
@@ -253,12 +212,13 @@ def _alloys(folder: Path) -> Study:
     )
     with contextlib.redirect_stdout(io.StringIO()):
         weights = train(first)
-    base = replace(
-        first,
-        target=Target("formation_energy", "eV/atom"),
-        split=SplitSettings(train=40, val=20, test=30),
-    )
-    return Study(base, [weights], seeds=(0, 1))
+    base = {
+        "dataset": store,
+        "target": {"name": "formation_energy", "unit": "eV/atom"},
+        "split": {"train": 40, "val": 20, "test": 30},
+        "trainer": {"epochs": 3, "batch_size": 32},
+    }
+    return _study(base, [weights], (0, 1), folder / "study")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,32 @@ from pymatgen.core import Lattice, Structure
 
 from crysdistill.structures.crystal import Crystal
 from crysdistill.structures.elements import atomic_numbers_by_symbol
+
+LONGEST_FIRST = (
+    *("ranks", "recipes", "resume", "compare", "arms", "overlap_compiled", "readme"),
+    *("cluster", "build", "second_reader", "conformance", "overlap_real"),
+    *("resume_ranks", "firewall", "overlap", "fuzz_tables", "averaging", "ase_files"),
+    *("edits", "engine", "objectives_learn", "alloys", "optimade"),
+    *("keeping_pretrained", "duplicates"),
+)
+"""Files whose tests take longest. Begun first, none keeps one worker at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_core() -> Iterator[None]:
+    """Where a test names no number of workers, its own process does the work.
+
+    Fresh processes import for seconds. Tests of workers say how many, and commands in
+    fresh processes take all cores.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="session")

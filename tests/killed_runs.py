@@ -1,12 +1,7 @@
-"""Runs in processes of their own that die in the middle, as by `kill -9`.
-
-A server that has imported everything, and has no thread but one, forks them: a start
-takes a moment instead of seconds.
-"""
+"""Runs in processes of their own that die in the middle, as by `kill -9`."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -28,6 +23,7 @@ from crysdistill.training import (
     train,
 )
 from crysdistill.training.resume.metrics_log import MetricsLog
+from tests.forks import CONTEXT
 
 RUNS: dict[str, Callable[[Any], Path]] = {
     "train": train.train,
@@ -111,9 +107,7 @@ def _attempt(run: str, config: Any, death: Death | None) -> None:
 
 def start(run: str, config: Any, death: Death | None = None) -> BaseProcess:
     """Start a run in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=_attempt, args=(run, config, death))
+    process = CONTEXT.Process(target=_attempt, args=(run, config, death))
     process.start()
     return process
 

@@ -68,7 +68,7 @@ def labelled(corpus: list[Crystal]) -> list[Crystal]:
 def test_another_process_makes_the_same_bytes(corpus, labelled):
     program = (
         "from tests.test_alloys import *\n"
-        "print(content_hash(alloy_corpus(3000, seed=0)))\n"
+        "print(content_hash(alloy_corpus(300, seed=0)))\n"
         "print(content_hash(label_alloys(alloy_corpus(20, seed=0))))"
     )
     run = subprocess.run(
@@ -78,7 +78,10 @@ def test_another_process_makes_the_same_bytes(corpus, labelled):
         text=True,
         check=True,
     )
-    assert run.stdout.split() == [content_hash(corpus), content_hash(labelled[:20])]
+    assert run.stdout.split() == [
+        content_hash(corpus[:300]),
+        content_hash(labelled[:20]),
+    ]
 
 
 def test_a_shorter_corpus_is_the_beginning_of_a_longer_one(corpus):

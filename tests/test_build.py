@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import errno
 import gzip
@@ -13,9 +12,9 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from crysdistill.errors import InputError
 from crysdistill.graphs.batch import GraphSettings
 from crysdistill.store.store import Store
 from tests.conftest import random_crystal
+from tests.forks import Command, run
 from tests.processes import children, running, wait_until
 from tests.toy_stores import labelled, simple_cif, write_lines
 
@@ -317,68 +317,91 @@ def test_finished_shards_are_not_made_again(tmp_path, monkeypatch):
     assert made == ["000003.npz", "000004.npz"]
 
 
-COMMAND = [sys.executable, "-m", "crysdistill", "build"]
 OPTIONS = ["--no-symmetry", "--no-progress", "--max-neighbors", "6", "--workers"]
 
 
 def go_on(source: Path, out: Path) -> None:
-    """Do what COMMAND does, in this process."""
+    """Do what the command does, in this process."""
     assert main(["build", str(source), "-o", str(out), *OPTIONS, "1"]) == 0
 
 
 def some_structures(folder: Path) -> Path:
-    """Write 1,500 real crystals where there are any at hand, else made-up ones."""
+    """Write 240 real crystals where there are any at hand, else made-up ones."""
     data = os.environ.get("CRYSDISTILL_DATA", Path(__file__).parents[2] / "shared/data")
     real = Path(data) / "mp_corpus" / "structures.jsonl.gz"
     if not real.exists():
-        return write_lines(folder / "s.jsonl", labelled(1500))
+        return write_lines(folder / "s.jsonl", labelled(240))
     folder.mkdir()
     with gzip.open(real) as lines, (folder / "s.jsonl").open("wb") as file:
-        file.writelines(islice(lines, 1500))
+        file.writelines(islice(lines, 240))
     return folder / "s.jsonl"
 
 
-def kill(process: subprocess.Popen) -> bool:
+def small_shards() -> None:
+    """Let a build of few crystals have as many shards as one of many."""
+    building.SHARD_SIZE = 12
+
+
+def kill(process: Command) -> bool:
     """Kill a build and see that its workers end; whether it was still running."""
     below = children(process.pid) if process.poll() is None else []
-    process.send_signal(signal.SIGKILL)
-    killed = process.wait() == -signal.SIGKILL
+    done = process.kill()
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
     # They may be importing, on a busy machine.
     wait_until(lambda: not any(map(running, below)), 60)
     left = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below if running(pid)]
     assert not left, "workers outlive the build"
-    return killed
+    return done.returncode != 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 def test_killed_at_20_random_moments_and_run_again(tmp_path):
-    """Whatever the moment, the same command ends with the bytes of one quiet run."""
+    """Whatever the moment, the same command ends with the bytes of one quiet run.
+
+    The first five builds have workers, which take a while to start. The others work
+    alone: what lies on the disk is the same, and more of their time is work.
+    """
     source = some_structures(tmp_path / "in")
-    options = ["--no-progress", "--max-neighbors", "6", "--workers", "2"]
+    options = ["--no-progress", "--max-neighbors", "6", "--workers"]
     once, out = tmp_path / "once" / "s.h5", tmp_path / "killed" / "s.h5"
     once.parent.mkdir()
-    begun = time.monotonic()
-    subprocess.run([*COMMAND, source, "-o", once, *options], check=True)
-    whole = time.monotonic() - begun
+
+    def start(store: Path, workers: int) -> Command:
+        words = ["build", source, "-o", store, *options, workers]
+        return Command(*words, prepare=small_shards)
+
+    assert run("--version").returncode == 0  # the server of the forks has started
+    long = {}
+    for workers in (2, 1):
+        once.unlink(missing_ok=True)
+        begun = time.monotonic()
+        assert start(once, workers).wait().returncode == 0
+        long[workers] = time.monotonic() - begun
     rng = random.Random(0)
-    kills = finished = 0
+    kills = finished = begun_shards = 0
     while kills < 20 or not finished:
         out.parent.mkdir(exist_ok=True)
-        process = subprocess.Popen([*COMMAND, source, "-o", out, *options])
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(rng.uniform(0, whole) if kills < 20 else None)
+        workers = 2 if kills < 5 else 1
+        process = start(out, workers)
+        if kills < 20:
+            limit = time.monotonic() + rng.uniform(0, long[workers])
+            while process.poll() is None and time.monotonic() < limit:
+                time.sleep(0.005)
+        else:
+            process.wait()
         killed = kill(process)
         kills += killed
+        begun_shards += any(out.parent.glob("*.parts/*.npz"))
         # It may be killed with its work done, on its way out.
         if killed and not (out.exists() and leftovers(out.parent) == []):
             continue
-        assert killed or process.returncode == 0
         for name in ("s.h5", "s.h5.quarantine.csv"):
             assert (out.parent / name).read_bytes() == (once.parent / name).read_bytes()
         assert leftovers(out.parent) == []
         shutil.rmtree(out.parent)
         finished += 1
+    assert begun_shards > 5  # not all died before they had done anything
 
 
 # --------------------------------------------------------------------- refusals
@@ -541,21 +564,20 @@ def test_a_disk_that_is_really_full(tmp_path, small_disk, capsys, monkeypatch):
     assert leftovers(disk) == []
 
 
+def small_files(limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [2_000, 300_000])
 def test_a_real_limit_of_file_sizes(tmp_path, limit):
     """The small limit stops a shard, the larger one the store."""
     source = write_lines(tmp_path / "s.jsonl", labelled(900))
     out = tmp_path / "out.h5"
-    command = [*COMMAND, source, "-o", out, *OPTIONS, "1"]
-
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    done = subprocess.run(
-        command, preexec_fn=small_files, capture_output=True, text=True, timeout=60,
-        check=False,
-    )  # fmt: skip
+    done = run(
+        *("build", source, "-o", out, *OPTIONS, "1"),
+        prepare=partial(small_files, limit),
+    )
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert "File too large" in done.stderr

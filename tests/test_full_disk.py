@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from crysdistill.cli import main
 from crysdistill.training.train import train
+from tests.forks import run
 from tests.toy_runs import SHORT, command, results, same, training_config
 from tests.toy_stores import labelled, write_store
 
@@ -22,12 +29,6 @@ ROOM = "make room, and the same command with `resume=true` goes on there"
 def dataset(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("dataset") / "dataset.h5"
     return write_store(path, labelled(40))
-
-
-def run(*words: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        list(map(str, words)), capture_output=True, text=True, timeout=240
-    )
 
 
 def small_disk() -> bool:
@@ -46,19 +47,35 @@ def left_alike(run: Path, whole: Path) -> None:
     assert results(run) == results(whole)
 
 
-ON_A_SMALL_DISK = r"""
-disk=$1 result=$2 filler=$3; shift 3
-mount -t tmpfs -o size=1500k none "$disk"
-head -c "$filler" /dev/zero > "$disk/neighbour"
-"$@" > /dev/null
-echo "code $?"
-find "$disk" -name \*.partial
-ls "$disk/run/checkpoints" | tail -n 1
-mount -o remount,size=100m "$disk"
-"$@" resume=true > /dev/null
-echo "code $?"
-cp -r "$disk/run" "$result"
-"""
+def mount(disk: Path, *options: str) -> None:
+    words = ["mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(disk)]
+    subprocess.run(words, check=True)
+
+
+def on_a_small_disk(disk: Path, result: Path, filler: int, words: list[str]) -> None:
+    """Mount a disk that only this process sees, and run a command on it twice.
+
+    It tells the exit codes and what the first run left, and copies what the second did.
+    """
+    user, group = os.getuid(), os.getgid()
+    new_mounts, new_users = 0x20000, 0x10000000
+    if ctypes.CDLL(None, use_errno=True).unshare(new_mounts | new_users):
+        raise OSError(ctypes.get_errno(), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    mount(disk, "size=1500k")
+    (disk / "neighbour").write_bytes(bytes(filler))
+    told = []
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        told.append(f"code {main(words)}")
+        told += map(str, disk.rglob("*.partial"))
+        told.append(max(p.name for p in (disk / "run" / "checkpoints").iterdir()))
+        mount(disk, "remount", "size=100m")
+        told.append(f"code {main([*words, 'resume=true'])}")
+    print(*told, sep="\n", flush=True)
+    shutil.copytree(disk / "run", result)
+    raise SystemExit(0)
 
 
 @pytest.mark.slow
@@ -73,8 +90,8 @@ def test_a_disk_that_fills_up(dataset, tmp_path, filled_by):
     filler = 1_150_000  # two checkpoints fit in beside it
     if filled_by == "checkpoints":
         config.trainer.keep_checkpoints, filler = 1000, 300_000
-    done = run("unshare", "-rm", "sh", "-c", ON_A_SMALL_DISK, "sh",
-               disk, tmp_path / "result", filler, *command(config))  # fmt: skip
+    twice = partial(on_a_small_disk, disk, tmp_path / "result", filler, command(config))
+    done = run(prepare=twice)
     assert done.returncode == 0, done.stderr
     first, newest, second = done.stdout.split("\n")[:3]
     assert first == "code 2", done.stderr
@@ -91,10 +108,14 @@ def test_a_disk_that_fills_up(dataset, tmp_path, filled_by):
     left_alike(tmp_path / "result", whole.out)
 
 
+def small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (51_200, 51_200))
+
+
 @pytest.mark.slow
 def test_a_limit_to_the_size_of_files(dataset, tmp_path):
     config = training_config(dataset, tmp_path / "run")
-    done = run("sh", "-c", 'ulimit -f 100; exec "$@"', "sh", *command(config))
+    done = run(*command(config), prepare=small_files)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         f"error: {config.out}/checkpoints/step-00000003.ckpt: File too large; no "

@@ -51,7 +51,7 @@ LAYERS = (
 # Beside the order: who may import these at all.
 ONLY_FOR = {
     "lightning": ("training",),
-    "crysdistill.configs": ("configured",),
+    "crysdistill.configs": ("configured", "studies"),
 }
 NEVER = ("pretrain", "finetune", "tests", "benchmarks")
 LONGEST = 450  # lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from crysdistill.training.inputs import find_inputs
 from crysdistill.training.pretrained import load_pretrained
 from crysdistill.training.runs import RunDirectory
 from tests.conftest import random_crystal
+from tests.forks import run
 from tests.toy_stores import labelled, simple_cif, write_store
 
 
@@ -273,17 +275,19 @@ def test_everything_refused_exits_with_2(weights, tmp_path, capsys, verb):
     assert "empty file" in table.read_text()
 
 
+def small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_048, 2_048))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["predict", "embed"])
 def test_a_real_limit_of_file_sizes(weights, folder, tmp_path, verb):
-    """The whole command, where no file may be larger than 512 bytes."""
+    """The whole command, where no file may be larger than 2,048 bytes."""
     out = tmp_path / "out.csv"
     out.write_text("an earlier result")
     store = write_store(tmp_path / "s.h5", labelled(200))
-    line = [sys.executable, "-m", "crysdistill", verb, str(weights), str(store),
-            "-o", str(out), "--no-progress", "--accelerator", "cpu"]  # fmt: skip
-    limited = ["sh", "-c", 'ulimit -f 4; exec "$@"', "sh", *line]
-    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    line = [verb, weights, store, "-o", out, "--no-progress", "--accelerator", "cpu"]
+    done = run(*line, prepare=small_files)
     if "temporary" in done.stderr or "TMPDIR" in done.stderr:
         return  # building the graph had no room
     assert done.returncode == 2, done.stderr

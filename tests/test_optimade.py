@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import subprocess
-import sys
 import time
 from email.utils import formatdate
 from itertools import islice
@@ -23,6 +21,7 @@ from crysdistill.sources.snapshot import fetch, read_origin
 from crysdistill.store.origins import Origin, is_non_commercial
 from crysdistill.store.store import Store
 
+from .forks import Command, run
 from .optimade_server import Proxy, reference_server, resource
 
 for _package in ("optimade", "tenacity", "fastapi", "mongomock"):
@@ -359,22 +358,20 @@ def test_nobody_there(out, monkeypatch):
 
 
 def test_killed_again_and_again_it_ends_the_same(spec, out, proxy, whole):
-    command = [sys.executable, "-m", "crysdistill", "fetch", spec, "-o", str(out)]
     proxy.delay = 0.1
     # Always in the middle of a page: while the service thinks, or while it is written.
     for pages, later in ((2, 0.05), (3, 0.0), (2, 0.11)):
         begun = len(proxy.pages_asked())
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            while len(proxy.pages_asked()) < begun + pages:
-                assert process.poll() is None
-                time.sleep(0.005)
-            time.sleep(later)
-            process.kill()
+        process = Command("fetch", spec, "-o", out)
+        while len(proxy.pages_asked()) < begun + pages:
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(later)
+        process.kill()
         assert not out.exists()
     proxy.delay = 0.0
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=60
-    )
+    done = run("fetch", spec, "-o", out)
+    assert done.returncode == 0, done.stderr
     assert f"{len(RESOURCES)} entries of Example provider (licence not" in done.stdout
     assert out.read_bytes() == whole
     # At most the page that was under way is asked for again.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
-from collections import defaultdict
+import json
+import math
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -22,9 +25,9 @@ from crysdistill.overlap.cells import niggli
 from crysdistill.overlap.facts import compositions
 from crysdistill.overlap.listing import pair_digest, pair_table
 from crysdistill.overlap.proximity import alike, exchanges, pair_distances, part_means
-from crysdistill.sources import open_source, parse
 from crysdistill.store.fingerprints import composition, distances, fingerprint
 from crysdistill.structures.crystal import Crystal
+from tests.conftest import crystal as make_crystal
 from tests.conftest import random_crystal
 from tests.test_overlap import collection, disguises, exchange, parents, polymorphs
 
@@ -271,15 +274,22 @@ def test_the_table_of_pairs_is_sorted_and_names_a_pair_once() -> None:
 def test_real_pairs_get_the_verdicts_of_pymatgen(shared_data) -> None:
     """All 500 pairs of one formula get pymatgen's verdict under each of four tests."""
     forms = defaultdict(list)
-    for record in itertools.islice(open_source(shared_data / "mp36k").records(), 20000):
-        crystal = parse(record)
-        key = tuple(map(tuple, composition(crystal.atomic_numbers)))
-        forms[key].append(crystal)
+    with gzip.open(shared_data / "mp36k" / "structures.jsonl.gz") as lines:
+        for line in itertools.islice(lines, 20000):
+            record = json.loads(line)
+            counts = Counter(record["species"])
+            divisor = math.gcd(*counts.values())
+            key = tuple(sorted((e, n // divisor) for e, n in counts.items()))
+            forms[key].append(record)
     rng = np.random.default_rng(0)
     several = [group for group in forms.values() if len(group) > 1]
     pairs: list[tuple[Crystal, Crystal]] = []
     for place in rng.permutation(len(several)).tolist():
-        for first, second in itertools.combinations(several[place][:4], 2):
+        group = [
+            make_crystal(r["id"], r["lattice"], r["species"], r["frac"])
+            for r in several[place][:4]
+        ]
+        for first, second in itertools.combinations(group, 2):
             [(_, ordered, _)] = distances(
                 *(fingerprint(c)[None] for c in (first, second)),
                 tuple(range(len(np.unique(first.atomic_numbers)))),
@@ -291,11 +301,20 @@ def test_real_pairs_get_the_verdicts_of_pymatgen(shared_data) -> None:
         if len(pairs) >= 500:
             break
     assert len(pairs) >= 500
+    cells: dict[tuple[str, bool], Crystal] = {}
+
+    def cell(one: Crystal, exact: bool) -> Crystal:
+        """Return the cell that tests of one tolerance share, found once."""
+        key = one.material_id, exact
+        if key not in cells:
+            cells[key] = old_primitive(one, "strained" if exact else "same")
+        return cells[key]
+
     agreed = defaultdict(int)
     for first, second in pairs:
         for test in TESTS[:4]:
             ours = [matching.primitive(c, test) for c in (first, second)]
-            theirs = [old_primitive(c, test) for c in (first, second)]
+            theirs = [cell(c, test == "strained") for c in (first, second)]
             verdict = comparable(*theirs, test) and by_pymatgen(*theirs, test)
             assert matching.agree(*ours, test) == verdict, (first, second, test)
             agreed[test, verdict] += 1

@@ -9,6 +9,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ PER_TEST = 60  # structures; five tests make 300
 DIFFERENT = 0.02  # eV/atom: no two relaxations of one crystal are so far apart
 
 
+@cache
 def records(folder: Path) -> list[dict[str, Any]]:
     with gzip.open(folder / "structures.jsonl.gz", "rt") as file:
         return [json.loads(line) for line in file]

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -43,6 +42,7 @@ from crysdistill.training.settings import (
 from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import load_encoder, read_header
+from tests.forks import Command, run
 from tests.processes import children, needs_proc, other_ranks, running, wait_until
 from tests.test_layers import ROOT
 from tests.together import joined_call, together
@@ -379,19 +379,6 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def start(line: list[str]) -> subprocess.Popen[str]:
-    """Start a verb that is killed or interrupted, as a terminal would."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "crysdistill", *line],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-
-
 @pytest.mark.slow
 def test_devices_and_torchrun_on_the_command_line(store, tmp_path):
     """One tells, the others are silent; a mistake is one line."""
@@ -402,10 +389,12 @@ def test_devices_and_torchrun_on_the_command_line(store, tmp_path):
     said = {}
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
     for name in ("one", "devices", "torchrun"):
-        start = torchrun if name == "torchrun" else []
         more = ["trainer.devices=2"] if name == "devices" else []
-        words = [*start, "-m", "crysdistill", *line, *more]
-        done = command(*words, f"out={tmp_path / name}")
+        words = [*line, *more, f"out={tmp_path / name}"]
+        if name == "torchrun":
+            done = command(*torchrun, "-m", "crysdistill", *words)
+        else:  # what it starts, Lightning starts afresh
+            done = run(*words)
         assert done.returncode == 0, done.stderr
         said[name] = done
         check_alike(*(tmp_path / n / "weights.safetensors" for n in ("one", name)))
@@ -413,9 +402,7 @@ def test_devices_and_torchrun_on_the_command_line(store, tmp_path):
         for phrase in ("9 to judge", "weights learn", "on validation", "speed: "):
             assert said[name].stdout.count(phrase) == 1, said[name].stdout
     assert said["devices"].stderr == ""
-    again = command(
-        "-m", "crysdistill", *line, "trainer.devices=2", f"out={tmp_path / 'one'}"
-    )
+    again = run(*line, "trainer.devices=2", f"out={tmp_path / 'one'}")
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
     assert "holds an earlier run" in again.stderr
@@ -428,14 +415,14 @@ def test_a_process_that_dies_in_training(store, tmp_path):
     line = f"""train dataset={store} target.name=density encoder.width=8
         split.train=28 split.val=9 split.test=9 trainer.epochs=2000 trainer.devices=2
         trainer.accelerator=cpu trainer.progress=false out={tmp_path / "run"}""".split()
-    process = start(line)
+    process = Command(*line)
     saved = tmp_path / "run" / "checkpoints"
     assert wait_until(lambda: len(list(saved.glob("step-*.ckpt"))) > 1, 100)
     (other,) = other_ranks(process.pid)
     os.kill(other, signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 2, said
-    assert said == (
+    done = process.wait(60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (
         "error: another process of this run died (was there enough memory?); the same "
         "command with `resume=true` goes on from the last checkpoint\n"
     )
@@ -450,17 +437,17 @@ def test_an_interrupt_while_a_run_starts(store, tmp_path, delay):
     line = f"""train dataset={store} target.name=density encoder.width=8
         split.train=28 split.val=9 split.test=9 trainer.epochs=9000 trainer.devices=2
         trainer.accelerator=cpu trainer.progress=false out={tmp_path / "run"}""".split()
-    process = start(line)
+    process = Command(*line)
     try:
         assert wait_until(lambda: other_ranks(process.pid), 60)
         time.sleep(delay)
         below = children(process.pid)
-        os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=100)
+        process.signal(signal.SIGINT)
+        done = process.wait(100)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130, said
+        process.signal(signal.SIGKILL)
+    said = done.stderr
+    assert done.returncode == 130, said
     assert said.count("\n") == 1, said
     assert said.startswith("interrupted; ")
     assert wait_until(lambda: not any(map(running, below)))

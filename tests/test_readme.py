@@ -34,7 +34,12 @@ SMALLER = {
     "train": SMALL,
     "distill": SMALL,
     "finetune": SMALL,
-    "study": ["base.trainer.epochs=1", "seeds=[0, 1]"],
+    "study": [
+        "base.trainer.epochs=1",
+        "axes.seed=[0, 1]",
+        "controls=[random-teacher, mean]",
+        "workers=1",
+    ],
 }
 LABELLED, UNLABELLED, NEW = 40, 50, 10
 

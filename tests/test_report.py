@@ -14,10 +14,13 @@ from rich.console import Console
 
 from crysdistill.errors import InputError
 from crysdistill.studies.findings import findings, tally
+from crysdistill.studies.numbers import number, percent
 from crysdistill.studies.report import console_table, write_report
-from crysdistill.studies.tables import describe, number, percent, result_groups
+from crysdistill.studies.tables import result_groups
 
 ARMS = {"scratch": 1.0, "distilled": 0.9, "random-teacher": 0.97, "mean": 4.0}
+ABOUT = {arm: f"what {arm} does" for arm in ARMS}
+CONTROLS = ("random-teacher", "mean", "forest")
 
 
 def results(seeds: int = 4, labels: int = 100, arms: dict | None = None, **columns):
@@ -67,6 +70,8 @@ def pretraining():
 
 
 FACTS = {
+    "arms": ABOUT,
+    "controls": CONTROLS,
     "corpus": "2,300 alloys",
     "overlap": {
         "status": "transductive",
@@ -135,7 +140,7 @@ def full(tmp_path_factory):
 
 def test_says_what_was_found(full):
     text = Page(full).text
-    for group in result_groups(results()):
+    for group in result_groups(results(), about=ABOUT):
         for row in group.rows:
             assert row.arm in text
             assert row.about in text
@@ -154,10 +159,11 @@ def test_result_table_comes_before_everything_else(full):
     heads = re.findall(r"<h2>([^<]*)", full)
     assert heads[0] == "Results: formation_energy"
     assert [h.strip() for h in heads[1:]] == [
+        "Gain against controls",
         "Overlap of corpus and test",
         "What pretraining learned",
         "Predictions: formation_energy",
-        "Learning curves",
+        "Training curves",
         "How this was measured",
         "What to try next",
         "What ran",
@@ -200,7 +206,7 @@ def test_needs_nothing_from_elsewhere(full):
 
 def test_pictures_follow_the_page_and_do_not_share_ids(full):
     page = Page(full)
-    assert page.tags.count("svg") == 9  # 2 results, 3 numbers, 2 parity, 2 curves
+    assert page.tags.count("svg") == 10  # 2 results, 1 control, 3 numbers, 4 more
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     for target in re.findall(r'href="#([^"]+)"', full):
@@ -216,8 +222,12 @@ def test_pictures_follow_the_page_and_do_not_share_ids(full):
 
 def test_same_input_gives_the_same_file(tmp_path):
     given = {"title": "x", "results": results(), "curves": curves()}
-    first = write_report(tmp_path / "a.html", **given).read_bytes()
-    assert write_report(tmp_path / "b.html", **given).read_bytes() == first
+    first = write_report(tmp_path / "a" / "page.html", **given)
+    second = write_report(tmp_path / "b" / "page.html", **given)
+    assert first.read_bytes() == second.read_bytes()
+    for file in (tmp_path / "a" / "page-report").iterdir():
+        again = tmp_path / "b" / "page-report" / file.name
+        assert file.read_bytes() == again.read_bytes()
 
 
 def test_leaves_matplotlib_alone(tmp_path):
@@ -364,7 +374,7 @@ def test_bad_input(tmp_path):
 
 def test_findings_name_a_control_that_is_better():
     table = results(arms={**ARMS, "forest": 0.5})
-    (group,) = result_groups(table)
+    (group,) = result_groups(table, controls=CONTROLS)
     said = findings(group, table)
     assert said[0].startswith("distilled has the best mean, MAE 0.")
     assert said[0].endswith("against scratch: better.")
@@ -404,14 +414,6 @@ def test_console_table_takes_names_as_they_are():
     console.print(console_table(pd.concat([table, table.assign(labels=20)])))
     assert "[bold]x[/]" in console.file.getvalue()
     assert "20 labels" in console.file.getvalue()
-
-
-def test_describes_every_prefix_of_frozen_layers():
-    assert describe("frozen-0") == "pretrained encoder, embedding frozen"
-    assert "first convolution frozen" in describe("frozen-1")
-    assert "first 3 convolutions frozen" in describe("frozen-3")
-    assert describe("unheard-of") == ""
-    assert describe("scratch", {"scratch": "mine"}) == "mine"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +26,8 @@ from crysdistill.training.resume import keeping
 from crysdistill.training.settings import OptimizerSettings
 from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.targets import Target
+from tests.forks import Command
+from tests.forks import run as forked
 from tests.killed_runs import Death, lives, start
 from tests.toy_runs import (
     SHORT,
@@ -540,7 +541,7 @@ class TestKilled:
             out = config.out.with_name(f"run-{number}")
             run = often(replace(config, out=out))
             assert not lives("train", run, death), death
-            assert lives("train", replace(run, resume=True)), death
+            train(replace(run, resume=True))
             left_alike(out, undisturbed)
 
     @pytest.mark.slow
@@ -608,15 +609,13 @@ def signalled(config: TrainConfig, number: int, *more: str, lines: int = 8, **en
         return log.read_text().count("\n") if log.exists() else 0
 
     wanted = written() + lines
-    process = subprocess.Popen(
-        command(config, *more), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        text=True, env={**os.environ, **env}, start_new_session=True,
-    )  # fmt: skip
+    process = Command(*command(config, *more), **env)
     end = time.monotonic() + 60
     while written() < wanted and process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
-    os.killpg(process.pid, number)
-    return process.communicate(timeout=60)[1], process.returncode
+    process.signal(number)
+    done = process.wait()
+    return done.stderr, done.returncode
 
 
 SLURM = {
@@ -632,7 +631,7 @@ SLURM = {
 @pytest.mark.slow
 def test_a_command_stopped_by_signals(config):
     """Ctrl-C, then both signals that SLURM may send, then one without an answer."""
-    config.trainer = replace(SHORT, epochs=80)
+    config.trainer = replace(SHORT, epochs=40)
     whole = replace(config, out=config.out.with_name("whole"))
     for number, of_job, more, env in (
         (signal.SIGINT, "", [], {}),
@@ -650,14 +649,14 @@ def test_a_command_stopped_by_signals(config):
         assert not (config.out / "weights.safetensors").exists()
     assert signalled(config, signal.SIGKILL, "resume=true")[1] == -signal.SIGKILL
     for run, more in ((config, ["resume=true"]), (whole, [])):
-        subprocess.run(command(run, *more), check=True, stdout=subprocess.DEVNULL)
+        assert forked(*command(run, *more)).returncode == 0
     left_alike(config.out, whole.out)
 
 
 @pytest.mark.slow
 def test_killed_at_20_random_moments(config):
     """Whatever the moment, the run goes on and ends with the bits of a quiet one."""
-    config.trainer = replace(SHORT, epochs=30, checkpoint_every=2)
+    config.trainer = replace(SHORT, epochs=15, checkpoint_every=2)
     quiet = replace(config, out=config.out.with_name("quiet"))
     begun = time.monotonic()
     assert lives("train", quiet)

@@ -14,7 +14,7 @@ from crysdistill.errors import InputError
 from crysdistill.store.checks import DatasetCheck
 from crysdistill.store.store import Store
 from crysdistill.studies.collect import report_study
-from crysdistill.studies.compare import CompareConfig, compare
+from crysdistill.studies.study import StudyConfig, study
 from crysdistill.training import cleaning
 from crysdistill.training.distill import DistillConfig, distill
 from crysdistill.training.finetune import FinetuneConfig, finetune
@@ -37,6 +37,7 @@ from tests.toy_stores import (
     write_lines,
     write_store,
 )
+from tests.toy_studies import BASE
 
 SHORT = TrainerSettings(epochs=1, batch_size=8, accelerator="cpu", progress=False)
 DENSITY = Target("density", "1/Å³")
@@ -133,18 +134,19 @@ def test_clean_all_the_way_to_the_report(folder, tmp_path):
         # The checks come from the corpus and stay with the weights.
         assert read_header(predictor).provenance.checks == [check]
         assert read_header(predictor).provenance.corpus == before.corpus
-    base = TrainConfig(**labels(folder, Path()), encoder=SMALL_ENCODER)
-    study = CompareConfig(
-        weights=weights,
+    split = {"train": 12, "val": 6, "test": 6}
+    base = {"dataset": folder / "judge.h5", **BASE, "split": split}
+    given = StudyConfig(
         base=base,
+        weights=weights,
         out=tmp_path / "study",
-        arms=["scratch", "finetuned"],
-        seeds=[0, 1],
-        baselines=["mean"],
+        axes={"arm": ["scratch", "finetuned"], "seed": [0, 1]},
+        controls=["mean"],
+        workers=1,
     )
-    compare(study, progress=False)
-    assert json.loads((study.out / "study.json").read_text())["overlap"] == expected
-    page = report_study(study.out).read_text("utf-8")
+    study(given, progress=False)
+    assert json.loads((given.out / "study.json").read_text())["overlap"] == expected
+    page = report_study(given.out).read_text("utf-8")
     assert f"overlap {check.overlap[:12]}" in page
 
 

@@ -451,5 +451,14 @@ def test_the_command_says_what_it_got(fake, out, capsys):
     assert main(["fetch", SPEC, "-o", str(out), "--limit", "5", "--no-progress"]) == 0
     said = capsys.readouterr().out
     assert said == f"{out}: 5 entries of Fake (CC-BY-NC-4.0)\n"
-    assert main(["fetch", SPEC, "-o", str(out)]) == 2
-    assert "exists; give another name" in capsys.readouterr().err
+    before = out.read_bytes()
+    assert main(["fetch", SPEC, "-o", str(out), "--limit", "5"]) == 0
+    again = f"{out}: nothing to do; fetched before by the same query\n{said}"
+    assert capsys.readouterr().out == again
+    assert (fake.opened, out.read_bytes()) == (1, before)
+    for other in ([SPEC], [SPEC, "--limit", "6"], [f"{SPEC}2", "--limit", "5"]):
+        assert main(["fetch", *other, "-o", str(out)]) == 2
+        assert "exists; give another name or `--overw" in capsys.readouterr().err
+    out.write_bytes(before[:-1])
+    assert main(["fetch", SPEC, "-o", str(out), "--limit", "5"]) == 2
+    assert "exists; give another name or `--overwrite`" in capsys.readouterr().err

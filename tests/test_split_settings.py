@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from crysdistill.cli import main
 from crysdistill.configs import load_config
-from crysdistill.encoders import make_encoder
 from crysdistill.errors import InputError
 from crysdistill.schema import dump_config
 from crysdistill.splits import (
@@ -30,12 +28,12 @@ from crysdistill.splits import (
 from crysdistill.splits.folds import MATBENCH_TASKS
 from crysdistill.splits.written import write_splits
 from crysdistill.store.store import Store
-from crysdistill.studies.compare import CompareConfig, compare
+from crysdistill.studies.study import StudyConfig, study
 from crysdistill.training.settings import HeadSettings, TrainerSettings
 from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.targets import Target
-from crysdistill.transfer.weights import save_weights
-from tests.toy_stores import SMALL_ENCODER, SMALL_GRAPH, labelled, write_store
+from tests.toy_stores import SMALL_ENCODER, labelled, write_store
+from tests.toy_studies import BASE
 
 
 class Names:
@@ -340,36 +338,37 @@ def test_a_run_says_by_what_it_was_split(config):
 
 
 def test_seeds_of_a_study_are_its_folds(config, tmp_path):
-    base = replace(config, split=SplitSettings(by="formula", folds=3, seed=5))
-    torch.manual_seed(0)
-    encoder = make_encoder(**SMALL_ENCODER, cutoff=SMALL_GRAPH.cutoff)
-    weights = save_weights(tmp_path / "w.safetensors", encoder, SMALL_GRAPH)
-    study = CompareConfig(
-        weights=weights,
-        base=base,
-        out=tmp_path / "study",
-        arms=["scratch"],
-        seeds=[0, 1, 2],
+    split = {"by": "formula", "folds": 3}
+    base = {"dataset": config.dataset, **BASE, "split": split}
+    axes = {"arm": ["scratch"], "seed": [0, 1, 2]}
+    given = StudyConfig(
+        base=base, out=tmp_path / "study", axes=axes, controls=["mean"], workers=1
     )
     with pytest.raises(InputError, match=r"seed 3 has no fold: `split\.folds` is 3"):
-        replace(study, seeds=[0, 3])
+        study(replace(given, axes={**axes, "seed": [0, 3]}), progress=False)
     store = Store.open(config.dataset)
     labels = store.property("density")
-    folds = make_folds(store, base.split, labels)
-    table = compare(study, progress=False)
-    assert set(table["arm"]) == {"scratch", "mean", "forest"}
-    for seed, fold in enumerate(folds):
-        found = read(study.out / "runs" / f"scratch-all-{seed}" / "split.csv", store)
-        assert found.hash(store.material_ids) == fold.hash(store.material_ids)
-    found = make_split(store, base.split.for_seed(1, 9), labels)
+    settings = SplitSettings(by="formula", folds=3)
+    folds = make_folds(store, settings, labels)
+    table = study(given, progress=False)
+    assert list(table["arm"]) == ["scratch", "mean"] * 3
+    assert list(table["fold"]) == [0, 0, 1, 1, 2, 2]
+    for row in table.itertuples():
+        found = read(given.out / row.run / "split.csv", store)
+        expected = folds[row.fold].hash(store.material_ids)
+        assert found.hash(store.material_ids) == expected
+    found = make_split(store, settings.for_seed(1, 9), labels)
     assert found.train.tolist() == folds[1].train[:9].tolist()
-    changed = replace(base, split=replace(base.split, seed=6))  # other folds
-    with pytest.raises(InputError, match="now different: seed: 6"):
-        compare(replace(study, base=changed), progress=False)
+    # An axis of its own has the seeds for something else.
+    both = {"arm": ["scratch"], "fold": [0, 1], "seed": [7]}
+    table = study(replace(given, out=tmp_path / "both", axes=both), progress=False)
+    assert list(table["fold"]) == [0, 0, 1, 1]
+    assert set(table["seed"]) == {7}
+    other = {**base, "split": {"by": "formula", "folds": 2}}
+    with pytest.raises(InputError, match=r"now different: split\.folds: 3 -> 2"):
+        study(replace(given, base=other, axes={**axes, "seed": [0, 1]}), progress=False)
     drawn = SplitSettings(train=0.5).for_seed(4, 7)
     assert drawn == SplitSettings(train=0.5, seed=4, train_subset=7)
-    # Where the test set is given, its size is not asked for.
-    replace(study, base=replace(base, split=replace(base.split, test=0)))
 
 
 def test_classes_of_a_study_need_no_luck(config):

@@ -19,10 +19,17 @@ from crysdistill.studies.statistics import (
     WORSE,
     check_results,
     compare_paired,
+    hierarchical_interval,
     holm,
+    over_tasks,
+    p_equal,
+    p_no_worse,
+    runs_needed,
     summarise,
     t_interval,
 )
+from crysdistill.studies.statistics.intervals import bootstrap_means
+from crysdistill.studies.statistics.paired import p_value
 
 T2 = 4.302652729911275  # Student's t, 97.5 %, two degrees of freedom (any table)
 
@@ -256,3 +263,233 @@ def test_unit_and_validation_may_be_absent():
     assert math.isnan(row["validation"])
     table["unit"] = np.nan  # what an empty column of a CSV file becomes
     assert only(summarise(table), "scratch")["unit"] == ""
+
+
+def test_corrected_interval_by_hand():
+    # sd 1 of (1, 2, 3); variance times 1/3 + 1/4, as for 5 equal parts.
+    low, high = t_interval([1.0, 2.0, 3.0], ratio=0.25)
+    assert (low + high) / 2 == pytest.approx(2)
+    assert (high - low) / 2 == pytest.approx(T2 * math.sqrt(1 / 3 + 1 / 4))
+
+
+def test_comparison_uses_the_ratio_of_its_splits():
+    scratch = [10.0, 12.0, 14.0, 11.0]
+    table = results(scratch=scratch, other=[9.0, 11.2, 12.9, 10.4])
+    plain = only(compare_paired(table), "other")
+    corrected = only(compare_paired(table.assign(test_train=0.25)), "other")
+    assert plain["verdict"] == corrected["verdict"] == BETTER
+    width = [row["ci_high"] - row["ci_low"] for row in (plain, corrected)]
+    assert width[1] / width[0] == pytest.approx(math.sqrt((1 / 4 + 1 / 4) / (1 / 4)))
+    t = -plain["difference"] / (plain["sd_difference"] * math.sqrt(1 / 4 + 1 / 4))
+    assert corrected["p"] == pytest.approx(2 * stats.t.sf(t, 3))
+    assert corrected["ratio"] == 0.25
+
+
+def test_overlapping_splits_fool_the_plain_test_but_not_the_corrected_one():
+    rng = np.random.default_rng(0)
+    wrong = np.zeros(2)
+    for _ in range(400):
+        gains = rng.normal(size=60)  # two arms that are equally good
+        splits = [gains[rng.permutation(60)[:12]].mean() for _ in range(10)]
+        for place, ratio in enumerate((0.0, 12 / 48)):
+            wrong[place] += p_value(np.array(splits), ratio) < 0.05
+    plain, corrected = wrong / 400
+    assert plain > 0.2
+    assert corrected < 0.1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equivalence_as_scipy_has_it(seed):
+    differences = np.random.default_rng(seed).normal(0.01, 0.05, 8)
+    above = stats.ttest_1samp(differences, -0.04, alternative="greater").pvalue
+    below = stats.ttest_1samp(differences, 0.04, alternative="less").pvalue
+    assert p_no_worse(differences, 0.04) == pytest.approx(above)
+    assert p_equal(differences, 0.04) == pytest.approx(max(above, below))
+
+
+def test_no_worse_is_not_the_same_as_no_difference():
+    scratch = np.array([1.0, 1.1, 0.9, 1.2, 1.05])
+    noise = np.array([0.002, -0.003, 0.001, -0.002, 0.003])
+    near, far = scratch + noise, scratch + 100 * noise
+    table = compare_paired(results(scratch=scratch, near=near, far=far))
+    for arm, sure in (("near", True), ("far", False)):
+        row = only(table, arm)
+        assert row["verdict"] == NO_DIFFERENCE
+        assert (row["p_no_worse"] < 0.05) == (row["p_equal"] < 0.05) == sure
+    better = only(compare_paired(results(scratch=scratch, good=0.9 * scratch)), "good")
+    assert better["p_no_worse"] < 0.05 < better["p_equal"]
+
+
+def test_no_worse_knows_the_direction_of_the_metric():
+    scratch = np.array([0.80, 0.82, 0.81])
+    table = results(scratch=scratch, lower=scratch - [0.10, 0.11, 0.10])
+    as_error = only(compare_paired(table), "lower")
+    as_auc = only(compare_paired(table.assign(metric="auc")), "lower")
+    assert as_error["p_no_worse"] < 0.01
+    assert as_auc["p_no_worse"] > 0.99
+
+
+@pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15)])
+def test_runs_needed_as_cohens_tables_have_it(effect, pairs):
+    # A paired t test, 5 % two-sided, power 0.8: J. Cohen, Statistical Power Analysis.
+    assert runs_needed(effect, 1.0) == pairs
+
+
+def test_runs_needed_with_overlapping_splits_as_drawn():
+    assert runs_needed(3.0, 1.0, ratio=0.25) == 5
+    rng = np.random.default_rng(0)
+    for n, enough in ((4, False), (5, True)):
+        error = math.sqrt(1 / n + 0.25)
+        means = 3.0 + error * rng.normal(size=100_000)
+        spreads = np.sqrt(rng.chisquare(n - 1, size=100_000) / (n - 1))
+        found = means / (spreads * error) > stats.t.ppf(0.975, n - 1)
+        assert (found.mean() >= 0.8) == enough
+
+
+def test_runs_on_one_dataset_cannot_show_everything():
+    assert runs_needed(0.5, 1.0, ratio=0.25) is None
+    assert runs_needed(0.1, 0.0) == 2
+    assert runs_needed(0.0, 0.0) is None
+
+
+def test_margins_must_be_positive():
+    for function in (p_no_worse, p_equal):
+        with pytest.raises(InputError, match="`margin` is 0 but must be positive"):
+            function(np.array([1.0, 2.0]), 0)
+
+
+def test_bootstrap_over_folds_and_seeds_has_the_variance_of_theory():
+    folds = [np.array([1.0, 2.0, 3.0]), np.array([5.0, 6.0, 10.0]), np.array([2.0] * 3)]
+    means = bootstrap_means(folds, draws=200_000)
+    centres = np.array([f.mean() for f in folds])
+    inside = np.mean([f.var() / len(f) for f in folds])
+    assert means.mean() == pytest.approx(centres.mean(), abs=0.01)
+    assert means.var() == pytest.approx((centres.var() + inside) / 3, rel=0.02)
+
+
+def test_bootstrap_over_folds_with_one_run_is_the_ordinary_one():
+    values = np.random.default_rng(0).normal(size=12)
+    ours = hierarchical_interval([[v] for v in values])
+    scipy = stats.bootstrap(
+        (values,), np.mean, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert ours == pytest.approx((scipy.low, scipy.high), abs=0.05)
+    assert np.isnan(hierarchical_interval([[1.0, 2.0]])).all()
+
+
+def test_folds_are_the_pairs_if_there_are_several():
+    rng = np.random.default_rng(0)
+    fold = np.repeat([0, 1, 2, 3], 2)
+    scratch = 1.0 + 0.1 * fold + rng.normal(0, 0.01, 8)
+    other = scratch - 0.1 + rng.normal(0, 0.01, 8)
+    table = results(scratch=scratch, other=other)
+    table["fold"], table["seed"] = [*fold, *fold], [0, 1] * 8
+    row = only(compare_paired(table), "other")
+    by_fold = stats.ttest_rel(*(v.reshape(4, 2).mean(1) for v in (other, scratch)))
+    assert (row["n"], row["unpaired"]) == (4, 0)
+    assert row["p"] == pytest.approx(by_fold.pvalue)
+    means = only(summarise(table), "scratch")
+    folds = [part["value"].to_numpy() for _, part in table[:8].groupby("fold")]
+    assert (means["ci_low"], means["ci_high"]) == hierarchical_interval(folds)
+
+
+def test_axes_of_one_arm_are_part_of_its_name():
+    table = pd.concat(
+        [
+            results(scratch=[1.0, 1.1]),
+            *(
+                results(finetuned=[0.9 - k / 10, 1.0]).assign(
+                    **{"freeze.convolutions": k, "weights": f"runs/{w}/w.safetensors"}
+                )
+                for k in (0, 1)
+                for w in ("a", "b")
+            ),
+        ]
+    )
+    checked = check_results(table)
+    assert set(checked["condition"]) == {""}
+    assert list(summarise(table)["arm"]) == [
+        "scratch",
+        "finetuned convolutions=0 weights=a",
+        "finetuned convolutions=0 weights=b",
+        "finetuned convolutions=1 weights=a",
+        "finetuned convolutions=1 weights=b",
+    ]
+    assert set(checked["method"]) == {"scratch", "finetuned"}
+    pd.testing.assert_frame_equal(check_results(checked), checked)
+
+
+def test_axes_of_the_reference_are_conditions():
+    table = pd.concat(
+        [
+            results(scratch=[1.0, 1.2], other=[0.5, 0.6]).assign(width=32),
+            results(scratch=[2.0, 2.2], other=[1.9, 2.1]).assign(width=64),
+            results(forest=[3.0, 3.3]),
+        ]
+    )
+    found = compare_paired(table)
+    rows = found[["condition", "arm", "reference_mean"]].values.tolist()
+    assert rows == [
+        ["width=32", "other", pytest.approx(1.1)],
+        ["width=32", "forest", pytest.approx(1.1)],
+        ["width=64", "other", pytest.approx(2.1)],
+        ["width=64", "forest", pytest.approx(2.1)],
+    ]
+
+
+def test_crashed_cells_are_no_results():
+    table = results(scratch=[1.0, 1.2, np.nan], other=[0.5, np.nan, 0.7])
+    table["error"] = ["", "", "out of memory", "", "no such file", ""]
+    table.loc[2, ["target", "metric"]] = None
+    table.loc[2, "labels"] = np.nan
+    assert only(summarise(table), "scratch")["failed"] == 0
+    assert only(summarise(table), "other")["failed"] == 1
+    lost = table.assign(labels=np.nan, error="out of memory")
+    with pytest.raises(InputError, match="all runs failed, the first with: out of mem"):
+        check_results(lost)
+
+
+def tasks(changes: list[float], metric: str = "mae") -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    parts = []
+    for number, change in enumerate(changes):
+        scratch = rng.uniform(0.2, 0.4, 4)
+        other = scratch * (1 + change + rng.normal(0, 0.001, 4))
+        part = results(scratch=scratch, other=other)
+        parts.append(part.assign(task=f"task {number}", metric=metric))
+    return pd.concat(parts)
+
+
+def test_wins_ties_and_losses_over_tasks():
+    found = compare_paired(tasks([-0.2, -0.1, 0.1, 0.0, -0.3, -0.05]))
+    row = only(over_tasks(found), "other")
+    assert (row["comparisons"], row["wins"], row["ties"], row["losses"]) == (6, 4, 1, 1)
+    assert row["ahead"] in (4, 5)
+    assert row["no_worse"] == 5
+    logs = np.log(found["mean"] / found["reference_mean"])
+    assert row["change"] == pytest.approx(100 * (np.exp(logs.mean()) - 1))
+    # Wilcoxon by the list of all signs.
+    ranks = stats.rankdata(np.abs(logs))
+    sums = [ranks[list(s)].sum() for s in itertools.product([False, True], repeat=6)]
+    mine = ranks[logs > 0].sum()
+    assert row["p_wilcoxon"] == pytest.approx(2 * np.mean(np.array(sums) <= mine))
+    assert row["p_smallest"] == 1 / 32
+
+
+def test_wilcoxon_counts_a_task_once():
+    few, many = tasks([-0.1, -0.2]), tasks([-0.3, -0.1]).assign(labels=1000)
+    row = only(over_tasks(compare_paired(pd.concat([few, many]))), "other")
+    assert (row["comparisons"], row["tasks"], row["p_wilcoxon"]) == (4, 2, 0.5)
+    one = only(over_tasks(compare_paired(tasks([-0.1]))), "other")
+    assert math.isnan(one["p_wilcoxon"])
+
+
+def test_over_tasks_knows_the_direction_of_the_metric():
+    row = only(over_tasks(compare_paired(tasks([0.2, 0.3], "auc"))), "other")
+    assert (row["wins"], row["losses"], row["ahead"]) == (2, 0, 2)
+    assert row["change"] < 0
+
+
+def test_holm_over_tasks():
+    found = compare_paired(tasks([-0.001, -0.002, 0.0005]))
+    assert list(found["p_tasks"]) == pytest.approx(list(holm(found["p"].to_numpy())))

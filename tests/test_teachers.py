@@ -216,7 +216,7 @@ def test_what_a_file_is_follows_from_what_is_in_it(weights, store, tmp_path):
     [
         (
             "chgnett",
-            "no teacher 'chgnett': .* none of random, chgnet; did you mean `chg",
+            "no teacher 'chgnett': .* none of random, chgnet.*; did you mean `chg",
         ),
         ("radom", "did you mean `random`"),
         ("{folder}/w.safetensor", "did you mean `.*/w.safetensors`"),

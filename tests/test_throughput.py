@@ -188,6 +188,8 @@ def test_time_goes_where_it_belongs(store, tmp_path, what, monkeypatch):
         assert speed.report["rates"]["crystals_per_s"] == 80
 
 
+# The loader is: `go_to` moves it to the step. Lightning asks for methods of that name.
+@pytest.mark.filterwarnings("ignore:.*dataloader is not resumable")
 def test_a_run_that_goes_on_within_an_epoch(store, tmp_path):
     """Its clock begins with its first step, and what was before does not count."""
     path = tmp_path / "middle.ckpt"

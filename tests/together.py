@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import queue
@@ -11,10 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["crysdistill.training.pretraining", "crysdistill.training.supervised"]
-)
+from tests.forks import CONTEXT
 
 
 def _free_port() -> int:

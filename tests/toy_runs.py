@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def training_config(dataset: Path, out: Path) -> TrainConfig:
 
 
 def command(config: TrainConfig, *more: str) -> list[str]:
-    """Return the command line of a run; its settings are those of `SHORT`."""
+    """Return the verb and the arguments of a run; its settings are those of `SHORT`."""
     given = {
         "dataset": config.dataset,
         "target.name": "density",
@@ -63,7 +62,7 @@ def command(config: TrainConfig, *more: str) -> list[str]:
         "trainer.progress": "false",
     }
     words = [f"{name}={value}" for name, value in given.items()]
-    return [sys.executable, "-m", "crysdistill", "train", *words, *more]
+    return ["train", *words, *more]
 
 
 def pretraining_config(corpus: Path, out: Path, **more) -> PretrainConfig:

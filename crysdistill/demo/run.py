@@ -22,14 +22,14 @@ from crysdistill.overlap import find_overlap
 from crysdistill.store.store import Store
 from crysdistill.structures.crystal import Crystal
 from crysdistill.studies.collect import epochs, report_study
-from crysdistill.studies.compare import CompareConfig, compare
+from crysdistill.studies.study import StudyConfig, study
 from crysdistill.studies.tables import console_table
 from crysdistill.training.pretrain import PretrainConfig, pretrain
-from crysdistill.training.settings import SplitSettings, TrainerSettings
-from crysdistill.training.train import TrainConfig
-from crysdistill.transfer.targets import Target
+from crysdistill.training.settings import TrainerSettings
 
-TARGET = Target("formation_energy", PROPERTIES["formation_energy"])
+TARGET = {"name": "formation_energy", "unit": PROPERTIES["formation_energy"]}
+ARMS = ["scratch", "distilled", "random-teacher", "finetuned"]
+CONTROLS = ["mean", "forest"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def demo(
         pretrain(_pretraining(out, size))
     _step(5, f"comparing predictors that learn from {size.labels} labels")
     config = _comparison(out, size, weights, stores["dataset"], workers)
-    results = compare(config)
+    results = study(config)
     _step(6, "reporting")
     path = _report(out, config, stores, time.monotonic() - started)
     rich.print(console_table(results))
@@ -156,21 +156,21 @@ def _pretraining(out: Path, size: DemoSize) -> PretrainConfig:
 
 def _comparison(
     out: Path, size: DemoSize, weights: Path, dataset: Store, workers: int
-) -> CompareConfig:
+) -> StudyConfig:
     split = out / "split.csv"
     if not split.exists():
         _write_split(split, dataset.material_ids)
-    return CompareConfig(
+    return StudyConfig(
+        base={
+            "dataset": out / "dataset.h5",
+            "target": TARGET,
+            "split": {"file": str(split)},
+            "trainer": {"epochs": size.epochs, "batch_size": 32},
+        },
         weights=weights,
-        base=TrainConfig(
-            dataset=out / "dataset.h5",
-            target=TARGET,
-            split=SplitSettings(file=str(split)),
-            trainer=TrainerSettings(epochs=size.epochs, batch_size=32),
-        ),
         out=out / "study",
-        labels=[size.labels],
-        seeds=list(range(size.seeds)),
+        axes={"arm": ARMS, "labels": [size.labels], "seed": list(range(size.seeds))},
+        controls=CONTROLS,
         workers=workers,
     )
 
@@ -192,7 +192,7 @@ def _write_split(path: Path, material_ids: Sequence[str]) -> None:
 
 
 def _report(
-    out: Path, config: CompareConfig, stores: dict[str, Store], seconds: float
+    out: Path, config: StudyConfig, stores: dict[str, Store], seconds: float
 ) -> Path:
     """Write the report of the study, with facts about the demo."""
     pretraining = orjson.loads((out / "pretrain" / "results.json").read_bytes())

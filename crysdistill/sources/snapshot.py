@@ -56,7 +56,8 @@ def fetch(
 
     Pages that arrived stay in `OUT.jsonl.gz.parts/` until the file is whole. After an
     interruption the same command continues after the last of them. The file then equals
-    that of an uninterrupted download, byte for byte.
+    that of an uninterrupted download, byte for byte. Once it is whole, the same command
+    does nothing.
 
     Args:
         spec: `SCHEME:REST`, such as `optimade:mp?filter=nelements=2`.
@@ -69,8 +70,9 @@ def fetch(
         The file.
 
     Raises:
-        InputError: the file exists, another process writes it, the interrupted download
-            had another spec, or the service cannot be used.
+        InputError: the file exists and holds something else, another process writes
+            it, the interrupted download had another spec, or the service cannot be
+            used.
     """
     out = Path(out)
     if not out.name.endswith(SUFFIX) or out.name == SUFFIX:
@@ -82,6 +84,8 @@ def fetch(
     parts = out.with_name(out.name + ".parts")
     # If its pages are still there, its download did not finish.
     if out.exists() and not overwrite and not (parts / _MANIFEST).exists():
+        if is_fetched(spec, out, limit):
+            return out
         raise InputError(f"{out} exists; give another name or `--overwrite`")
     busy = f"{out} is being fetched by another process; wait for it, or name another"
     with only_one(parts, busy), room_for(parts, "pages that arrived"):
@@ -98,6 +102,16 @@ def fetch(
                 path.unlink()
         shutil.rmtree(parts)
     return out
+
+
+def is_fetched(spec: str, out: Path, limit: int | None) -> bool:
+    """Return whether a file is whole and was fetched by the same spec and limit."""
+    try:
+        known = orjson.loads(origin_path(out).read_bytes())
+        asked = {"spec": spec, "limit": limit, "bytes": out.stat().st_size}
+    except (OSError, ValueError):
+        return False
+    return isinstance(known, dict) and asked.items() <= known.items()
 
 
 def origin_path(snapshot: Path) -> Path:
@@ -302,6 +316,7 @@ def _assemble(pages: _Pages, out: Path, limit: int | None) -> None:
         content = {
             "origin": pages.origin.to_dict(),
             "spec": pages.spec,
+            "limit": limit,
             "count": count,
             "total": pages.total,
             "bytes": partial.stat().st_size,

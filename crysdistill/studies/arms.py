@@ -1,21 +1,29 @@
-"""The arms of a comparison: the methods under test, and their controls."""
+"""The arms of a study: the methods under test, and their controls."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from crysdistill.encoders import find_encoder
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.training.distill import DistillConfig, distill
-from crysdistill.training.finetune import FinetuneConfig, finetune
-from crysdistill.training.labelled import LabelledConfig
-from crysdistill.training.settings import FreezeSettings
-from crysdistill.training.train import TrainConfig, train
-from crysdistill.transfer.weights import read_header
+from crysdistill.studies.kinds import Settings, check_key, takes
+from crysdistill.training.settings import TrainerSettings
+from crysdistill.transfer.weights import load_encoder, read_header
+
+LONGER = 3
+"""How many times as long the control `scratch-longer` trains."""
+
+MEMBERS = 5
+"""The networks of an ensemble."""
+
+_WORDS = ("like", "repeats")  # keys of an arm of the user that no run has
+
+
+def _nothing(shared: Settings) -> Settings:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -25,84 +33,208 @@ class Arm:
     Args:
         name: the name in tables.
         about: a description in one line.
-        run: trains with the shared configuration and the pretrained weights.
+        kind: the kind of its run; see `KINDS`.
+        settings: keys that it sets itself, whatever the study shares.
+        adapt: returns further such keys, from the shared settings.
+        pretrained: whether the `weights` matter to it: the `weights` themselves, or
+            only the `architecture` in their file.
+        control: whether it is a control.
+        beside: the names of features of arms (see `features`) beside which a study
+            adds it by default; empty for no default.
+        repeats: networks whose mean predicts.
     """
 
     name: str
     about: str
-    run: Callable[[TrainConfig, Path], Path]
+    kind: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    adapt: Callable[[Settings], Settings] = _nothing
+    pretrained: Literal["", "weights", "architecture"] = ""
+    control: bool = False
+    beside: tuple[str, ...] = ()
+    repeats: int = 1
+
+    def own(self, shared: Settings) -> Settings:
+        """Return the keys that it sets itself.
+
+        Args:
+            shared: the settings of all arms, with `weights` if there are any.
+
+        Raises:
+            InputError: it needs weights, and there are none.
+        """
+        if self.pretrained and not shared.get("weights"):
+            raise InputError(
+                f"`weights` is missing, and the arm `{self.name}` needs it; give "
+                "`weights=...`"
+            )
+        return {**self.adapt(shared), **self.settings}
+
+    @property
+    def features(self) -> set[str]:
+        """What it does, to which some controls answer."""
+        found = {"any"}
+        found |= {"ensemble"} if self.repeats > 1 else set()
+        if self.pretrained == "weights" and not self.control:
+            found |= {"pretrained", self.kind}
+        return found
 
 
-def _shared(
-    config: TrainConfig, kind: type[LabelledConfig] = TrainConfig
-) -> dict[str, Any]:
-    """Return the fields that another kind of run shares; nested ones stay objects."""
-    return {field.name: getattr(config, field.name) for field in fields(kind)}
+# ------------------------------------------------------------- what arms make of keys
 
 
-def _scratch(config: TrainConfig, weights: Path) -> Path:
-    return train(config)
-
-
-def _scratch_large(config: TrainConfig, weights: Path) -> Path:
-    encoder = read_header(weights).encoder
+def _architecture(shared: Settings) -> Settings:
+    """Return the encoder that `finetune` makes of the weights."""
+    encoder = read_header(shared["weights"]).encoder
     kind = find_encoder(encoder["name"])
-    # As `finetune` does by default.
-    settings = kind.for_properties(encoder["settings"])
-    return train(replace(config, encoder={"name": kind.name, **settings}))
+    return {"encoder": {"name": kind.name, **kind.for_properties(encoder["settings"])}}
 
 
-def _distilled(config: TrainConfig, weights: Path) -> Path:
-    return distill(DistillConfig(**_shared(config), teacher=str(weights)))
+def _longer(shared: Settings) -> Settings:
+    epochs = int(shared.get("trainer.epochs", TrainerSettings().epochs))
+    return {"trainer.epochs": LONGER * epochs}
 
 
-def _random_teacher(config: TrainConfig, weights: Path) -> Path:
-    encoder = read_header(weights).encoder
+def _teacher(shared: Settings) -> Settings:
+    return {"teacher": str(shared["weights"])}
+
+
+def _random_teacher(shared: Settings) -> Settings:
+    encoder = read_header(shared["weights"]).encoder
     settings = {"name": encoder["name"], **encoder["settings"]}
-    shared = _shared(config)
-    return distill(DistillConfig(**shared, teacher="random", teacher_encoder=settings))
+    return {"teacher": "random", "teacher_encoder": settings}
 
 
-def _finetuned(config: TrainConfig, weights: Path) -> Path:
-    return finetune(FinetuneConfig(**_shared(config, LabelledConfig), weights=weights))
+def _weights(shared: Settings) -> Settings:
+    return {"weights": str(shared["weights"])}
 
 
-def _frozen(convolutions: int | str) -> Callable[[TrainConfig, Path], Path]:
-    def run(config: TrainConfig, weights: Path) -> Path:
-        freeze = FreezeSettings(convolutions=convolutions)  # type: ignore[arg-type]
-        shared = _shared(config, LabelledConfig)
-        return finetune(FinetuneConfig(**shared, weights=weights, freeze=freeze))
-
-    return run
+def _thaw(shared: Settings) -> Settings:
+    """Release a block in equal steps; the last one learns for as long as the others."""
+    blocks = len(list(load_encoder(shared["weights"]).blocks()))
+    epochs = int(shared.get("trainer.epochs", TrainerSettings().epochs))
+    return {"freeze.thaw": max(1, (epochs - 1) // (blocks + 1))}
 
 
-ARMS: dict[str, Arm] = {
-    arm.name: arm
-    for arm in (
-        Arm("scratch", "trained on the labels alone", _scratch),
-        Arm(
-            "scratch-large",
-            "trained on the labels alone, with the architecture of `finetuned`",
-            _scratch_large,
-        ),
-        Arm("distilled", "learns from a pretrained teacher as well", _distilled),
-        Arm(
-            "random-teacher",
-            "learns from a teacher with random weights as well (control)",
-            _random_teacher,
-        ),
-        Arm("finetuned", "starts from the pretrained weights", _finetuned),
-    )
-}
+# What `gradual` and `layerwise` do in place of frozen layers.
+_THAWED = {"freeze.convolutions": None, "freeze.batch_norm": "frozen"}
+
+
+def _readout(readout: str, features: str = "onehot") -> dict[str, str]:
+    return {"readout": readout, "features": features}
+
+
+_ALL: tuple[Arm, ...] = (
+    Arm("scratch", "trained on the labels alone", "train", control=True,
+        beside=("pretrained",)),
+    Arm("distilled", "learns from a pretrained teacher as well", "distill",
+        adapt=_teacher, pretrained="weights"),
+    Arm("finetuned", "starts from the pretrained weights", "finetune",
+        pretrained="weights"),
+    Arm("gradual", "starts from the pretrained weights, which are released block by "
+        "block from the top", "finetune", _THAWED, adapt=_thaw, pretrained="weights"),
+    Arm("layerwise", "starts from the pretrained weights; each block learns at 0.7 of "
+        "the rate above", "finetune", {"layer_decay": 0.7, **_THAWED},
+        pretrained="weights"),
+    Arm("stack", "what validation prefers of networks, readouts and their means", "fit",
+        adapt=lambda shared: {"weights": [str(shared["weights"])]},
+        pretrained="weights"),
+    Arm("finetuned-ensemble", f"the mean of {MEMBERS} networks like `finetuned`",
+        "finetune", pretrained="weights", repeats=MEMBERS),
+    # ------------------------------------------------------------------- controls
+    Arm("scratch-longer", f"like scratch, with {LONGER} times the epochs", "train",
+        adapt=_longer, control=True, beside=("pretrained",)),
+    Arm("scratch-larger", "like scratch, with the architecture of `finetuned`", "train",
+        adapt=_architecture, pretrained="architecture", control=True,
+        beside=("finetune",)),
+    Arm("scratch-ensemble", f"the mean of {MEMBERS} networks like `scratch`", "train",
+        control=True, beside=("ensemble",), repeats=MEMBERS),
+    Arm("stack-scratch", "like stack, without pretrained weights", "fit",
+        {"weights": []}, control=True, beside=("fit",)),
+    Arm("random-teacher", "learns from a teacher with random weights as well",
+        "distill", adapt=_random_teacher, pretrained="architecture", control=True,
+        beside=("distill",)),
+    Arm("shuffled-teacher", "learns the pretrained teacher's answers for other crystals"
+        " as well", "distill", {"shuffled": True}, adapt=_teacher,
+        pretrained="weights", control=True, beside=("distill",)),
+    Arm("random-encoder-ridge", "ridge on frozen embeddings with random weights",
+        "readout", _readout("ridge", "encoder"), adapt=_architecture,
+        pretrained="architecture", control=True, beside=("pretrained",)),
+    Arm("pretrained-ridge", "ridge on frozen pretrained embeddings", "readout",
+        _readout("ridge", "encoder"), adapt=_weights, pretrained="weights",
+        control=True, beside=("pretrained",)),
+    Arm("fingerprint-ridge", "ridge on a fingerprint of the structure", "readout",
+        _readout("ridge", "structure"), control=True, beside=("any",)),
+    Arm("forest", "a random forest on Magpie-like statistics of the composition",
+        "readout", _readout("forest", "magpie"), control=True, beside=("any",)),
+    Arm("forest-onehot", "a random forest on the fractions of the elements", "readout",
+        _readout("forest"), control=True, beside=("any",)),
+    Arm("boosted", "boosted trees on Magpie-like statistics of the composition",
+        "readout", _readout("boosted", "magpie"), control=True, beside=("any",)),
+    Arm("boosted-onehot", "boosted trees on the fractions of the elements", "readout",
+        _readout("boosted"), control=True, beside=("any",)),
+    Arm("mean", "predicts the mean of the training labels", "readout",
+        _readout("mean"), control=True, beside=("any",)),
+    Arm("median", "predicts the median of the training labels", "readout",
+        _readout("median"), control=True, beside=("any",)),
+)  # fmt: skip
+
+ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 """Arms by name; there are also `frozen-0`, `frozen-1`, ... and `frozen-all`."""
 
 
-def make_arm(name: str) -> Arm:
-    """Return an arm by its name.
+def make_arm(name: str, changes: Mapping[str, Any] | None = None) -> Arm:
+    """Return an arm by its name, or one that a study describes.
+
+    Args:
+        name: its name.
+        changes: the keys that it sets, and `like`, the arm that it changes, and
+            `repeats`; None for an arm of ours.
 
     Raises:
-        InputError: there is no such arm.
+        InputError: there is no such arm, or no such key.
     """
+    if changes is None:
+        return _ours(name)
+    if "like" not in changes:
+        raise InputError(
+            f"the arm `{name}` must say which arm it changes, as in "
+            f"`{name}: {{like: finetuned, encoder_lr: 0.1}}`"
+        )
+    base = _ours(str(changes["like"]))
+    given = {key: value for key, value in changes.items() if key not in _WORDS}
+    for key in given:
+        check_key(key, f"axes.arm.{name}")
+        if not takes(base.kind, key):
+            raise InputError(
+                f"`axes.arm.{name}.{key}` does not apply to the arm `{base.name}`; "
+                "leave it out"
+            )
+    repeats = _repeats(changes.get("repeats", base.repeats), name)
+    said = [f"{key}={value}" for key, value in given.items()]
+    said += [f"repeats={repeats}"] if repeats != base.repeats else []
+    about = f"{base.about}; {', '.join(said)}" if said else base.about
+    if "teacher" in given:  # not the weights of the study
+        base = replace(base, adapt=_nothing, pretrained="")
+    return replace(
+        base, name=name, about=about, settings={**base.settings, **given},
+        repeats=repeats, control=False, beside=(),
+    )  # fmt: skip
+
+
+def _repeats(given: Any, name: str) -> int:
+    try:
+        repeats = int(given)
+    except (TypeError, ValueError):
+        repeats = 0
+    if repeats < 1:
+        raise InputError(
+            f"`axes.arm.{name}.repeats` is {given} but must be a number of networks"
+        )
+    return repeats
+
+
+def _ours(name: str) -> Arm:
     if name in ARMS:
         return ARMS[name]
     match = re.fullmatch(r"frozen-(\d+|all)", name)
@@ -118,4 +250,31 @@ def make_arm(name: str) -> Arm:
         else f"starts from the pretrained weights; embedding and {count} convolutions "
         "stay"
     )
-    return Arm(name, about, _frozen(count if count == "all" else int(count)))
+    settings = {"freeze.convolutions": count if count == "all" else int(count)}
+    return Arm(name, about, "finetune", settings, pretrained="weights")
+
+
+def controls_of(arms: Sequence[Arm], wanted: bool | Collection[str]) -> list[Arm]:
+    """Return the controls to add to the arms of a study.
+
+    Args:
+        arms: its arms.
+        wanted: true for all that answer to one of the arms; false for none; or names.
+
+    Raises:
+        InputError: there is no such control.
+    """
+    names = {arm.name for arm in arms}
+    if isinstance(wanted, bool):
+        done = set[str]().union(*(arm.features for arm in arms)) if wanted else set()
+        found: Iterable[Arm] = (arm for arm in _ALL if done & set(arm.beside))
+    else:
+        found = [_ours(name) for name in wanted]
+        for arm in found:
+            if not arm.control:
+                known = [one.name for one in _ALL if one.control]
+                raise InputError(
+                    f"`controls` names {arm.name}, which is none; choose of "
+                    f"{', '.join(known)}, or put it into `axes.arm`"
+                )
+    return [arm for arm in found if arm.name not in names]

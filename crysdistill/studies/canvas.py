@@ -9,6 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
 from typing import Any
 
 import matplotlib
@@ -52,8 +55,27 @@ def plain_log_axis(ax: Axes) -> None:
 
 
 def short(name: str, most: int = 22) -> str:
-    """Return a name that fits beside an axis, for matplotlib to draw."""
-    return plain(name if len(name) <= most else name[: most - 1] + "…")
+    """Return a name that fits beside an axis, for matplotlib to draw.
+
+    The middle goes: the ends are what tells the variants of an arm apart.
+    """
+    if len(name) > most:
+        end = most // 2
+        name = f"{name[: most - 1 - end]}…{name[-end:]}"
+    return plain(name)
+
+
+def show_means(ax: Axes, means: Sequence[float]) -> None:
+    """Cut a vertical axis where wide bands would squeeze the means.
+
+    Args:
+        ax: with bands and lines drawn.
+        means: of the lines.
+    """
+    low, high = min(means), max(means)
+    room = 0.6 * (high - low) or 0.1 * abs(high) or 1.0
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(max(bottom, low - room), min(top, high + room))
 
 
 def plain(text: str) -> str:
@@ -61,10 +83,10 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def headline(ax: Axes, title: str) -> None:
+def headline(ax: Axes, title: str, most: int = 40) -> None:
     """Write a title above the axes, at their left end."""
     style: dict[str, Any] = {"fontsize": 10.5, "fontweight": "bold"}
-    ax.set_title(short(title, 40), loc="left", color=COLOURS["ink"], **style)
+    ax.set_title(short(title, most), loc="left", color=COLOURS["ink"], **style)
 
 
 def legend(figure: Figure, ax: Axes) -> None:
@@ -78,7 +100,9 @@ def legend(figure: Figure, ax: Axes) -> None:
         "labelcolor": COLOURS["ink"],
     }
     spacing: dict[str, Any] = {"columnspacing": 1.4, "handlelength": 1.6}
-    place: dict[str, Any] = {"loc": "outside upper left", "ncols": min(len(names), 4)}
+    wide = 12 * figure.get_figwidth() / (6 + max(map(len, names)))  # by characters
+    columns = max(1, min(len(names), 4, int(wide)))
+    place: dict[str, Any] = {"loc": "outside upper left", "ncols": columns}
     figure.legend(handles, names, **place, **style, **spacing)
 
 
@@ -110,3 +134,28 @@ def svg(figure: Figure, title: str) -> Markup:
         text = text.replace(stand_in, f"var(--{name})")
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", text)
     return Markup(text)
+
+
+def alone(picture: str) -> str:
+    """Return a picture of the page as a file of its own, in the colours of print.
+
+    Args:
+        picture: what `svg` returned.
+    """
+    spaces = (
+        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    )
+    plain_text = str.__str__(picture)  # markup would escape what is put into it
+    text = plain_text.replace("<svg ", f"<svg {spaces} ", 1)
+    fonts = "DejaVu Sans, Arial, sans-serif"
+    for name, colour in {**_light(), "font": fonts}.items():
+        text = text.replace(f"var(--{name})", colour)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
+
+
+@cache
+def _light() -> dict[str, str]:
+    """Return the colours of the page on white, from its style sheet."""
+    sheet = resources.files("crysdistill.studies").joinpath("style.css.j2")
+    first = sheet.read_text("utf-8").partition("}")[0]
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", first))

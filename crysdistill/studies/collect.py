@@ -1,107 +1,108 @@
-"""The runs of a study as tables, and the report of the study."""
+"""The report of a study, or of several, from their files."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from crysdistill.errors import InputError
-from crysdistill.studies.compare import about
+from crysdistill.studies.dataset_files import tested_crystals, training_distances
+from crysdistill.studies.joining import join_studies, read_study, study_names
 from crysdistill.studies.report import write_report
+from crysdistill.studies.run_files import (
+    encoder_blocks,
+    epochs,
+    judged_predictions,
+    test_over_train,
+    training_logs,
+    versions,
+)
+from crysdistill.studies.statistics import check_results, read_published
+
+__all__ = ["epochs", "report_study"]
 
 
 def report_study(
-    folder: str | Path,
+    folder: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
     *,
     title: str | None = None,
     pretraining: pd.DataFrame | None = None,
     next_steps: Sequence[str] = (),
     facts: dict[str, Any] | None = None,
+    published: str | Path | None = None,
+    reference: str = "scratch",
 ) -> Path:
     """Write the report of a study from the files of its runs.
 
     Args:
-        folder: the study's folder, with `results.csv` and `runs/`.
+        folder: the study's folder, with `results.csv` and `runs/`; several folders
+            make one report.
         out: the page to write; `report.html` in the folder if None.
         title: the title of the page.
         pretraining: the log of the pretraining run.
         next_steps: commands to show at the end.
         facts: further facts about the study; see `write_report`.
+        published: a CSV of published predictions, to compare crystal by crystal.
+        reference: the arm that the others are compared with.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: the folder holds no study.
+        InputError: a folder holds no study, studies disagree, or the path of the page
+            of several studies is missing.
     """
-    folder = Path(folder)
-    table = folder / "results.csv"
-    if not table.exists():
-        raise InputError(f"{table}: no such file; `crysdistill study` writes it")
-    results = pd.read_csv(table)
-    arms = list(dict.fromkeys(results["arm"]))
-    said = {"arms": about(arms), **_facts(folder), **(facts or {})}
+    folders = [folder] if isinstance(folder, str | Path) else list(folder)
+    names = study_names(folders)
+    if out is None and len(folders) > 1:
+        raise InputError("several studies make one page; say where with `--out`")
+    models = None if published is None else read_published(published)
+    study = join_studies(
+        {name: read_study(f) for name, f in zip(names, folders, strict=True)}
+    )
+    table = check_results(study.results, reference)
+    known = table["test_train"].isna().all()
+    ratios = test_over_train(table) if known else table["test_train"]
+    predictions = judged_predictions(table)
+    if predictions is not None:
+        predictions["distance"] = training_distances(table, predictions)
+    blocks = encoder_blocks(table) if "freeze.convolutions" in table else None
+    said = {**study.facts, **(facts or {})}
+    said.setdefault("versions", versions(table))
+    if "arms" not in study.facts:
+        said |= _as_declared(table)
+    named = " and ".join(Path(name).resolve().name for name in names)
     return write_report(
-        Path(out) if out is not None else folder / "report.html",
-        title=title or f"Study {folder.name}",
-        results=results,
+        Path(out) if out is not None else Path(folders[0]) / "report.html",
+        title=title or f"{'Study' if len(names) == 1 else 'Studies'} {named}",
+        results=table.assign(test_train=ratios),
+        failed=study.results,
         facts=said,
         pretraining=pretraining,
-        curves=learning_curves(folder),
-        predictions=judged_predictions(folder, results),
+        curves=training_logs(table),
+        predictions=predictions,
+        crystals=None if predictions is None else tested_crystals(table, predictions),
+        blocks=blocks,
+        published=models,
         next_steps=list(next_steps),
+        reference=reference,
     )
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    """Return the facts in the files of the study and its runs."""
-    path = folder / "study.json"
-    facts = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    for _, _, run in _runs(folder):
-        facts["versions"] = json.loads((run / "environment.json").read_text("utf-8"))
-        break
-    return facts
+def _as_declared(table: pd.DataFrame) -> dict[str, Any]:
+    """Return facts about the arms of a study that wrote none, from their registry."""
+    from crysdistill.studies.arms import make_arm  # slow: it imports the training
 
-
-def _runs(folder: Path) -> Iterator[tuple[str, int, Path]]:
-    """Yield arm, seed and folder of every finished run."""
-    for run in sorted((folder / "runs").glob("*")):
-        if (run / "results.json").exists():
-            arm, _, seed = run.name.rsplit("-", 2)
-            yield arm, int(seed), run
-
-
-def epochs(log: Path) -> pd.DataFrame:
-    """Return a run's `metrics.csv` with one row for each epoch."""
-    return pd.read_csv(log).groupby("epoch").first().reset_index()
-
-
-def learning_curves(folder: Path) -> pd.DataFrame | None:
-    """Return the logs of all runs of a study; the column `run` names the run."""
-    tables = []
-    for _, _, run in _runs(folder):
-        log = run / "metrics.csv"
-        if log.exists():
-            tables.append(epochs(log).assign(run=run.name))
-    return pd.concat(tables, ignore_index=True) if tables else None
-
-
-def judged_predictions(folder: Path, results: pd.DataFrame) -> pd.DataFrame | None:
-    """Return the test predictions of every run.
-
-    If there are several numbers of labels, return those for the largest number.
-    """
-    tables = []
-    most = results["labels"].max()
-    for arm, seed, run in _runs(folder):
-        facts = json.loads((run / "results.json").read_text("utf-8"))
-        path = run / "predictions.csv"
-        if path.exists() and facts["labels"] == most:
-            table = pd.read_csv(path, dtype={"material_id": str})
-            tables.append(table.assign(arm=arm, seed=seed, target=facts["target"]))
-    return pd.concat(tables, ignore_index=True) if tables else None
+    found = {}
+    for name in dict.fromkeys(table["method"]):
+        with contextlib.suppress(InputError):  # an arm of somebody else
+            found[name] = make_arm(name)
+    return {
+        "arms": {name: arm.about for name, arm in found.items()},
+        "controls": [name for name, arm in found.items() if arm.control],
+    }

@@ -22,12 +22,15 @@ from crysdistill.studies.canvas import (
     plain,
     plain_log_axis,
     short,
+    show_means,
     svg,
 )
-from crysdistill.studies.tables import ResultGroup, ResultRow, metric_name, percent
+from crysdistill.studies.numbers import percent
+from crysdistill.studies.tables import ResultGroup, ResultRow, metric_name
 
 _CLOUD = ("#4c86c6", "#7d8794")  # images have no CSS; readable on light and dark
 _MANY = 1500  # with more points, a cloud becomes an image
+_RUNS = 60  # with more, a figure shows only the means of the arms
 _MARKERS = "osD^vPX"
 _WIDTH = 5.4  # inches; one point of the picture is about 1.3 px on a wide page
 
@@ -113,11 +116,13 @@ def labels_figure(groups: Sequence[ResultGroup], changes: bool = False) -> Marku
         if arm == name:
             style["linestyle"] = "--"
         marker = _MARKERS[arms.index(arm) % len(_MARKERS)]
-        ax.plot(x, middle, marker=marker, ms=5, lw=1.6, label=short(arm), **style)
+        ax.plot(x, middle, marker=marker, ms=5, lw=1.6, label=short(arm, 34), **style)
     if changes:
         ax.set_ylim(*limits)
-    else:
-        _perhaps_log(ax, [row.mean for _, row in rows])
+    elif rows:
+        means = [row.mean for _, row in rows]
+        show_means(ax, means)
+        _perhaps_log(ax, means)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(FixedLocator(sorted({g.labels for g in groups})))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -218,13 +223,16 @@ def roc_figure(predictions: pd.DataFrame, title: str) -> Markup:
     return svg(figure, f"ROC curve: {title}")
 
 
-def curves_figure(curves: pd.DataFrame, column: str, reference: str) -> Markup:
+def curves_figure(
+    curves: pd.DataFrame, column: str, reference: str, about: str = ""
+) -> Markup:
     """Draw one number of the training runs over the epochs, coloured by arm.
 
     Args:
         curves: columns `arm`, `run`, `epoch` and `column`.
         column: the number to draw.
         reference: the arm in the neutral colour.
+        about: what stands before the name of the number.
     """
     figure, ax = canvas(_WIDTH, 2.9)
     known = curves[np.isfinite(pd.to_numeric(curves[column], errors="coerce"))]
@@ -232,21 +240,23 @@ def curves_figure(curves: pd.DataFrame, column: str, reference: str) -> Markup:
     others = [arm for arm in arms if arm != reference]
     for arm in arms:
         style = _series(arm, others, arm == reference)
-        wide = known[known["arm"] == arm].pivot_table(column, "epoch", "run")
-        if wide.shape[1] > 1:
+        mine = known[known["arm"] == arm]
+        wide = mine.pivot(index="epoch", columns="run", values=column)
+        if wide.shape[1] > 1 and known["run"].nunique() <= _RUNS:
             ax.plot(wide.index, wide, lw=0.7, alpha=0.35, **style)
         mean = wide.dropna().mean(axis=1)  # of the epochs that all runs reached
         marker = "o" if len(mean) == 1 else None
-        ax.plot(mean.index, mean, marker=marker, lw=1.8, label=short(arm), **style)
+        ax.plot(mean.index, mean, marker=marker, lw=1.8, label=short(arm, 34), **style)
     values = known[column].astype(float)
     if len(values) and values.min() > 0 and values.max() > 8 * values.min():
         ax.set_yscale("log")
         plain_log_axis(ax)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.set(xlabel="epoch", ylabel=plain(column.replace("_", " ")))
+    name = f"{about}{column.replace('_', ' ')}"
+    ax.set(xlabel="epoch", ylabel=plain(name))
     ax.grid(axis="y", color=COLOURS["line"], lw=0.7)
     legend(figure, ax)
-    return svg(figure, f"{column} over the epochs")
+    return svg(figure, f"{name} over the epochs")
 
 
 def _interval_row(

@@ -8,30 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from crysdistill.studies.numbers import counted, number, percent, percent_span
 from crysdistill.studies.statistics import (
     BETTER,
+    NO_DIFFERENCE,
     WORSE,
     check_results,
     compare_paired,
     higher_is_better,
+    runs_needed,
 )
-from crysdistill.studies.tables import (
-    CONTROLS,
-    ResultGroup,
-    ResultRow,
-    metric_name,
-    number,
-    percent,
-    percent_span,
-)
-
-OVERLAP_WORDS = {
-    "clean": "the pretraining corpus holds no crystal that matches a test crystal",
-    "transductive": "the pretraining corpus holds test crystals (without labels), so "
-    "the gain may be smaller on crystals that it has never seen",
-    "unknown": "it was not checked whether the pretraining corpus holds test crystals",
-}
-"""The meaning of each status of an overlap."""
+from crysdistill.studies.statistics.results import runs_of
+from crysdistill.studies.tables import ResultGroup, ResultRow, metric_name
 
 MEASURED = (
     "Epochs and settings were selected on validation crystals only; the test crystals "
@@ -47,8 +35,7 @@ def findings(group: ResultGroup, results: pd.DataFrame) -> list[str]:
 
     Args:
         group: one of `result_groups`.
-        results: the results of all runs, to compare the distilled arm with the arm
-            whose teacher has random weights.
+        results: the results of all runs, to compare the best arm with the controls.
     """
     best, reference = group.best, group.reference
     if best is None or reference is None or not best.changes:
@@ -69,24 +56,26 @@ def findings(group: ResultGroup, results: pd.DataFrame) -> list[str]:
     ]
 
 
-def tally(groups: Sequence[ResultGroup]) -> list[str]:
+def tally(groups: Sequence[ResultGroup], most: int = 5) -> list[str]:
     """Return how often each arm was better or worse than the reference, in sentences.
 
     Args:
         groups: the groups from `result_groups`.
+        most: the number of arms; those that are better more often come first.
     """
-    said = []
+    said: list[tuple[int, str]] = []
     for arm in dict.fromkeys(row.arm for group in groups for row in group.rows):
         rows = [r for g in groups for r in g.rows if r.arm == arm and r.changes]
-        if not rows or arm in CONTROLS:
+        if not rows or rows[0].control:
             continue
         name = next(g.reference.arm for g in groups if g.reference)
         better, worse = (sum(r.tone == tone for r in rows) for tone in (BETTER, WORSE))
-        said.append(
+        text = (
             f"{arm}: better than {name} in {better} of {len(rows)} comparisons, worse "
             f"in {worse} (after Holm's correction)."
         )
-    return said
+        said.append((worse - better, text))
+    return [text for _, text in sorted(said, key=lambda pair: pair[0])[:most]]
 
 
 def statistics_used(table: pd.DataFrame, reference: str) -> list[str]:
@@ -100,13 +89,32 @@ def statistics_used(table: pd.DataFrame, reference: str) -> list[str]:
         "± is the standard deviation between seeds (n − 1); 95 % CI is Student's t "
         "interval of the mean over seeds.",
     ]
-    if reference in set(table["arm"]):
+    if table["fold"].nunique() > 1:
         said.append(
-            f"Changes are paired: each run against the {reference} run of the same "
-            f"seed, in percent of the mean of {reference}. “Better” and “worse” mean "
-            "that the 95 % interval of the change excludes 0. Holm's correction is for "
-            "the number of arms; a verdict that does not stand after it says so."
+            "Means over several folds have an interval from a bootstrap that draws "
+            "folds, then seeds in each; the pairs of a test are the folds."
         )
+    if reference not in set(table["arm"]):
+        return said
+    said.append(
+        f"Changes are paired: each run against the {reference} run of the same "
+        f"seed, in percent of the mean of {reference}. “Better” and “worse” mean "
+        "that the 95 % interval of the change excludes 0. Holm's correction is for "
+        "the number of arms; a verdict that does not stand after it says so."
+    )
+    ratios = table["test_train"].dropna().unique()
+    if len(ratios) and ratios.max() > 0:
+        ends = " to ".join(f"{r:.2g}" for r in sorted({ratios.min(), ratios.max()}))
+        said.append(
+            "Intervals and p values of changes are those of the corrected resampled t "
+            "test for overlapping splits (Nadeau and Bengio 2003, "
+            "doi:10.1023/A:1024068626366), with test crystals over the other crystals "
+            f"of the dataset = {ends}."
+        )
+    said.append(
+        "“No worse than 2 %” and “equal within 2 %” are equivalence tests (TOST) at "
+        "5 %, each for itself."
+    )
     return said
 
 
@@ -124,7 +132,7 @@ def limits(
         reference: the arm that the others are compared with.
         overlap: the `word` and `meaning` of the overlap; None if nothing is known.
     """
-    seeds = table["seed"].nunique()
+    seeds = table[["seed", "fold"]].drop_duplicates().shape[0]
     said = [
         "A negative result is a result. “No difference shown” is not “equal”: the "
         "interval says how large a difference is still possible.",
@@ -136,15 +144,16 @@ def limits(
             f"{seeds} seeds give wide intervals; five to ten would narrow them."
         )
     if seeds > 1:
-        said.append(
-            "The intervals describe the spread between seeds on this dataset, not on "
-            "other chemistries. Seeds share crystals, which makes them somewhat too "
-            "narrow (Nadeau and Bengio 2003, doi:10.1023/A:1024068626366)."
-        )
+        said.append(_spread_described(table))
+    said += _too_small(groups)
     if any(len(group.rows) > 2 for group in groups):
         said.append(
             "The arm called best was picked by its test values, which flatters it."
         )
+    said.append(
+        "No arm predicts an interval, so there is no calibration to show. Embeddings "
+        "are not drawn."
+    )
     if overlap and overlap["word"] != "clean":
         said.append(f"Overlap {overlap['word']}: {overlap['meaning']}.")
     failed = int((~np.isfinite(table["value"])).sum())
@@ -158,6 +167,50 @@ def limits(
                 "for the means but not for the changes."
             )
     return said
+
+
+def _spread_described(table: pd.DataFrame) -> str:
+    """Say what the intervals describe, and what they leave out."""
+    where = "on this dataset, not on other chemistries"
+    if table["test_train"].isna().all():
+        return (
+            f"The intervals describe the spread between seeds {where}. Seeds share "
+            "crystals, which makes them somewhat too narrow (Nadeau and Bengio 2003, "
+            "doi:10.1023/A:1024068626366)."
+        )
+    if (table["test_train"].fillna(0) == 0).all():
+        return (
+            "All seeds have the same test crystals: the intervals describe the spread "
+            f"between runs {where}, and not the choice of the test crystals."
+        )
+    return (
+        f"The intervals describe the spread between splits {where}. Those of means are "
+        "not corrected for crystals that splits share; those of changes are."
+    )
+
+
+def _too_small(groups: Sequence[ResultGroup], most: int = 6) -> list[str]:
+    """Say how many seeds the claims need that the study cannot make."""
+    said = []
+    for group in groups:
+        best = group.best
+        if best is None or len(best.changes) < 2 or abs(best.change) < 1:
+            continue
+        if best.verdict != NO_DIFFERENCE and best.holds:
+            continue
+        needed = runs_needed(best.change, best.spread, best.ratio)
+        place = f"{group.name}, {group.labels:,} labels"
+        claim = f"{place}: a change of {percent(best.change)}\u00a0% by {best.arm}"
+        if needed is None:
+            why = "a larger test set" if best.ratio > 0 else "more than 1,000 seeds"
+            said.append(f"{claim} needs {why} to be shown.")
+        elif needed > len(best.changes):
+            said.append(
+                f"{claim} needs about {counted(needed, 'seed')} to be shown with a "
+                f"probability of 80 %; the study has {len(best.changes)}."
+            )
+    left = len(said) - most
+    return said[:most] + ([f"The same holds for {left} other claims."] * (left > 0))
 
 
 def _change_text(change: float, interval: tuple[float, float], pairs: int) -> str:
@@ -174,22 +227,29 @@ def _control_findings(
     """Return sentences on controls that do as well as the methods under test."""
     said = []
     higher = higher_is_better(group.metric)
+
+    def ahead_of(row: ResultRow) -> bool:
+        return row.mean > best.mean if higher else row.mean < best.mean
+
     for row in group.rows:
-        ahead = row.mean > best.mean if higher else row.mean < best.mean
-        if row.arm in CONTROLS and ahead:
+        if row.control and not row.reference and ahead_of(row):
             value = f"{number(row.mean, group.decimals)} {group.unit}".rstrip()
             said.append(
                 f"The control {row.arm} has a better mean than {best.arm}: {value}."
             )
-    pair = ["distilled", "random-teacher"]
-    if set(pair) <= {row.arm for row in group.rows if row.n}:
-        mask = (table["target"] == group.target) & (table["metric"] == group.metric)
-        mask &= (table["labels"] == group.labels) & table["arm"].isin(pair)
-        found = compare_paired(table[mask], "random-teacher").iloc[0]
+    behind = [
+        row
+        for row in group.rows
+        if row.control and row.n and not row.reference and not ahead_of(row)
+    ]
+    if behind:  # the rows are sorted, best first
+        name = behind[0].arm
+        runs = runs_of(table, group)
+        found = compare_paired(runs[runs["arm"].isin([best.arm, name])], name).iloc[0]
         ends = (found["change_low"], found["change_high"])
         change = _change_text(found["change"], ends, found["n"])
         said.append(
-            f"Knowledge, or only regularisation? distilled is at {change} against "
-            f"random-teacher: {found['verdict']}."
+            f"Knowledge, or only regularisation? {best.arm} is at {change} against the "
+            f"control {name}: {found['verdict']}."
         )
     return said

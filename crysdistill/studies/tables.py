@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,29 +12,19 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from crysdistill.studies.numbers import number, p_text, percent, percent_span
 from crysdistill.studies.statistics import (
     BETTER,
+    MARGIN,
     WORSE,
     check_results,
+    comparable,
     compare_paired,
     higher_is_better,
+    paired_values,
     summarise,
 )
-
-ARM_DESCRIPTIONS = {
-    "scratch": "trained on the labels alone",
-    "scratch-large": "control: labels alone, as large as the teacher",
-    "distilled": "learns from the labels and a pretrained teacher",
-    "random-teacher": "control: the teacher has random weights",
-    "finetuned": "starts from the pretrained encoder",
-    "frozen-all": "pretrained encoder frozen, only the head learns",
-    "mean": "control: mean of the training labels",
-    "forest": "control: random forest on the composition",
-}
-"""Arms described in one line; `describe` also knows `frozen-0`, `frozen-1`, ..."""
-
-CONTROLS = ("scratch-large", "random-teacher", "mean", "forest")
-"""Controls; a method must gain more than these arms."""
+from crysdistill.studies.statistics.results import GROUP, records
 
 _SHORT = {"mae", "auc"}
 
@@ -60,6 +49,13 @@ class ResultRow:
         p_holm: p value after Holm's correction.
         verdict: that of `compare_paired`, "reference", or "" without a reference.
         holds: whether the verdict holds after Holm's correction.
+        method: the name without the axes along which it varies.
+        control: whether the others must gain more than it.
+        p_no_worse: p value of being no worse than the reference by `MARGIN`.
+        p_equal: p value of being within `MARGIN` of the reference.
+        p_tasks: p value after Holm's correction for all comparisons of the arm.
+        spread: standard deviation of the paired differences, in percent.
+        ratio: of the corrected test; 0 for the plain one.
     """
 
     arm: str
@@ -77,6 +73,13 @@ class ResultRow:
     p_holm: float = math.nan
     verdict: str = ""
     holds: bool = False
+    method: str = ""
+    control: bool = False
+    p_no_worse: float = math.nan
+    p_equal: float = math.nan
+    p_tasks: float = math.nan
+    spread: float = math.nan
+    ratio: float = 0.0
 
     @property
     def tone(self) -> str:
@@ -98,10 +101,18 @@ class ResultRow:
         """The verdict after Holm's correction; "" if there is none."""
         if not math.isfinite(self.p_holm):
             return ""
-        p = "< 0.001" if self.p_holm < 0.001 else f"= {self.p_holm:.2g}"
-        p = f"p {p}".replace(" ", "\u00a0")
+        p = p_text(self.p_holm)
+        p = f"p {p if p.startswith('<') else f'= {p}'}".replace(" ", "\u00a0")
         word = "not after Holm" if self.tone == "unsure" else "Holm"
         return f"{word}: {p}"
+
+    @property
+    def bound(self) -> str:
+        """How much worse it can still be, if that is little and it is not better."""
+        if self.tone == BETTER or not self.p_no_worse < 0.05:
+            return ""
+        word = "equal within" if self.p_equal < 0.05 else "no worse than"
+        return f"{word} {100 * MARGIN:g}\u00a0%"
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,8 @@ class ResultGroup:
         metric: the metric, as in the results.
         labels: number of training labels.
         rows: the arms, best mean first.
+        task: the name of the task; that of the target if it has no other.
+        condition: the axes along which the reference varies, with their values.
     """
 
     target: str
@@ -121,6 +134,30 @@ class ResultGroup:
     metric: str
     labels: int
     rows: tuple[ResultRow, ...]
+    task: str = ""
+    condition: str = ""
+
+    @property
+    def name(self) -> str:
+        """The task, with its condition if it has one."""
+        said = self.task or self.target
+        return f"{said}, {self.condition}" if self.condition else said
+
+    @property
+    def title(self) -> str:
+        """The name, with the target if it says more."""
+        told = self.target in self.name
+        return self.name if told else f"{self.name} ({self.target})"
+
+    @property
+    def higher(self) -> bool:
+        """Whether higher values are better."""
+        return higher_is_better(self.metric)
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str]:
+        """What groups with different numbers of labels share."""
+        return (self.task, self.target, self.unit, self.metric, self.condition)
 
     @property
     def metric_label(self) -> str:
@@ -137,7 +174,7 @@ class ResultGroup:
     def best(self) -> ResultRow | None:
         """The best row that is neither the reference nor a control."""
         claims = [r for r in self.rows if r.n and not r.reference]
-        return next((r for r in claims if r.arm not in CONTROLS), None)
+        return next((r for r in claims if not r.control), None)
 
     @property
     def decimals(self) -> int:
@@ -152,114 +189,86 @@ class ResultGroup:
         return min(max(digits, 0), 6)
 
 
-def describe(arm: str, given: Mapping[str, str] | None = None) -> str:
-    """Return the description of an arm in one line; "" for an unknown arm.
-
-    Args:
-        arm: its name.
-        given: descriptions that take precedence.
-    """
-    known = {**ARM_DESCRIPTIONS, **(given or {})}
-    if arm in known:
-        return known[arm]
-    frozen = re.fullmatch(r"frozen-(\d+)", arm)
-    if frozen is None:
-        return ""
-    layers = {"0": "", "1": " and first convolution"}
-    rest = layers.get(frozen[1], f" and first {frozen[1]} convolutions")
-    return f"pretrained encoder, embedding{rest} frozen"
-
-
 def metric_name(metric: str) -> str:
     """Return the usual spelling of a metric."""
     return metric.upper() if metric in _SHORT else metric.replace("_", " ")
-
-
-def number(value: float, decimals: int) -> str:
-    """Return a number with a true minus sign, or a dash for NaN."""
-    if not math.isfinite(value):
-        return "–"
-    return f"{value:,.{decimals}f}".replace("-", "−")
-
-
-def percent(value: float) -> str:
-    """Return a signed change in percent, without the percent sign."""
-    if not math.isfinite(value):
-        return "–"
-    text = f"{value:+.{0 if abs(value) >= 100 else 1}f}"
-    return text.replace("-", "−")
-
-
-def span(interval: tuple[float, float], decimals: int) -> str:
-    """Return an interval, or a dash where there is none."""
-    if not all(map(math.isfinite, interval)):
-        return "–"
-    return " to ".join(number(end, decimals) for end in interval)
-
-
-def percent_span(interval: tuple[float, float]) -> str:
-    """Return an interval of changes in percent, or a dash where there is none."""
-    if not all(map(math.isfinite, interval)):
-        return "–"
-    return " to ".join(percent(end) for end in interval)
 
 
 def result_groups(
     results: pd.DataFrame,
     reference: str = "scratch",
     about: Mapping[str, str] | None = None,
+    controls: Collection[str] = (),
 ) -> list[ResultGroup]:
     """Return results as groups of arms that may be compared, best arm first.
 
     Args:
-        results: one row for each run; see `crysdistill.studies.statistics`.
+        results: one row for each run; see `crysdistill.studies.statistics.results`.
         reference: the arm that the others are compared with, if it is there.
-        about: descriptions of arms, beside those of `ARM_DESCRIPTIONS`.
+        about: descriptions of arms in one line.
+        controls: the arms that are controls.
 
     Raises:
         InputError: the results cannot be used; see `check_results`.
     """
-    table = check_results(results)
-    key = ["target", "unit", "metric", "labels"]
-    rows: dict[tuple[Any, ...], list[ResultRow]] = {}
-    for line in summarise(table).to_dict("records"):
-        group = tuple(line[name] for name in key)
-        mask = np.logical_and.reduce(
-            [table[k] == v for k, v in zip(key, group, strict=True)]
-        )
-        runs = table[mask & (table["arm"] == line["arm"]) & np.isfinite(table["value"])]
-        row = ResultRow(
-            arm=line["arm"],
-            about=describe(line["arm"], about),
-            reference=line["arm"] == reference,
-            n=line["n"],
-            failed=line["failed"],
-            values=tuple(runs["value"]),
-            mean=line["mean"],
-            sd=line["sd"],
-            interval=(line["ci_low"], line["ci_high"]),
-            verdict="reference" if line["arm"] == reference else "",
-        )
-        rows.setdefault(group, []).append(row)
+    table = check_results(results, reference)
+    told = about or {}
+    methods = dict(zip(table["arm"], table["method"], strict=True))
+    pairs = {}
     if reference in set(table["arm"]):
-        pairs = compare_paired(table, reference)
-        for line in pairs.to_dict("records"):
-            group = tuple(line[name] for name in key)
-            found = rows[group]
-            place = next(i for i, row in enumerate(found) if row.arm == line["arm"])
-            found[place] = replace(
-                found[place],
-                change=line["change"],
-                change_interval=(line["change_low"], line["change_high"]),
-                changes=_changes(table, dict(zip(key, group, strict=True)), line),
-                p_holm=line["p_holm"],
-                verdict=line["verdict"],
-                holds=line["holds"],
+        found = records(compare_paired(table, reference))
+        pairs = {(*_place(line), line["arm"]): line for line in found}
+    summary: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in records(summarise(table, reference=reference)):
+        summary.setdefault(_place(line), []).append(line)
+    groups = []
+    for key, runs in comparable(table):
+        rows = []
+        for line in summary[_place(key)]:
+            arm = line["arm"]
+            values = runs.loc[runs["arm"] == arm, "value"]
+            row = ResultRow(
+                arm=arm,
+                about=told.get(arm, told.get(methods[arm], "")),
+                reference=arm == reference,
+                n=line["n"],
+                failed=line["failed"],
+                values=tuple(values[np.isfinite(values)]),
+                mean=line["mean"],
+                sd=line["sd"],
+                interval=(line["ci_low"], line["ci_high"]),
+                verdict="reference" if arm == reference else "",
+                method=methods[arm],
+                control=methods[arm] in controls,
             )
-    return [
-        ResultGroup(target, unit, metric, labels, _best_first(found, metric))
-        for (target, unit, metric, labels), found in rows.items()
-    ]
+            pair = pairs.get((*_place(key), arm))
+            rows.append(_compared(row, pair, runs) if pair else row)
+        groups.append(ResultGroup(**key, rows=_best_first(rows, key["metric"])))
+    return groups
+
+
+def _place(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(line[name] for name in GROUP)
+
+
+def _compared(row: ResultRow, line: Mapping, runs: pd.DataFrame) -> ResultRow:
+    """Return a row with its comparison with the reference."""
+    scale = abs(line["reference_mean"])
+    mine, other = paired_values(runs, row.arm, line["reference"])
+    known = len(mine) and scale > 0
+    return replace(
+        row,
+        change=line["change"],
+        change_interval=(line["change_low"], line["change_high"]),
+        changes=tuple(100 * (mine - other) / scale) if known else (),
+        spread=100 * line["sd_difference"] / scale if known else math.nan,
+        **{
+            name: line[name]
+            for name in ("p_holm", "p_no_worse", "p_equal", "p_tasks", "ratio")
+        },
+        verdict=line["verdict"],
+        holds=line["holds"],
+    )
 
 
 def console_table(results: pd.DataFrame, reference: str = "scratch") -> Table:
@@ -273,7 +282,7 @@ def console_table(results: pd.DataFrame, reference: str = "scratch") -> Table:
         InputError: the results cannot be used; see `check_results`.
     """
     groups = result_groups(results, reference)
-    heads = [f"{g.target}, {g.metric_label}, {g.labels:,} labels" for g in groups]
+    heads = [f"{g.name}, {g.metric_label}, {g.labels:,} labels" for g in groups]
     title = Text(heads[0]) if len(groups) == 1 else None  # a unit may be `[eV]`
     table = Table(title=title, title_justify="left")
     table.add_column("arm")
@@ -313,14 +322,3 @@ def value_text(row: ResultRow, decimals: int) -> str:
 def _best_first(rows: Sequence[ResultRow], metric: str) -> tuple[ResultRow, ...]:
     sign = -1 if higher_is_better(metric) else 1
     return tuple(sorted(rows, key=lambda r: sign * r.mean if r.n else math.inf))
-
-
-def _changes(table: pd.DataFrame, key: Mapping, line: Mapping) -> tuple[float, ...]:
-    """Return the difference of each pair in percent of the reference's mean."""
-    mask = np.logical_and.reduce([table[name] == value for name, value in key.items()])
-    runs = table[mask & np.isfinite(table["value"])].set_index("seed")
-    mine = runs.loc[runs["arm"] == line["arm"], "value"]
-    other = runs.loc[runs["arm"] == line["reference"], "value"]
-    pairs = (mine - other.reindex(mine.index)).dropna()
-    scale = abs(line["reference_mean"])
-    return tuple(100 * pairs / scale) if len(pairs) and scale > 0 else ()

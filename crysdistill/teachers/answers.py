@@ -206,6 +206,34 @@ class TeacherAnswers:
         """Return the answers for some of `rows`."""
         return TeacherAnswers(torch.from_numpy(rows), self.atoms, self.crystals)
 
+    def shuffled(self, seed: int) -> TeacherAnswers:
+        """Return the answers for `rows`, each given to another of them.
+
+        Atoms of a crystal get the answers for atoms of the other one, again from its
+        first atom on where that has fewer.
+
+        Args:
+            seed: of the random cycle through all rows.
+        """
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(self)))
+        owners = torch.empty_like(self.rows)
+        owners[order] = self.rows[order.roll(1)]  # one cycle: no crystal keeps its own
+
+        def dealt(block: Block | None) -> Block | None:
+            if block is None:
+                return None
+            parts = []
+            for row, owner in zip(self.rows, owners, strict=True):
+                found = block.gather(owner[None], None)
+                places = torch.arange(int(block.counts[row])) % max(1, len(found))
+                parts.append(found[places])
+            first, counts = torch.full_like(block.first, -1), block.counts
+            own = counts[self.rows]
+            first[self.rows] = torch.cumsum(own, 0) - own
+            return Block(torch.cat(parts), first, counts)
+
+        return TeacherAnswers(self.rows, dealt(self.atoms), dealt(self.crystals))
+
     def _block(self, level: Level) -> Block:
         block = self.atoms if level == "atoms" else self.crystals
         if block is None:

@@ -53,6 +53,8 @@ class DistillConfig(TrainConfig):
             `random` for random weights, the control that separates knowledge from
             regularisation.
         teacher_encoder: the architecture of a `random` teacher.
+        shuffled: give each crystal the answers for another one, the control that keeps
+            all of a teacher but what it says of which crystal.
         alpha: share of the teacher's loss in the total.
         weighting: `fixed`; `fading`, where alpha falls to 0 by the end of the run; or
             `balanced`, the geometric mean of both losses, which does not depend on
@@ -76,6 +78,7 @@ class DistillConfig(TrainConfig):
             "normalize": True,
         }
     )
+    shuffled: bool = False
     alpha: float = 0.5
     weighting: Weighting = "fixed"
     loss: Literal[
@@ -222,6 +225,8 @@ class DistillPlan(TrainPlan):
         distillation = self.taught.distillation
         if distillation.standardizes:
             distillation.standardize(*answers.statistics(distillation.level))
+        if self.config.shuffled:
+            answers = answers.shuffled(self.config.seed)
         self.taught.answers = answers
         super().begin(learning, run)
 

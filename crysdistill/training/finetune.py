@@ -175,7 +175,7 @@ class FinetunePlan(LabelledPlan[FinetuneConfig]):
             self.share, errors = choose_between(
                 module.predictor,
                 self.begun,
-                lambda: sign * self._predict(module, "val", run)[chosen_by],
+                lambda: sign * self._predict(module, "val")[chosen_by],
             )
             rich.print(
                 f"weights {self.share:.0%} of the way from the start to the best epoch"

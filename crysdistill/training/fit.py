@@ -23,6 +23,12 @@ from crysdistill.schema import dump_config
 from crysdistill.splits import Split, make_split
 from crysdistill.store.origins import joint_licence
 from crysdistill.store.store import Store
+from crysdistill.training.across import (
+    OtherStore,
+    choose_tested,
+    find_shared,
+    open_other,
+)
 from crysdistill.training.engine import device_of
 from crysdistill.training.finetune import FinetuneConfig, finetune
 from crysdistill.training.judging import (
@@ -30,6 +36,7 @@ from crysdistill.training.judging import (
     outputs_for,
     results_of,
     spoken,
+    subsets_of,
     tested,
     write_predictions,
 )
@@ -38,7 +45,11 @@ from crysdistill.training.loader import BatchLoader, place
 from crysdistill.training.pretrained import load_pretrained
 from crysdistill.training.probe import Probed, probe
 from crysdistill.training.runs import RunDirectory, open_run
-from crysdistill.training.settings import EncoderChoice, SplitSettings
+from crysdistill.training.settings import (
+    AcrossSettings,
+    EncoderChoice,
+    SplitSettings,
+)
 from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.outputs import Outputs
@@ -56,6 +67,8 @@ from crysdistill.transfer.weights import (
     save_weights,
 )
 
+HELPFUL = 0.02
+"""The gain of a probe, relative, above which fine-tuning is likely to help."""
 COMPOSITION = "composition"
 UNTRAINED = "untrained"
 
@@ -119,6 +132,7 @@ def fit(config: FitConfig) -> Path:
     store = Store.open(config.dataset)
     for target in config.all_targets:
         target.check(store.property(target.name), store.material_ids)
+    other = open_other(config.test, config.all_targets, store)
     paths = _named(_chosen_from(config, store))
     encoders = {name: load_pretrained(path, store) for name, path in paths.items()}
     names = [target.name for target in config.all_targets]
@@ -136,7 +150,11 @@ def fit(config: FitConfig) -> Path:
                 f"{len(split.val):,} to choose by, {len(split.test):,} to judge"
             )
         )
-        work = _Work(config, store, split, outputs, run, paths)
+        if other is not None:
+            shared = find_shared(other, store, split)
+            other = choose_tested(other, shared, config.test.keep_shared, outputs)
+            rich.print(escape(other.remark))
+        work = _Work(config, store, split, outputs, run, paths, other)
         looked = work.probe(encoders)
         best = next((one.name for one in looked if one.name in encoders), None)
         work.advise(looked, best)
@@ -184,6 +202,7 @@ class _Work:
         outputs: the targets to predict.
         run: the directory for all results.
         weights: the pretrained encoders by name.
+        other: the crystals to test on in another store.
     """
 
     def __init__(
@@ -194,9 +213,11 @@ class _Work:
         outputs: Outputs,
         run: RunDirectory,
         weights: dict[str, Path],
+        other: OtherStore | None,
     ) -> None:
         self.config, self.store, self.split = config, store, split
         self.outputs, self.run, self.weights = outputs, run, weights
+        self.other = other
         self.device = device_of(config.trainer)
 
     # ------------------------------------------------------------ the look ahead
@@ -262,6 +283,7 @@ class _Work:
                 "out": folder,
                 "seed": seed,
                 "split": _same_split(self.run),
+                "test": AcrossSettings(),  # only the chosen candidate is tested
                 "trainer": replace(config.trainer, progress=False),
                 "resume": True,
                 "overwrite": False,
@@ -332,10 +354,14 @@ class _Work:
         """Judge the chosen candidate on the test crystals; write everything."""
         run, store, split, outputs = self.run, self.store, self.split, self.outputs
         found = {"val": {**chosen.metrics, "score": chosen.score}}
-        if len(split.test):
-            scores, output, labels = tested(chosen.predictor, self._batches(split.test))
-            found["test"] = scores.compute()
-            write_predictions(run, store, split.test, outputs, labels, output)
+        subsets = subsets_of(store, split, outputs.names, self.other)
+        del subsets["val"]  # judged before
+        for name, subset in subsets.items():
+            batches = subset.batches(self.device)
+            scores, output, labels = tested(chosen.predictor, batches)
+            found[name] = scores.compute()
+            if name == "test":
+                write_predictions(run, subset, outputs, labels, output)
         kinds = Scores(outputs).kinds
         header, overlap = self._seen(best)
         results = {
@@ -345,6 +371,7 @@ class _Work:
             "overlap": overlap,
             "split": split.hash(store.material_ids),
             "split_by": split.made_by,
+            **({"test_set": self.other.facts()} if self.other else {}),
             "chosen": chosen.name,
             "candidates": {one.name: one.score for one in candidates},
             "probe": {one.name: one.score for one in looked},
@@ -372,7 +399,9 @@ class _Work:
         if best is not None:
             path = self.weights[best]
             header = read_header(path)
-        return header, seen(header, self.store.structures_hash)[1]
+        judges = self.other.store if self.other else self.store
+        said = seen(header, judges.structures_hash)[1]
+        return header, self.other.overlap(said) if self.other else said
 
 
 def advice(looked: Sequence[Probed], best: str | None) -> str:
@@ -387,7 +416,7 @@ def advice(looked: Sequence[Probed], best: str | None) -> str:
         return "no pretrained weights were given: networks are trained from scratch"
     without = min(score[COMPOSITION], score[UNTRAINED])
     gain = 1 - score[best] / without
-    if gain > 0.02:
+    if gain > HELPFUL:
         return (
             f"the probe's error with {best} is {gain:.0%} lower than with composition "
             "or an untrained encoder: fine-tuning is likely to help"

@@ -19,6 +19,7 @@ PATHS = (
     "objectives.teacher.teachers",
     "split.file",
     "teacher",
+    "test.dataset",
     "weights",
 )
 """Settings that name files. Any other text may be the name of a folder by chance."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,8 @@ from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.splits import Split
 from crysdistill.store.store import Store
-from crysdistill.training.loader import BatchLoader
+from crysdistill.training.across import OtherStore
+from crysdistill.training.loader import BatchLoader, place
 from crysdistill.training.runs import RunDirectory
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.scores import WORDS, Scores
@@ -28,6 +30,51 @@ class Answers(Protocol):
     def answer(self, batch: CrystalBatch) -> Tensor:
         """Return the raw output (B, O)."""
         ...
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Crystals to judge a predictor on.
+
+    Args:
+        store: the store that holds them.
+        rows: their rows.
+        names: its property for each target.
+    """
+
+    store: Store
+    rows: np.ndarray
+    names: Sequence[str]
+
+    def batches(self, device: torch.device) -> BatchLoader:
+        """Return their batches on a device."""
+        loader = BatchLoader(self.store, self.rows, 256, self.names)
+        place([loader], device)
+        return loader
+
+
+def subsets_of(
+    store: Store, split: Split, names: Sequence[str], other: OtherStore | None
+) -> dict[str, Subset]:
+    """Return the crystals to judge on, by the name of their number.
+
+    These are `val` and `test`. If the test set is in another store, `within` are the
+    test crystals of the split. Sets without crystals are left out.
+
+    Args:
+        store: the store to train on.
+        split: of its crystals.
+        names: the targets.
+        other: the crystals to test on in another store.
+    """
+    own = "test" if other is None else "within"
+    found = {"val": split.val, own: split.test}
+    subsets = {
+        name: Subset(store, rows, names) for name, rows in found.items() if len(rows)
+    }
+    if other is not None:
+        subsets["test"] = Subset(other.store, other.rows, other.names)
+    return subsets
 
 
 def outputs_for(
@@ -119,8 +166,7 @@ def tested(predictor: Answers, loader: BatchLoader) -> tuple[Scores, Tensor, Ten
 
 def write_predictions(
     run: RunDirectory,
-    store: Store,
-    rows: np.ndarray,
+    subset: Subset,
     outputs: Outputs,
     truth: Tensor,
     output: Tensor,
@@ -129,8 +175,7 @@ def write_predictions(
 
     Args:
         run: the run directory, for `predictions.csv`.
-        store: the store with the crystals.
-        rows: their rows.
+        subset: the crystals.
         outputs: the targets that the output columns stand for.
         truth: (B, T) labels.
         output: (B, O) of a predictor.
@@ -142,10 +187,10 @@ def write_predictions(
         header += [f"{before}truth", f"{before}prediction"]
     found = outputs.predictions(output)  # (B, T)
     pairs = torch.stack((truth, found), dim=2).flatten(1).tolist()  # (B, 2 T)
-    ids = store.material_ids
+    ids = subset.store.material_ids
     lines = (
         [ids[row], *("" if np.isnan(x) else x for x in numbers)]
-        for row, numbers in zip(rows.tolist(), pairs, strict=True)
+        for row, numbers in zip(subset.rows.tolist(), pairs, strict=True)
     )
     run.write_csv("predictions.csv", header, lines)
 
@@ -185,7 +230,9 @@ def spoken(
             for subset, values in found.items()
         }
         name = f"{target.name}: " if len(kinds) > 1 else ""
+        within = f", {said['within']} on test within" if "within" in said else ""
         lines.append(
-            f"{name}{said['val']} on validation, {said.get('test', 'none')} on test"
+            f"{name}{said['val']} on validation{within}, "
+            f"{said.get('test', 'none')} on test"
         )
     return lines

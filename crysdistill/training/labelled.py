@@ -18,13 +18,21 @@ from crysdistill.ranks import on_first_rank
 from crysdistill.splits import Split, make_split
 from crysdistill.store.origins import joint_licence
 from crysdistill.store.store import Store
+from crysdistill.training.across import (
+    OtherStore,
+    choose_tested,
+    find_shared,
+    open_other,
+)
 from crysdistill.training.augmentation import augmentation
 from crysdistill.training.engine import device_of
 from crysdistill.training.judging import (
+    Subset,
     one_column,
     outputs_for,
     results_of,
     spoken,
+    subsets_of,
     tested,
     write_predictions,
 )
@@ -32,6 +40,7 @@ from crysdistill.training.loader import BatchLoader, place
 from crysdistill.training.run import Learning, Plan, RunConfig
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import (
+    AcrossSettings,
     AugmentSettings,
     HeadSettings,
     SplitSettings,
@@ -59,6 +68,7 @@ class LabelledConfig(RunConfig):
             for all.
         head: hidden layers on top of the encoder.
         split: which crystals train, choose and judge.
+        test: a test set in another store.
         augment: how training crystals are changed in each step.
     """
 
@@ -67,6 +77,7 @@ class LabelledConfig(RunConfig):
     targets: list[Target] = field(default_factory=list)
     head: HeadSettings = field(default_factory=HeadSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
+    test: AcrossSettings = field(default_factory=AcrossSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     def __post_init__(self) -> None:
@@ -99,6 +110,7 @@ class LabelledPlan(Plan[Config]):
     data = "dataset"
     store: Store
     split: Split
+    other: OtherStore | None
     overlap: str
 
     # --------------------------------------------- what subclasses may override
@@ -134,7 +146,9 @@ class LabelledPlan(Plan[Config]):
         store = self.store = Store.open(self.config.dataset)
         for target in self.config.all_targets:
             target.check(store.property(target.name), store.material_ids)
-        self.overlap = seen(self.before(), store.structures_hash)[1]
+        self.other = open_other(self.config.test, self.config.all_targets, store)
+        judges = self.other.store if self.other else store
+        self.overlap = seen(self.before(), judges.structures_hash)[1]
         return store
 
     def prepare(self, store: Store, trainer: TrainerSettings) -> Learning:
@@ -148,6 +162,7 @@ class LabelledPlan(Plan[Config]):
         outputs = outputs_for(
             config.all_targets, labels, self.split, store.material_ids
         )
+        self._choose_tested(outputs)
         module = self.module(self._predictor(store, outputs))
         module.augment, module.seed = augmentation(config.augment), config.seed
         size, budget = trainer.batch_size, trainer.edge_budget
@@ -159,6 +174,14 @@ class LabelledPlan(Plan[Config]):
             monitor=f"val_{number}",
             mode="max" if number in ("auc", "accuracy") else "min",
         )
+
+    def _choose_tested(self, outputs: Outputs) -> None:
+        """Leave crystals of the training part out of a test set in another store."""
+        other, keep = self.other, self.config.test.keep_shared
+        if other is not None:
+            shared = on_first_rank(lambda: find_shared(other, self.store, self.split))
+            self.other = choose_tested(other, shared, keep, outputs)
+            self.overlap = self.other.overlap(self.overlap)
 
     def labels(self) -> np.ndarray:
         """Return all labels, (B, T) float64, NaN where not known."""
@@ -194,6 +217,8 @@ class LabelledPlan(Plan[Config]):
                 + (f"; {unlabelled:,} have {lacks}" if unlabelled else "")
             )
         )
+        if self.other is not None:
+            rich.print(escape(self.other.remark))
         if len(targets) > 1:
             for target, count in zip(targets, known[split.train].sum(0), strict=True):
                 rich.print(escape(f"  {target.name}: {count:,} labels to learn from"))
@@ -242,13 +267,13 @@ class LabelledPlan(Plan[Config]):
             "overlap": self.overlap,
             "split": split.hash(store.material_ids),
             "split_by": split.made_by,
+            **({"test_set": self.other.facts()} if self.other else {}),
             **module.predictor.frozen_report(),
             **self.notes(),
         }
         found = {
-            subset: self._predict(module, subset, run)
-            for subset in ("val", "test")
-            if len(getattr(split, subset))
+            name: self._predict(module, name, run if name == "test" else None)
+            for name in self._subsets()
         }
         results |= results_of(module.predictor.outputs, module.scores.kinds, found)
         run.write_json("results.json", results)
@@ -258,19 +283,22 @@ class LabelledPlan(Plan[Config]):
         for line in spoken(module.predictor.outputs, module.scores.kinds, found):
             rich.print(escape(line))
 
+    def _subsets(self) -> dict[str, Subset]:
+        """Return the crystals to judge on, by the name of their number."""
+        names = [target.name for target in self.config.all_targets]
+        return subsets_of(self.store, self.split, names, self.other)
+
     def _predict(
-        self, module: SupervisedModule, subset: str, run: RunDirectory
+        self, module: SupervisedModule, name: str, run: RunDirectory | None = None
     ) -> dict[str, float]:
-        """Return the numbers of a subset; write the predictions of the test set."""
-        predictor, store = module.predictor, self.store
-        rows = getattr(self.split, subset)
+        """Return the numbers of a subset; write its predictions into a run."""
+        subset = self._subsets()[name]
         device = device_of(self.config.trainer)
         module.to(device).eval()
-        loader = BatchLoader(store, rows, 256, predictor.outputs.names)
-        place([loader], device)
-        scores, output, labels = tested(predictor, loader)
-        if subset == "test":
-            write_predictions(run, store, rows, predictor.outputs, labels, output)
+        predictor = module.predictor
+        scores, output, labels = tested(predictor, subset.batches(device))
+        if run is not None:
+            write_predictions(run, subset, predictor.outputs, labels, output)
         return scores.compute()
 
     def _provenance(self, store: Store) -> Provenance:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from crysdistill.encoders import ENCODERS
@@ -12,6 +13,7 @@ from crysdistill.schema import Choice
 from crysdistill.splits import SplitSettings
 
 __all__ = [
+    "AcrossSettings",
     "AugmentSettings",
     "EncoderChoice",
     "FreezeSettings",
@@ -243,3 +245,31 @@ class FreezeSettings:
                 "`freeze.thaw` has nothing to thaw where `freeze.convolutions` is "
                 "`all`; leave one of them out"
             )
+
+
+@dataclass
+class AcrossSettings:
+    """A test set in another store, such as experiments after training on DFT.
+
+    Args:
+        dataset: the store to test on, with the same graph; None tests on crystals of
+            the split.
+        properties: the property there for each target, in their order and in the same
+            units; empty if the names are the same.
+        keep_shared: also test on crystals that the training or validation set holds too
+            (same id or structure), and say so in the results; they are left out
+            otherwise.
+    """
+
+    dataset: Path | None = None
+    properties: tuple[str, ...] = ()
+    keep_shared: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dataset is not None:
+            return
+        for name in ("properties", "keep_shared"):
+            if getattr(self, name):
+                raise InputError(
+                    f"`test.{name}` needs `test.dataset`, the store to test on"
+                )

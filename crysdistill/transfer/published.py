@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,7 +145,9 @@ def _load(path: Path) -> dict[str, Any]:
         type(np.dtype(np.float32)),
     ]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            # Other pickle protocols: either they load, or the file is refused below.
+            warnings.simplefilter("ignore", UserWarning)
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file can raise almost any exception.
     except Exception as error:

@@ -1,0 +1,167 @@
+"""Looks at the splits of a study before anything runs: enough labels, fair cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from crysdistill.errors import InputError
+from crysdistill.splits import make_split
+from crysdistill.store.store import Store
+from crysdistill.studies.cells import Cell
+from crysdistill.studies.kinds import plain
+from crysdistill.training.across import open_other
+from crysdistill.training.judging import one_column, outputs_for
+from crysdistill.transfer.scores import metric_of
+from crysdistill.transfer.seen import seen
+from crysdistill.transfer.weights import read_header
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The split of some cells, and what follows from it.
+
+    Args:
+        hash: of the materials of each subset.
+        made_by: in words.
+        labels: the number of training crystals.
+        tested: the number of test crystals.
+        metric: of the targets.
+        unit: of the targets.
+    """
+
+    hash: str
+    made_by: str
+    labels: int
+    tested: int
+    metric: str
+    unit: str
+
+
+def draw_splits(cells: Iterable[Cell]) -> dict[str, Draw]:
+    """Return the split of every cell, by the cell's name; each is made once.
+
+    Raises:
+        InputError: there are fewer labels than asked for, no test crystals, or a class
+            is missing in a subset; the text names task and seed.
+    """
+    found: dict[str, Draw] = {}
+    made: dict[str, Draw] = {}
+    stores: dict[Path, Store] = {}
+    for cell in cells:
+        config = cell.config
+        known = plain(config)
+        key = repr([(k, v) for k, v in known.items() if k.split(".")[0] in _READ])
+        if key not in made:
+            if config.dataset not in stores:
+                stores[config.dataset] = Store.open(config.dataset)
+            try:
+                made[key] = _draw(cell, stores[config.dataset])
+            except InputError as error:
+                raise InputError(f"{_place(cell)}: {error}") from None
+        found[cell.name] = made[key]
+    return found
+
+
+_READ = ("dataset", "target", "targets", "split", "test")
+
+
+def _place(cell: Cell) -> str:
+    fold = cell.config.split.fold
+    return f"{cell.task}, " + (
+        f"seed {cell.config.seed}" if fold is None else f"fold {fold}"
+    )
+
+
+def _draw(cell: Cell, store: Store) -> Draw:
+    config = cell.config
+    targets, names = config.all_targets, store.material_ids
+    columns = [store.property(target.name) for target in targets]
+    for target, column in zip(targets, columns, strict=True):
+        target.check(column, names)
+    labels = np.stack(columns, axis=1)
+    split = make_split(store, config.split, one_column(labels))
+    if not len(split.test) and config.test.dataset is None:
+        raise InputError(
+            "there are no test crystals, but a study compares on them; enlarge "
+            "`base.split.test`"
+        )
+    wanted = config.split.train_subset
+    if wanted is not None and len(split.train) < wanted:
+        raise InputError(
+            f"{wanted:,} labels are asked for, but the split leaves "
+            f"{len(split.train):,} crystals for training; lower `axes.labels`, or "
+            "enlarge `base.split.train`"
+        )
+    outputs = outputs_for(targets, labels, split, names)
+    open_other(config.test, targets, store)
+    several = len(targets) > 1
+    return Draw(
+        split.hash(names),
+        split.made_by,
+        len(split.train),
+        len(split.test),
+        "score" if several else metric_of(outputs.normalizers[0].classes),
+        "" if several else targets[0].unit,
+    )
+
+
+def overlaps(cells: Iterable[Cell]) -> dict[tuple[str, str], str]:
+    """Return, by task and weights, a sentence on whether they saw the dataset."""
+    found: dict[tuple[str, str], str] = {}
+    for cell in cells:
+        weights = pretrained_by(cell)
+        if weights is not None and (cell.task, weights) not in found:
+            judges = cell.config.test.dataset or cell.config.dataset
+            dataset = Store.open(judges).structures_hash
+            said = seen(read_header(weights), dataset)[1]
+            found[cell.task, weights] = said
+    return found
+
+
+def pretrained_by(cell: Cell) -> str | None:
+    """Return the weights file that a cell's predictor learns from, if any."""
+    if cell.arm.pretrained != "weights":
+        return None
+    config = cell.config
+    given = getattr(config, "weights", None) or getattr(config, "teacher", None)
+    return str(given[0] if isinstance(given, list) else given)
+
+
+def unfair(
+    cells: Sequence[Cell], draws: dict[str, Draw], overlap: dict[tuple[str, str], str]
+) -> list[str]:
+    """Return a line for each comparison that is not fair: what, and which arms."""
+    lines = []
+    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for cell in cells:
+        same = {
+            name: value
+            for name, value in cell.coordinates.items()
+            if name in ("task", "labels", "seed", "fold") or name.startswith("split.")
+        }
+        splits = groups.setdefault((cell.task, repr(same)), {})
+        names = splits.setdefault(draws[cell.name].hash, [])
+        if cell.arm.name not in names:
+            names.append(cell.arm.name)
+    for (task, _), splits in groups.items():
+        if len(splits) > 1:
+            first, *rest = splits.values()
+            named = ", ".join(f"`{name}`" for names in rest for name in names)
+            lines.append(
+                f"not fair, {task}: {named} have another split than `{first[0]}`"
+            )
+    lines = list(dict.fromkeys(lines))  # not again for every seed
+    for (task, weights), sentence in overlap.items():
+        if not sentence.startswith("clean"):
+            names = [
+                f"`{cell.arm.name}`"
+                for cell in cells
+                if cell.task == task and pretrained_by(cell) == weights
+            ]
+            arms = ", ".join(dict.fromkeys(names))
+            lines.append(f"perhaps not fair, {task}: {arms}; overlap {sentence}")
+    return lines

@@ -1,0 +1,131 @@
+"""Processes that a server forks, which has imported all that a run needs.
+
+A fresh Python process imports for seconds before it does anything. The server has no
+thread but one, so a fork of it is as good as fresh, and starts in a moment. Only tests
+of the start itself, or of what Lightning starts, need a fresh one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import reduction
+from typing import IO, Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.warm_start"])
+
+
+class _Open:
+    """The descriptor of a file, to be sent to another process."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[..., int], tuple[Any]]:
+        return _received, (reduction.DupFd(self.file.fileno()),)
+
+
+def _received(sent: Any) -> int:
+    return sent.detach()
+
+
+def _become(
+    words: Sequence[str],
+    out: int,
+    errors: int,
+    environment: Mapping[str, str],
+    folder: str,
+    prepare: Callable[[], None] | None,
+) -> None:
+    """Let this process be `python -m crysdistill WORDS`."""
+    os.setsid()  # as from a terminal of its own: signals reach all its processes
+    os.dup2(out, 1)
+    os.dup2(errors, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    if prepare is not None:
+        prepare()
+    sys.argv[1:] = words
+    runpy.run_module("crysdistill", run_name="__main__", alter_sys=True)
+
+
+class Command:
+    """`crysdistill WORDS` in a forked process that leads a session of its own.
+
+    Args:
+        words: the verb and its arguments.
+        prepare: called in the process before the command; it must be a function that
+            can be pickled.
+        environment: variables beside those of this process.
+    """
+
+    def __init__(
+        self,
+        *words: object,
+        prepare: Callable[[], None] | None = None,
+        **environment: str,
+    ) -> None:
+        self._said = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
+        self._process = CONTEXT.Process(
+            target=_become,
+            args=(
+                list(map(str, words)),
+                *map(_Open, self._said),
+                {**os.environ, **environment},
+                os.getcwd(),  # noqa: PTH109
+                prepare,
+            ),
+        )
+        self._process.start()
+        assert self._process.pid
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        """Return the exit code; None as long as it runs."""
+        return self._process.exitcode
+
+    def wait(self, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+        """Wait for the end; return the exit code and what it has said.
+
+        Raises:
+            TimeoutError: it still runs after so many seconds.
+        """
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            raise TimeoutError
+        for file in self._said:
+            file.seek(0)
+        out, errors = (file.read() for file in self._said)
+        return subprocess.CompletedProcess(
+            self._process.name, self._process.exitcode, out, errors
+        )
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it and the processes that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            # Before its first line it leads no session yet.
+            group = os.getpgid(self.pid)
+            if group == self.pid:
+                os.killpg(group, number)
+            else:
+                os.kill(self.pid, number)
+
+    def kill(self) -> subprocess.CompletedProcess[str]:
+        """Kill it alone, as the system does when memory is short."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        return self.wait()
+
+
+def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `crysdistill WORDS` in a forked process; see `Command`."""
+    return Command(*words, **options).wait()
