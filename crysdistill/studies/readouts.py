@@ -21,9 +21,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from crysdistill.encoders import Encoder, make_encoder
-from crysdistill.errors import InputError
 from crysdistill.schema import dump_config
-from crysdistill.splits import Split, SplitSettings, make_split
+from crysdistill.splits import Split, make_split
 from crysdistill.store.store import Store
 from crysdistill.studies.descriptors import describe
 from crysdistill.teachers.random import fit_batch_norms
@@ -40,11 +39,12 @@ from crysdistill.training.judging import (
     subsets_of,
     write_predictions,
 )
+from crysdistill.training.labelled import LabelSettings
 from crysdistill.training.loader import BatchLoader
 from crysdistill.training.pretrained import load_pretrained
 from crysdistill.training.runs import RunDirectory, open_run
-from crysdistill.training.settings import AcrossSettings, EncoderChoice
-from crysdistill.transfer.outputs import Outputs, check_names
+from crysdistill.training.settings import EncoderChoice
+from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.ridge import PENALTIES, logistic
 from crysdistill.transfer.scores import Scores
 from crysdistill.transfer.seen import seen
@@ -59,15 +59,12 @@ _SURE = 1e-6  # probabilities are kept away from 0 and 1, whose logits are infin
 
 
 @dataclass(kw_only=True)
-class ReadoutConfig:
-    """A predictor on fixed features of the crystals.
+class ReadoutConfig(LabelSettings):
+    """A predictor on fixed features of the crystals, with a readout for each target.
+
+    Crystals for validation are only predicted.
 
     Args:
-        dataset: a store with the properties.
-        target: the property.
-        targets: several of them, instead of `target`; each has a readout.
-        split: which crystals fit and judge; those for validation are only predicted.
-        test: a test set in another store.
         readout: `mean` or `median` of the training labels; `ridge` (for classes
             logistic regression); `forest`, random; `boosted` trees.
         features: `onehot` or `magpie`, the composition; `structure`, a fingerprint;
@@ -80,11 +77,6 @@ class ReadoutConfig:
         overwrite: delete the files of an earlier run.
     """
 
-    dataset: Path
-    target: Target | None = None
-    targets: list[Target] = field(default_factory=list)
-    split: SplitSettings = field(default_factory=SplitSettings)
-    test: AcrossSettings = field(default_factory=AcrossSettings)
     readout: Readout = "ridge"
     features: Literal["onehot", "magpie", "structure", "encoder"] = "magpie"
     weights: Path | None = None
@@ -93,19 +85,6 @@ class ReadoutConfig:
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.target is None and not self.targets:
-            raise InputError(
-                "`target.name` is missing; give it in the config or as "
-                "`target.name=...`, or several as `targets`"
-            )
-        check_names(self.all_targets)
-
-    @property
-    def all_targets(self) -> list[Target]:
-        """The targets, one or several."""
-        return self.targets or ([self.target] if self.target else [])
 
 
 def readout(config: ReadoutConfig) -> Path:

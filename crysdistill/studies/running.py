@@ -18,6 +18,7 @@ import torch
 
 from crysdistill.errors import InputError
 from crysdistill.files import write_whole
+from crysdistill.splits import read_split
 from crysdistill.store.store import Store
 from crysdistill.studies.ensembles import run_ensemble
 from crysdistill.studies.kinds import KINDS
@@ -144,13 +145,12 @@ def _add_drift(config: FinetuneConfig) -> None:
     if not isinstance(predictor, Predictor):
         return
     before, store = load_encoder(config.weights), Store.open(config.dataset)
-    row_of = {name: row for row, name in enumerate(store.material_ids)}
-    lines = (config.out / "split.csv").read_text("utf-8").splitlines()[1:]
-    pairs = (line.rpartition(",") for line in lines)
-    looked = [row_of[n.strip('"')] for n, _, subset in pairs if subset != "train"]
-    rows = np.sort(np.array(looked[:_LOOKED_AT], np.int64))
+    split = read_split(
+        config.out / "split.csv", store.material_ids, np.arange(len(store))
+    )
+    rows = np.concatenate([split.val, split.test])[:_LOOKED_AT]
     results["drift"] = weight_drift(before, predictor.encoder)
-    results["cka"] = block_cka(before, predictor.encoder, [store.batch(rows)])
+    results["cka"] = block_cka(before, predictor.encoder, [store.batch(np.sort(rows))])
     write_whole(path, (json.dumps(results, indent=2) + "\n").encode())
 
 

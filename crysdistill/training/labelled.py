@@ -58,27 +58,23 @@ from crysdistill.transfer.weights import Provenance, save_weights
 
 
 @dataclass(kw_only=True)
-class LabelledConfig(RunConfig):
-    """The settings of all runs on labels.
+class LabelSettings:
+    """What is to be learned from labels, on which crystals, and where it is judged.
 
     Args:
         dataset: a store with the properties.
         target: the property: `name`, `unit`, `task`, `transform`.
         targets: several of them, instead of `target`; a crystal need not have labels
             for all.
-        head: hidden layers on top of the encoder.
         split: which crystals train, choose and judge.
         test: a test set in another store.
-        augment: how training crystals are changed in each step.
     """
 
     dataset: Path
     target: Target | None = None
     targets: list[Target] = field(default_factory=list)
-    head: HeadSettings = field(default_factory=HeadSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
     test: AcrossSettings = field(default_factory=AcrossSettings)
-    augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     def __post_init__(self) -> None:
         if self.target is not None and self.targets:
@@ -96,6 +92,19 @@ class LabelledConfig(RunConfig):
     def all_targets(self) -> list[Target]:
         """The targets, one or several."""
         return self.targets or ([self.target] if self.target else [])
+
+
+@dataclass(kw_only=True)
+class LabelledConfig(LabelSettings, RunConfig):
+    """The settings of all networks that learn from labels.
+
+    Args:
+        head: hidden layers on top of the encoder.
+        augment: how training crystals are changed in each step.
+    """
+
+    head: HeadSettings = field(default_factory=HeadSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
 
 
 Config = TypeVar("Config", bound=LabelledConfig)
