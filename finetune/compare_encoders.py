@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import io
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import rich
-import torch
 from rich.progress import track
 from rich.table import Table
 
@@ -47,7 +45,7 @@ from crysdistill import (
 )
 from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS, make_encoder
-from crysdistill.errors import InputError
+from crysdistill.studies.recipe import run_recipe
 
 PUBLISHED = {
     "cgcnn": (0.039, 57.8),
@@ -105,41 +103,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--ours", action="store_true", help="our default settings, not the published")
     add("--out", type=Path, default=Path("runs/compare_encoders"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    args = parser.parse_args(argv)
-    if not args.smoke and not args.sources:
-        parser.error("give structures with labels, or `--smoke`")
-    torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
-    try:
-        if args.smoke:
-            _, crystals = demo_sets(seed=0, corpus_size=1, dataset_size=60)
-            target = Target("formation_energy", "eV/atom")
-            plan = Plan(
-                crystals,
-                target,
-                args.encoders,
-                30,
-                (0,),
-                1,
-                published=False,
-                small=True,
-            )
-            with tempfile.TemporaryDirectory() as folder:
-                run(plan, Path(folder), keeps=False)
-            return 0
-        target = Target(args.target, args.unit)
-        plan = Plan(
-            args.sources,
-            target,
-            args.encoders,
-            args.labels,
-            range(args.seeds),
-            args.epochs,
-            published=not args.ours,
-        )
-        run(plan, args.out)
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
-    return 0
+    return run_recipe(
+        parser,
+        argv,
+        _full,
+        _small,
+        needs=("sources",),
+        called="structures with labels",
+    )
+
+
+def _full(args: argparse.Namespace) -> None:
+    """Run it on what the user gave."""
+    target = Target(args.target, args.unit)
+    plan = Plan(
+        args.sources,
+        target,
+        args.encoders,
+        args.labels,
+        range(args.seeds),
+        args.epochs,
+        published=not args.ours,
+    )
+    run(plan, args.out)
+
+
+def _small(args: argparse.Namespace, folder: Path) -> None:
+    """Run every step on a few crystals."""
+    _, crystals = demo_sets(seed=0, corpus_size=1, dataset_size=60)
+    target = Target("formation_energy", "eV/atom")
+    plan = Plan(
+        crystals,
+        target,
+        args.encoders,
+        30,
+        (0,),
+        1,
+        published=False,
+        small=True,
+    )
+    run(plan, folder, keeps=False)
 
 
 def run(plan: Plan, out: Path, keeps: bool = True) -> pd.DataFrame:

@@ -25,10 +25,6 @@ Differs from the paper:
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,8 +50,8 @@ from crysdistill import (
 )
 from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS
-from crysdistill.errors import InputError
 from crysdistill.graphs.batch import mean_over_atoms
+from crysdistill.studies.recipe import results_of_run, run_recipe
 
 ENCODER = "deeper_gatgnn"
 DEPTHS = (5, 10, 20, 30)
@@ -102,26 +98,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--epochs", type=int, default=100, help="passes over the labels")
     add("--out", type=Path, default=Path("runs/depth_sweep"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    args = parser.parse_args(argv)
-    if not args.smoke and args.dataset is None:
-        parser.error("give a dataset, or `--smoke`")
-    torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
-    try:
-        if args.smoke:
-            with tempfile.TemporaryDirectory() as folder:
-                run(_alloys(Path(folder)), Path(folder))
-            return 0
-        base = TrainConfig(
-            dataset=args.dataset,
-            target=Target(args.target, args.unit),
-            encoder={"name": ENCODER, "width": args.width},
-            split=_split(args.labels),
-            trainer=TrainerSettings(epochs=args.epochs, progress=False),
-        )
-        run(Sweep(base, args.depths, range(args.seeds)), args.out)
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
-    return 0
+    return run_recipe(
+        parser,
+        argv,
+        _full,
+        _small,
+        needs=("dataset",),
+        called="a dataset",
+    )
+
+
+def _full(args: argparse.Namespace) -> None:
+    """Run it on what the user gave."""
+    base = TrainConfig(
+        dataset=args.dataset,
+        target=Target(args.target, args.unit),
+        encoder={"name": ENCODER, "width": args.width},
+        split=_split(args.labels),
+        trainer=TrainerSettings(epochs=args.epochs, progress=False),
+    )
+    run(Sweep(base, args.depths, range(args.seeds)), args.out)
+
+
+def _small(args: argparse.Namespace, folder: Path) -> None:
+    """Run every step on a few crystals."""
+    run(_alloys(folder), folder)
 
 
 def _split(labels: int | None) -> SplitSettings:
@@ -181,18 +182,14 @@ def _result(
     sweep: Sweep, form: str, depth: int, seed: int, folder: Path
 ) -> dict[str, Any]:
     """Run one cell, unless its folder already holds a result."""
-    if not (folder / "results.json").exists():
-        config = replace(
-            sweep.base,
-            encoder={**sweep.base.encoder, "convolutions": depth, **FORMS[form]},
-            out=folder,
-            seed=seed,
-            split=replace(sweep.base.split, seed=seed),
-            overwrite=True,
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            train(config)
-    found = json.loads((folder / "results.json").read_text())
+    config = replace(
+        sweep.base,
+        encoder={**sweep.base.encoder, "convolutions": depth, **FORMS[form]},
+        out=folder,
+        seed=seed,
+        split=replace(sweep.base.split, seed=seed),
+    )
+    found = results_of_run(train, config)
     weights = folder / "weights.safetensors"
     return {
         "form": form,

@@ -34,10 +34,6 @@ Differs from the paper:
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -45,7 +41,6 @@ from typing import Any
 
 import pandas as pd
 import rich
-import torch
 from rich.progress import track
 from rich.table import Table
 
@@ -62,7 +57,7 @@ from crysdistill import (
     train,
 )
 from crysdistill.demo import demo_sets
-from crysdistill.errors import InputError
+from crysdistill.studies.recipe import results_of_run, run_recipe
 from crysdistill.training.labelled import LabelledConfig
 from crysdistill.training.settings import AcrossSettings
 
@@ -110,32 +105,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dft-epochs", type=int, default=30, help="passes over the DFT energies")
     add("--out", type=Path, default=Path("runs/dft_to_experiment"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    args = parser.parse_args(argv)
-    if not args.smoke and args.experiment is None:
-        parser.error("give both datasets, or `--smoke`")
-    torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
-    try:
-        if args.smoke:
-            with tempfile.TemporaryDirectory() as folder:
-                run(_alloys(Path(folder)), Path(folder), keeps=False)
-            return 0
-        val = 0.1 if args.labels is None else max(1, args.labels // 10)
-        dft = TrainConfig(
-            dataset=args.dft,
-            target=Target(args.dft_target, "eV/atom"),
-            split=SplitSettings(train=args.labels or 0.9, val=val, test=0),
-            test=AcrossSettings(args.experiment, (args.target,), args.keep_shared),
-            trainer=TrainerSettings(epochs=args.dft_epochs, progress=False),
-        )
-        measured = TrainConfig(
-            dataset=args.experiment,
-            target=Target(args.target, "eV/atom"),
-            trainer=TrainerSettings(epochs=args.epochs, progress=False),
-        )
-        run(Plan(dft, measured, range(args.seeds), args.teacher), args.out)
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
-    return 0
+    return run_recipe(
+        parser,
+        argv,
+        _full,
+        _small,
+        needs=("experiment",),
+        called="both datasets",
+    )
+
+
+def _full(args: argparse.Namespace) -> None:
+    """Run it on what the user gave."""
+    val = 0.1 if args.labels is None else max(1, args.labels // 10)
+    dft = TrainConfig(
+        dataset=args.dft,
+        target=Target(args.dft_target, "eV/atom"),
+        split=SplitSettings(train=args.labels or 0.9, val=val, test=0),
+        test=AcrossSettings(args.experiment, (args.target,), args.keep_shared),
+        trainer=TrainerSettings(epochs=args.dft_epochs, progress=False),
+    )
+    measured = TrainConfig(
+        dataset=args.experiment,
+        target=Target(args.target, "eV/atom"),
+        trainer=TrainerSettings(epochs=args.epochs, progress=False),
+    )
+    run(Plan(dft, measured, range(args.seeds), args.teacher), args.out)
+
+
+def _small(args: argparse.Namespace, folder: Path) -> None:
+    """Run every step on a few crystals."""
+    run(_alloys(folder), folder, keeps=False)
 
 
 def run(plan: Plan, out: Path, keeps: bool = True) -> pd.DataFrame:
@@ -166,7 +166,7 @@ def run(plan: Plan, out: Path, keeps: bool = True) -> pd.DataFrame:
             rows.append(_row(name, "DFT", seed, _tuned(config, weights)))
             name_alone = f"scratch-{share:g}-{config.trainer.epochs}-epochs-{seed}"
             config = replace(config, out=out / "runs" / name_alone)
-            rows.append(_row(name, "scratch", seed, _trained(config)))
+            rows.append(_row(name, "scratch", seed, results_of_run(train, config)))
         pd.DataFrame(rows).to_csv(out / "results.csv", index=False)
     table = pd.DataFrame(rows)
     rich.print(beside_published(table, plan))
@@ -201,35 +201,17 @@ def _row(
 def _on_dft(config: TrainConfig, teacher: str | None) -> dict[str, Any]:
     """Train on DFT, with a teacher if there is one; return the numbers."""
     if teacher is None:
-        return _trained(config)
-    if not (config.out / "results.json").exists():
-        names = [field.name for field in fields(TrainConfig)]
-        shared = {name: getattr(config, name) for name in names} | {"resume": True}
-        with contextlib.redirect_stdout(io.StringIO()):
-            distill(DistillConfig(**shared, teacher=teacher))
-    return _results(config.out)
-
-
-def _trained(config: TrainConfig) -> dict[str, Any]:
-    """Train from scratch, unless the folder has a result; return the numbers."""
-    if not (config.out / "results.json").exists():
-        with contextlib.redirect_stdout(io.StringIO()):
-            train(replace(config, resume=True))
-    return _results(config.out)
+        return results_of_run(train, config)
+    names = [field.name for field in fields(TrainConfig)]
+    shared = {name: getattr(config, name) for name in names}
+    return results_of_run(distill, DistillConfig(**shared, teacher=teacher))
 
 
 def _tuned(config: TrainConfig, weights: Path) -> dict[str, Any]:
-    """Fine-tune, unless the folder has a result; return the numbers."""
-    if not (config.out / "results.json").exists():
-        names = [field.name for field in fields(LabelledConfig)]
-        shared = {name: getattr(config, name) for name in names} | {"resume": True}
-        with contextlib.redirect_stdout(io.StringIO()):
-            finetune(FinetuneConfig(**shared, weights=weights))
-    return _results(config.out)
-
-
-def _results(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "results.json").read_text())
+    """Fine-tune from the run on DFT; return the numbers."""
+    names = [field.name for field in fields(LabelledConfig)]
+    shared = {name: getattr(config, name) for name in names}
+    return results_of_run(finetune, FinetuneConfig(**shared, weights=weights))
 
 
 def beside_published(results: pd.DataFrame, plan: Plan) -> Table:

@@ -31,7 +31,6 @@ Differs from the paper:
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ from crysdistill.configs import load_config
 from crysdistill.corpus.build import build
 from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS
-from crysdistill.errors import InputError
+from crysdistill.studies.recipe import run_recipe
 from crysdistill.studies.report import console_table
 from crysdistill.studies.study import StudyConfig, study
 from crysdistill.training.pretrain import PretrainConfig, pretrain
@@ -96,26 +95,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--workers", type=int, default=1, help="runs at a time")
     add("--out", type=Path, default=Path("runs/distil_small_data"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    args = parser.parse_args(argv)
-    if not args.smoke and args.weights is None:
-        parser.error("give a dataset and a weights file, or `--smoke`")
-    try:
-        if args.smoke:
-            with tempfile.TemporaryDirectory() as folder:
-                run(_alloys(Path(folder), args.students), args.students)
-            return 0
-        base = {
-            "dataset": args.dataset,
-            "target": {"name": args.target, "unit": args.unit},
-            "trainer": {"epochs": args.epochs},
-        }
-        students = [{"name": name} for name in args.students]
-        seeds, out = range(args.seeds), args.out
-        given = _study(base, args.weights, students, seeds, out, args.workers)
-        run(given, args.students)
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
-    return 0
+    return run_recipe(
+        parser,
+        argv,
+        _full,
+        _small,
+        needs=("weights",),
+        called="a dataset and a weights file",
+    )
+
+
+def _full(args: argparse.Namespace) -> None:
+    """Run it on what the user gave."""
+    base = {
+        "dataset": args.dataset,
+        "target": {"name": args.target, "unit": args.unit},
+        "trainer": {"epochs": args.epochs},
+    }
+    students = [{"name": name} for name in args.students]
+    seeds, out = range(args.seeds), args.out
+    given = _study(base, args.weights, students, seeds, out, args.workers)
+    run(given, args.students)
+
+
+def _small(args: argparse.Namespace, folder: Path) -> None:
+    """Run every step on a few crystals."""
+    run(_alloys(folder, args.students), args.students)
 
 
 def _study(

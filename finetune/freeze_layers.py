@@ -29,7 +29,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,8 @@ from rich.table import Table
 
 from crysdistill.corpus.build import build
 from crysdistill.demo import demo_sets
-from crysdistill.errors import InputError
 from crysdistill.graphs.batch import GraphSettings
+from crysdistill.studies.recipe import run_recipe
 from crysdistill.studies.report import console_table
 from crysdistill.studies.study import StudyConfig, study
 from crysdistill.training.settings import HeadSettings, TrainerSettings
@@ -82,25 +81,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--workers", type=int, default=1, help="runs at a time")
     add("--out", type=Path, default=Path("runs/freeze_layers"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    args = parser.parse_args(argv)
-    if not args.smoke and not args.sources:
-        parser.error("give a dataset and at least one weights file, or `--smoke`")
-    try:
-        if args.smoke:
-            with tempfile.TemporaryDirectory() as folder:
-                run(_alloys(Path(folder)))
-            return 0
-        base = {
-            "dataset": args.dataset,
-            "target": {"name": args.target, "unit": args.unit},
-            "split": {"train": 1000, "val": 1000, "test": 1000},
-            "trainer": {"epochs": 30},
-        }
-        seeds, out = range(args.seeds), args.out
-        run(_study(base, args.sources, seeds, out, args.batch_norm, args.workers))
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
-    return 0
+    return run_recipe(
+        parser,
+        argv,
+        _full,
+        _small,
+        needs=("sources",),
+        called="a dataset and at least one weights file",
+    )
+
+
+def _full(args: argparse.Namespace) -> None:
+    """Run it on what the user gave."""
+    base = {
+        "dataset": args.dataset,
+        "target": {"name": args.target, "unit": args.unit},
+        "split": {"train": 1000, "val": 1000, "test": 1000},
+        "trainer": {"epochs": 30},
+    }
+    seeds, out = range(args.seeds), args.out
+    run(_study(base, args.sources, seeds, out, args.batch_norm, args.workers))
+
+
+def _small(args: argparse.Namespace, folder: Path) -> None:
+    """Run every step on a few crystals."""
+    run(_alloys(folder))
 
 
 def _study(

@@ -24,10 +24,6 @@ Differs from the paper:
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -35,7 +31,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import rich
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from rich.progress import track
@@ -55,6 +50,7 @@ from crysdistill import (
 )
 from crysdistill.demo import demo_sets
 from crysdistill.errors import InputError
+from crysdistill.studies.recipe import results_of_run, run_recipe
 from crysdistill.training.labelled import LabelledConfig
 
 LABELS = (250, 500, 1000, 2000, 4000)
@@ -97,25 +93,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--epochs", type=int, default=100, help="passes over the labels")
     add("--out", type=Path, default=Path("runs/learning_curve"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    args = parser.parse_args(argv)
-    if not args.smoke and args.dataset is None:
-        parser.error("give a dataset, or `--smoke`")
-    torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
-    try:
-        if args.smoke:
-            with tempfile.TemporaryDirectory() as folder:
-                base, out = _alloys(Path(folder)), Path(folder)
-                run(base, (12, 20, 32), range(1), out, keeps=False)
-            return 0
-        base = TrainConfig(
-            dataset=args.dataset,
-            target=Target(args.target, args.unit),
-            trainer=TrainerSettings(epochs=args.epochs, progress=False),
-        )
-        run(base, args.labels, range(args.seeds), args.out, args.weights)
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
-    return 0
+    return run_recipe(
+        parser,
+        argv,
+        _full,
+        _small,
+        needs=("dataset",),
+        called="a dataset",
+    )
+
+
+def _full(args: argparse.Namespace) -> None:
+    """Run it on what the user gave."""
+    base = TrainConfig(
+        dataset=args.dataset,
+        target=Target(args.target, args.unit),
+        trainer=TrainerSettings(epochs=args.epochs, progress=False),
+    )
+    run(base, args.labels, range(args.seeds), args.out, args.weights)
+
+
+def _small(args: argparse.Namespace, folder: Path) -> None:
+    """Run every step on a few crystals."""
+    base, out = _alloys(folder), folder
+    run(base, (12, 20, 32), range(1), out, keeps=False)
 
 
 def run(
@@ -174,17 +175,12 @@ def _check(base: TrainConfig, labels: Sequence[int]) -> None:
 
 def _test_error(config: TrainConfig, weights: Path | None) -> float:
     """Train, unless the folder already holds a result; return the test error."""
-    path = config.out / "results.json"
-    if not path.exists():
-        config = replace(config, resume=True)
-        with contextlib.redirect_stdout(io.StringIO()):
-            if weights is None:
-                train(config)
-            else:
-                names = [field.name for field in fields(LabelledConfig)]
-                shared = {name: getattr(config, name) for name in names}
-                finetune(FinetuneConfig(**shared, weights=weights))
-    return float(json.loads(path.read_text())["test"])
+    if weights is None:
+        return float(results_of_run(train, config)["test"])
+    names = [field.name for field in fields(LabelledConfig)]
+    shared = {name: getattr(config, name) for name in names}
+    tuned = FinetuneConfig(**shared, weights=weights)
+    return float(results_of_run(finetune, tuned)["test"])
 
 
 def fit_curve(results: pd.DataFrame) -> Curve:

@@ -23,9 +23,6 @@ Differs from the paper:
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +30,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import rich
-import torch
 from matplotlib.figure import Figure
 from rich.progress import track
 from rich.table import Table
@@ -50,7 +46,7 @@ from crysdistill import (
     train,
 )
 from crysdistill.demo import demo_sets
-from crysdistill.errors import InputError
+from crysdistill.studies.recipe import results_of_run, run_recipe
 
 CLASS = "semiconductor"
 """The label: 1 for a gap above 0, and 0 for a metal."""
@@ -72,27 +68,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path("runs/metal_or_semiconductor")
     add("--out", type=Path, default=out, help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    args = parser.parse_args(argv)
-    if not args.smoke and args.dataset is None:
-        parser.error("give a dataset, or `--smoke`")
-    torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
-    try:
-        if args.smoke:
-            with tempfile.TemporaryDirectory() as folder:
-                run(_alloys(Path(folder)), range(1), Path(folder), keeps=False)
-            return 0
-        store = with_classes(args.dataset, args.target, args.crystals, args.out)
-        val = 0.2 if args.labels is None else max(2, args.labels // 4)
-        base = TrainConfig(
-            dataset=store,
-            target=Target(CLASS, task="classification"),
-            split=SplitSettings(args.labels or 0.6, val, 0.2, stratify=True),
-            trainer=TrainerSettings(epochs=args.epochs, progress=False),
-        )
-        run(base, range(args.seeds), args.out)
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
-    return 0
+    return run_recipe(
+        parser,
+        argv,
+        _full,
+        _small,
+        needs=("dataset",),
+        called="a dataset",
+    )
+
+
+def _full(args: argparse.Namespace) -> None:
+    """Run it on what the user gave."""
+    store = with_classes(args.dataset, args.target, args.crystals, args.out)
+    val = 0.2 if args.labels is None else max(2, args.labels // 4)
+    base = TrainConfig(
+        dataset=store,
+        target=Target(CLASS, task="classification"),
+        split=SplitSettings(args.labels or 0.6, val, 0.2, stratify=True),
+        trainer=TrainerSettings(epochs=args.epochs, progress=False),
+    )
+    run(base, range(args.seeds), args.out)
+
+
+def _small(args: argparse.Namespace, folder: Path) -> None:
+    """Run every step on a few crystals."""
+    run(_alloys(folder), range(1), folder, keeps=False)
 
 
 def with_classes(dataset: Path, gap: str, most: int | None, out: Path) -> Path:
@@ -154,9 +155,7 @@ def run(
 
 def _predictions(config: TrainConfig) -> pd.DataFrame:
     """Train, unless the folder has a result; return `metal` and its `probability`."""
-    if not (config.out / "results.json").exists():
-        with contextlib.redirect_stdout(io.StringIO()):
-            train(replace(config, resume=True))
+    results_of_run(train, config)
     table = pd.read_csv(config.out / "predictions.csv")
     return pd.DataFrame(
         {"metal": table["truth"] == 0, "probability": 1 - table["prediction"]}

@@ -29,11 +29,7 @@ Differs from the paper:
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import itertools
-import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +58,7 @@ from crysdistill import (
 )
 from crysdistill.errors import InputError
 from crysdistill.structures.elements import atomic_numbers_by_symbol, symbols
+from crysdistill.studies.recipe import results_of_run, run_recipe
 from crysdistill.studies.store_page import table_place
 
 HEADS = {
@@ -107,27 +104,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--epochs", type=int, default=100, help="passes over the labels")
     add("--out", type=Path, default=Path("runs/site_energies"), help="a folder")
     add("--smoke", action="store_true", help="a few crystals, in a temporary folder")
-    args = parser.parse_args(argv)
-    if not args.smoke and args.dataset is None:
-        parser.error("give a dataset, or `--smoke`")
-    torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
-    try:
-        if args.smoke:
-            with tempfile.TemporaryDirectory() as folder:
-                run(_made_up(Path(folder)), range(1), Path(folder), keeps=False)
-            return 0
-        val = 0.2 if args.labels is None else max(1, args.labels // 4)
-        base = TrainConfig(
-            dataset=args.dataset,
-            target=Target(args.target, "eV"),
-            encoder={"name": "cgcnn", "convolution": args.convolution},
-            split=SplitSettings(train=args.labels or 0.6, val=val, test=0.2),
-            trainer=TrainerSettings(epochs=args.epochs, progress=False),
-        )
-        run(base, range(args.seeds), args.out)
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
-    return 0
+    return run_recipe(
+        parser,
+        argv,
+        _full,
+        _small,
+        needs=("dataset",),
+        called="a dataset",
+    )
+
+
+def _full(args: argparse.Namespace) -> None:
+    """Run it on what the user gave."""
+    val = 0.2 if args.labels is None else max(1, args.labels // 4)
+    base = TrainConfig(
+        dataset=args.dataset,
+        target=Target(args.target, "eV"),
+        encoder={"name": "cgcnn", "convolution": args.convolution},
+        split=SplitSettings(train=args.labels or 0.6, val=val, test=0.2),
+        trainer=TrainerSettings(epochs=args.epochs, progress=False),
+    )
+    run(base, range(args.seeds), args.out)
+
+
+def _small(args: argparse.Namespace, folder: Path) -> None:
+    """Run every step on a few crystals."""
+    run(_made_up(folder), range(1), folder, keeps=False)
 
 
 def run(
@@ -151,7 +153,7 @@ def run(
         split = replace(base.split, seed=seed)
         folder = out / "runs" / kind
         config = replace(base, head=HEADS[name], split=split, seed=seed, out=folder)
-        errors[name].append(_test_error(config))
+        errors[name].append(float(results_of_run(train, config)["test"]))
         if name == "linear pooling":
             energies.append(contributions(folder / "weights.safetensors", store))
     found = by_element(store, sites, np.mean(energies, axis=0))
@@ -162,15 +164,6 @@ def run(
     if keeps:
         rich.print(f"runs, sites.csv and sites.svg: {out}")
     return found
-
-
-def _test_error(config: TrainConfig) -> float:
-    """Train, unless the folder already holds a result; return the test MAE."""
-    path = config.out / "results.json"
-    if not path.exists():
-        with contextlib.redirect_stdout(io.StringIO()):
-            train(replace(config, resume=True))
-    return float(json.loads(path.read_text())["test"])
 
 
 def find_sites(store: Store) -> Sites:

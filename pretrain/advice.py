@@ -17,10 +17,7 @@ it makes itself.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +32,8 @@ from rich.table import Table
 from crysdistill import FitConfig, SplitSettings, Target, TrainerSettings, build, fit
 from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS, make_encoder
-from crysdistill.errors import InputError
 from crysdistill.store.store import Store
+from crysdistill.studies.recipe import results_of_run, run_recipe
 from crysdistill.training.fit import HELPFUL
 from crysdistill.transfer.weights import read_header, save_weights
 from pretrain.evidence import TASKS, Task, task_stores
@@ -75,24 +72,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--epochs", type=int, default=60, help="passes over the labels")
     add("--out", type=Path, default=Path("runs/advice"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    args = parser.parse_args(argv)
-    if not args.smoke and args.data is None:
-        parser.error("give `--data FOLDER`, or `--smoke`")
-    torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
-    try:
-        if args.smoke:
-            with tempfile.TemporaryDirectory() as folder:
-                run(_alloys(Path(folder)), Path(folder))
-            return 0
-        stores = task_stores(args.data, args.out)
-        tasks = {name: TASKS[name] for name in args.tasks}
-        datasets = {name: stores[task.folder] for name, task in tasks.items()}
-        given = {} if args.weights is None else {"weights": args.weights}
-        seeds = range(args.seeds)
-        run(Trial(tasks, datasets, seeds, args.labels, args.epochs, given), args.out)
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
-    return 0
+    return run_recipe(
+        parser,
+        argv,
+        _full,
+        _small,
+        needs=("data",),
+        called="`--data FOLDER`",
+    )
+
+
+def _full(args: argparse.Namespace) -> None:
+    """Run it on what the user gave."""
+    stores = task_stores(args.data, args.out)
+    tasks = {name: TASKS[name] for name in args.tasks}
+    datasets = {name: stores[task.folder] for name, task in tasks.items()}
+    given = {} if args.weights is None else {"weights": args.weights}
+    seeds = range(args.seeds)
+    run(Trial(tasks, datasets, seeds, args.labels, args.epochs, given), args.out)
+
+
+def _small(args: argparse.Namespace, folder: Path) -> None:
+    """Run every step on a few crystals."""
+    run(_alloys(folder), folder)
 
 
 def run(trial: Trial, out: Path) -> pd.DataFrame:
@@ -159,26 +161,21 @@ def _fitted(
     trial: Trial, task: str, seed: int, folder: Path, **settings: Any
 ) -> dict[str, Any]:
     """Run one `fit`, unless its folder already holds a result; return the result."""
-    path = folder / "results.json"
-    if not path.exists():
-        torch.set_num_threads(1)
-        config = FitConfig(
-            dataset=trial.datasets[task],
-            target=trial.tasks[task].target,
-            out=folder,
-            seed=seed,
-            split=SplitSettings(
-                train=trial.labels, val=max(1, trial.labels // 4), test=0.2, seed=seed
-            ),
-            trainer=TrainerSettings(
-                epochs=trial.epochs, accelerator="cpu", progress=False, threads=1
-            ),
-            resume=folder.exists(),
-            **settings,
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            fit(config)
-    return json.loads(path.read_text())
+    torch.set_num_threads(1)
+    config = FitConfig(
+        dataset=trial.datasets[task],
+        target=trial.tasks[task].target,
+        out=folder,
+        seed=seed,
+        split=SplitSettings(
+            train=trial.labels, val=max(1, trial.labels // 4), test=0.2, seed=seed
+        ),
+        trainer=TrainerSettings(
+            epochs=trial.epochs, accelerator="cpu", progress=False, threads=1
+        ),
+        **settings,
+    )
+    return results_of_run(fit, config)
 
 
 def _table(results: pd.DataFrame) -> Table:
@@ -208,6 +205,7 @@ def _alloys(folder: Path) -> Trial:
         dataset, folder / "alloys.h5", symmetry=None, workers=1, progress=False
     ).store
     graph = Store.open(store).graph
+    torch.manual_seed(0)
     encoder = make_encoder("cgcnn", graph, **ENCODERS["cgcnn"].SMALL)
     weights = save_weights(folder / "known.safetensors", encoder, graph)
     task = Task("alloys", Target("formation_energy", "eV/atom"))

@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import io
 import json
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -50,10 +49,10 @@ from crysdistill import (
 from crysdistill.corpus.filters import Filters
 from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS
-from crysdistill.errors import InputError
 from crysdistill.objectives import CRYSGNN
 from crysdistill.store.checks import find_check
 from crysdistill.store.store import Store
+from crysdistill.studies.recipe import run_recipe
 from crysdistill.studies.statistics import t_interval
 from crysdistill.transfer.weights import read_header
 
@@ -164,41 +163,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--workers", type=int, default=1, help="runs at a time")
     add("--out", type=Path, default=Path("runs/evidence"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    args = parser.parse_args(argv)
-    if not args.smoke and (args.corpus is None or args.data is None):
-        parser.error("give a corpus and `--data FOLDER`, or `--smoke`")
-    try:
-        if args.smoke:
-            with tempfile.TemporaryDirectory() as folder:
-                run(_alloys(Path(folder)), Path(folder))
-            return 0
-        tasks = {name: TASKS[name] for name in args.tasks}
-        datasets = task_stores(args.data, args.out)
-        corpus = clean_corpus(args.corpus, args.out, args.max_atoms, datasets.values())
-        run(
-            Evidence(
-                corpus=corpus,
-                datasets={name: datasets[task.folder] for name, task in tasks.items()},
-                tasks=tasks,
-                arms=args.arms,
-                labels=args.labels,
-                seeds=range(args.seeds),
-                pretrain_epochs=args.pretrain_epochs,
-                epochs=args.epochs,
-                encoder={
-                    "name": "cgcnn",
-                    "width": args.width,
-                    "convolutions": args.convolutions,
-                },
-                subset=args.subset,
-                workers=args.workers,
-                weights={_named(path): path for path in args.weights},
-            ),
-            args.out,
-        )
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
-    return 0
+    return run_recipe(
+        parser,
+        argv,
+        _full,
+        _small,
+        needs=("corpus", "data"),
+        called="a corpus and `--data FOLDER`",
+    )
+
+
+def _full(args: argparse.Namespace) -> None:
+    """Run it on what the user gave."""
+    tasks = {name: TASKS[name] for name in args.tasks}
+    datasets = task_stores(args.data, args.out)
+    corpus = clean_corpus(args.corpus, args.out, args.max_atoms, datasets.values())
+    run(
+        Evidence(
+            corpus=corpus,
+            datasets={name: datasets[task.folder] for name, task in tasks.items()},
+            tasks=tasks,
+            arms=args.arms,
+            labels=args.labels,
+            seeds=range(args.seeds),
+            pretrain_epochs=args.pretrain_epochs,
+            epochs=args.epochs,
+            encoder={
+                "name": "cgcnn",
+                "width": args.width,
+                "convolutions": args.convolutions,
+            },
+            subset=args.subset,
+            workers=args.workers,
+            weights={_named(path): path for path in args.weights},
+        ),
+        args.out,
+    )
+
+
+def _small(args: argparse.Namespace, folder: Path) -> None:
+    """Run every step on a few crystals."""
+    run(_alloys(folder), folder)
 
 
 def task_stores(data: Path, out: Path) -> dict[str, Path]:

@@ -18,21 +18,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import rich
-import torch
 
 from crysdistill import PretrainConfig, Target, TrainerSettings, build, pretrain
 from crysdistill.corpus.filters import Filters
 from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS
-from crysdistill.errors import InputError
 from crysdistill.files import write_whole
+from crysdistill.studies.recipe import run_recipe
 from crysdistill.transfer.card import write_card
 from pretrain.evidence import clean_corpus, task_stores
 
@@ -101,35 +99,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--names", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     add("--out", type=Path, default=Path("runs/shipped"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    args = parser.parse_args(argv)
-    if not args.smoke and (args.corpus is None or args.data is None):
-        parser.error("give a corpus and `--data FOLDER`, or `--smoke`")
-    torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
-    try:
-        if args.smoke:
-            with tempfile.TemporaryDirectory() as folder:
-                _smoke(Path(folder))
-            return 0
-        stores = task_stores(args.data, args.out)
-        corpus = clean_corpus(
-            args.corpus, args.out, MOST_ATOMS, stores.values(), args.licence
+    return run_recipe(
+        parser,
+        argv,
+        _full,
+        _small,
+        needs=("corpus", "data"),
+        called="a corpus and `--data FOLDER`",
+    )
+
+
+def _full(args: argparse.Namespace) -> None:
+    """Run it on what the user gave."""
+    stores = task_stores(args.data, args.out)
+    corpus = clean_corpus(
+        args.corpus, args.out, MOST_ATOMS, stores.values(), args.licence
+    )
+    others = [path for name, path in stores.items() if name != LABELLED]
+    labelled = args.out / f"labelled-{MOST_ATOMS}.h5"
+    if not labelled.exists():
+        build(
+            [args.data / LABELLED],
+            labelled,
+            filters=Filters(max_atoms=MOST_ATOMS),
+            symmetry=None,
+            exclude=sorted(others),
+            licence=args.licence,
         )
-        others = [path for name, path in stores.items() if name != LABELLED]
-        labelled = args.out / f"labelled-{MOST_ATOMS}.h5"
-        if not labelled.exists():
-            build(
-                [args.data / LABELLED],
-                labelled,
-                filters=Filters(max_atoms=MOST_ATOMS),
-                symmetry=None,
-                exclude=sorted(others),
-                licence=args.licence,
-            )
-        for name in args.names:
-            make(name, RECIPES, corpus, labelled, args.out)
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
-    return 0
+    for name in args.names:
+        make(name, RECIPES, corpus, labelled, args.out)
+
+
+def _small(args: argparse.Namespace, folder: Path) -> None:
+    """Run every step on a few crystals."""
+    _smoke(folder)
 
 
 def make(
