@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,16 @@ import pandas as pd
 import pytest
 
 from crysdistill.cli import main
+from crysdistill.configs import load_config
 from crysdistill.errors import InputError
 from crysdistill.splits import read_split
 from crysdistill.store.store import Store
 from crysdistill.studies import kinds, running
+from crysdistill.studies.axes import read_axes
+from crysdistill.studies.cells import make_cells
 from crysdistill.studies.kinds import KINDS
-from crysdistill.studies.study import StudyConfig, study
+from crysdistill.studies.search import TuneSettings
+from crysdistill.studies.study import StudyConfig, _command, study
 from tests.toy_stores import labelled, write_store
 from tests.toy_studies import BASE, cell_of, pretrained, results, with_base
 
@@ -60,6 +65,28 @@ def run(monkeypatch) -> list[str]:
 
         monkeypatch.setitem(KINDS, name, kind._replace(run=watched))
     return done
+
+
+def test_the_command_in_the_report_plans_the_same_runs(config):
+    """Also with all that leaves cells out, changes an arm, or searches settings."""
+    arms = ["scratch", {"gentle one": {"like": "finetuned", "encoder_lr": 0.1}}]
+    told = replace(
+        with_axes(config, arm=arms, **{"freeze.convolutions": [None, 1]}),
+        exclude=[{"arm": "gentle one", "seed": 1}],
+        tune=TuneSettings(keys={"optimizer.lr": [0.001, 0.01]}, trials=2),
+    )
+    program, verb, *words = shlex.split(_command(told))
+    assert (program, verb) == ("crysdistill", "study")
+    again = load_config(None, words, StudyConfig)
+
+    def cells(given):
+        axes = read_axes(given.axes)
+        return make_cells(given.shared, axes, given.exclude, given.controls, given.tune)
+
+    assert [c.name for c in cells(again)] == [c.name for c in cells(told)]
+    assert [c.search for c in cells(again)] == [c.search for c in cells(told)]
+    assert len(cells(told)) < len(cells(replace(told, exclude=[])))
+    assert again.out == told.out
 
 
 class TestResults:

@@ -101,7 +101,8 @@ def _ranges(given: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Range]
 def _range(key: str, value: Any) -> Range:
     place = f"tune.keys.{key}"
     if isinstance(value, list | tuple) and value:
-        return Range(tuple(value))
+        # As texts, which the configuration of a run reads: a file and Python say alike.
+        return Range(tuple(v if isinstance(v, str) else write_value(v) for v in value))
     unknown = set(value) - {"low", "high", "log"} if isinstance(value, Mapping) else {1}
     if unknown:
         raise InputError(f"`{place}` is {write_value(value)} but must be {_FORM}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -281,9 +282,14 @@ def _write_facts(out: Path, facts: Mapping[str, Any]) -> None:
 
 def _command(config: StudyConfig) -> str:
     """Return a command that runs the study."""
-    given = {"out": config.out, "weights": config.weights, "controls": config.controls}
+    given = {
+        "out": config.out,
+        "weights": config.weights,
+        "controls": config.controls,
+        "exclude": config.exclude or None,
+        "tune": config.tune,
+    }
     words = [f"{k}={write_value(v)}" for k, v in given.items() if v is not None]
     words += [f"base.{key}={write_value(v)}" for key, v in flat(config.base).items()]
     words += [f"axes.{name}={write_value(v)}" for name, v in config.axes.items()]
-    quoted = (f"'{w}'" if set(w) & set(" []{}*?$&|;<>()") else w for w in words)
-    return " ".join(["crysdistill study", *quoted])
+    return shlex.join(["crysdistill", "study", *words])
