@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -14,23 +15,50 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pymatgen.core import Lattice, Structure
+from pymatgen.core.operations import SymmOp
 
 from crysdistill.structures.crystal import Crystal
 from crysdistill.structures.elements import atomic_numbers_by_symbol
 
 LONGEST_FIRST = (
-    *("ranks", "recipes", "resume", "compare", "arms", "overlap_compiled", "readme"),
-    *("cluster", "build", "second_reader", "conformance", "overlap_real"),
-    *("resume_ranks", "firewall", "overlap", "fuzz_tables", "averaging", "ase_files"),
-    *("edits", "engine", "objectives_learn", "alloys", "optimade"),
-    *("keeping_pretrained", "duplicates"),
+    *("ranks", "resume", "recipes", "overlap_compiled", "readme", "build", "cluster"),
+    *("firewall", "conformance", "averaging", "study_report", "study", "overlap_real"),
+    *("arms", "training", "optimade", "fuzz_tables", "second_reader", "overlap"),
+    *("full_disk", "objectives", "alloys", "engine", "objectives_learn"),
+    *("keeping_pretrained", "resume_ranks", "freeze_study", "duplicates", "edits"),
+    "ase_files",
 )
 """Files whose tests take longest. Begun first, none keeps one worker at the end."""
+
+
+def _same_operation(one: SymmOp, other: object) -> bool:
+    """Compare two operations of a group as pymatgen does, 30 times as fast.
+
+    pymatgen compares 18,000 pairs whenever it makes a cubic group, which takes seconds.
+    """
+    if not isinstance(other, type(one)):
+        return NotImplemented
+    return bool((abs(one.affine_matrix - other.affine_matrix) <= one.tol).all())
+
+
+SymmOp.__eq__ = _same_operation
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Spare the garbage collector what is imported: it lives to the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,6 +73,19 @@ def one_core() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes are forks, which need not import for seconds.
+
+    They get pickled work and import nothing from this process, as fresh ones do.
+    `test_engine.py` has tests of the fresh ones.
+    """
+    from crysdistill.workers import workers
+    from tests.forks import CONTEXT
+
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: CONTEXT)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real structures and labels, or a skip that says why."""
@@ -55,6 +96,12 @@ def shared_data() -> Path:
             "real data absent: put it in ../shared/data or set CRYSDISTILL_DATA"
         )
     return folder
+
+
+@pytest.fixture
+def each_epoch_is_saved(monkeypatch) -> None:
+    """Save each epoch of a run, however short it is."""
+    monkeypatch.setattr("crysdistill.training.resume.keeping.SHARE", 1e9)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -41,6 +42,8 @@ from tests.toy_runs import (
     weights_of,
 )
 from tests.toy_stores import labelled, write_store
+
+pytestmark = pytest.mark.usefixtures("each_epoch_is_saved")
 
 # --------------------------------------------------------------- stopping and resuming
 
@@ -202,6 +205,30 @@ class TestResume:
         train(config)
         found = [path.name for path in checkpoints(config.out)]
         assert found == [f"step-{step:08d}.ckpt" for step in steps]
+
+    def test_short_epochs_are_not_all_saved(self, config, monkeypatch):
+        """A checkpoint waits until it takes no more than its share of the time."""
+        now = 0.0
+
+        def passes(seconds):
+            nonlocal now
+            now += seconds
+
+        monkeypatch.setattr(keeping, "SHARE", 0.1)
+        monkeypatch.setattr(keeping, "time", SimpleNamespace(monotonic=lambda: now))
+        slow, step = Checkpoints.save_checkpoint, torch.optim.AdamW.step
+        monkeypatch.setattr(
+            Checkpoints, "save_checkpoint", lambda *a, **k: (passes(5.0), slow(*a, **k))
+        )
+        monkeypatch.setattr(
+            torch.optim.AdamW, "step", lambda *a, **k: (passes(6.0), step(*a, **k))[1]
+        )
+        # An epoch of three steps takes 18 s, a checkpoint 5 s: at least 50 s lie
+        # between two.
+        config.trainer = replace(SHORT, epochs=9, keep_checkpoints=99)
+        train(config)
+        found = [path.name for path in checkpoints(config.out)]
+        assert found == [f"step-{step:08d}.ckpt" for step in (3, 12, 21, 27)]
 
     def test_signals_are_given_back(self, config, monkeypatch):
         before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -631,7 +658,7 @@ SLURM = {
 @pytest.mark.slow
 def test_a_command_stopped_by_signals(config):
     """Ctrl-C, then both signals that SLURM may send, then one without an answer."""
-    config.trainer = replace(SHORT, epochs=40)
+    config.trainer = replace(SHORT, epochs=40, checkpoint_every=3)
     whole = replace(config, out=config.out.with_name("whole"))
     for number, of_job, more, env in (
         (signal.SIGINT, "", [], {}),

@@ -113,7 +113,8 @@ class TrainerSettings:
             end.
         checkpoint_minutes: time between checkpoints within an epoch; None writes them
             only at its end.
-        checkpoint_every: also write a checkpoint each time after this many steps.
+        checkpoint_every: also write a checkpoint each time after this many steps, and
+            after every epoch, however short.
         keep_checkpoints: how many of the last checkpoints to keep.
     """
 

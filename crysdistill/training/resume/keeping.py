@@ -31,13 +31,19 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 AGAIN = 1.0
 """Seconds after which another Ctrl-C counts as a second one."""
 
+SHARE = 0.05
+"""The largest share of the time for checkpoints between epochs.
+
+An epoch on a hundred crystals takes no longer than its checkpoint."""
+
 
 class KeepWork(Checkpoint):
     """Saves a run, so that it can be killed at any moment and resumed bit for bit.
 
-    A checkpoint is written between two steps: after every epoch, and within an epoch as
-    often as the settings say. It counts batches of all ranks together, so a run can
-    continue on another number of ranks.
+    A checkpoint is written between two steps: after an epoch, unless that would take
+    more than `SHARE` of the time; within an epoch as often as the settings say. It
+    counts batches of all ranks together, so a run can continue on another number of
+    ranks.
 
     After Ctrl-C, or a signal that SLURM sends before a time limit, the step finishes;
     then the run is saved and stops. A second Ctrl-C, at least a second later, stops it
@@ -70,6 +76,7 @@ class KeepWork(Checkpoint):
         self._position = (0, 0)  # epoch, and batches of it that are done
         self._saved: tuple[int, int] | None = None  # position of the last checkpoint
         self._saved_at = 0.0
+        self._took = 0.0  # seconds for the last checkpoint
         self._steps = 0  # of the optimizer, when last looked at
         self._between_epochs = False  # resumed there
         self._handlers: dict[int, Any] = {}
@@ -149,7 +156,9 @@ class KeepWork(Checkpoint):
             self._between_epochs = False
         self.loader.go_to(trainer.current_epoch, 0)
         self._position = (trainer.current_epoch, 0)
-        self._pause(trainer, pl_module, save=trainer.current_epoch > 0)
+        cheap = self._took <= SHARE * (time.monotonic() - self._saved_at)
+        due = cheap or self.settings.checkpoint_every is not None
+        self._pause(trainer, pl_module, due and trainer.current_epoch > 0)
 
     def on_train_batch_end(
         self,
@@ -219,11 +228,12 @@ class KeepWork(Checkpoint):
         """Write a checkpoint, unless this position already has one."""
         if self._saved == self._position:
             return
-        step = trainer.global_step
+        step, begun = trainer.global_step, time.monotonic()
         trainer.save_checkpoint(self.files.path(step))
         self.files.failure = self.files.failure or self.metrics.failure
         self.files.check_written()
         self._saved, self._saved_at = self._position, time.monotonic()
+        self._took = self._saved_at - begun
         if trainer.is_global_zero:
             self.files.prune(step, self.settings.keep_checkpoints)
 
