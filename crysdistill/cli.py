@@ -146,12 +146,14 @@ def _inspect(args: argparse.Namespace) -> None:
 
 def _overlap_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    text = "pretraining crystals: a store, or a source as `build` reads it"
+    text = """pretraining crystals: a store, or a source as `build` reads it; or the
+    weights that learned from them, which know the formulas"""
     add("corpus", type=Path, metavar="CORPUS", help=text)
     text = "labelled crystals: a store or a source"
     add("dataset", type=Path, metavar="DATASET", help=text)
-    text = "the CSV of shared crystals; a JSON file beside it has the counts"
-    _out(parser, "PAIRS", text)
+    text = """the CSV of shared crystals; a JSON file beside it has the counts. With
+    weights: the crystals of the dataset that can be in their corpus, if you like"""
+    add("-o", "--out", type=Path, metavar="PAIRS", help=text)
     text = "kinds to find: `id,structure,prototype,formula`; all (slow) if absent"
     add("--kinds", type=_names, metavar="KINDS", help=text)
     text = "list at most N pairs of a kind for a dataset entry; count all"
@@ -161,9 +163,9 @@ def _overlap_arguments(parser: Parser) -> None:
 
 
 def _overlap(args: argparse.Namespace) -> None:
-    from crysdistill.overlap.files import compare_files
+    from crysdistill.transfer.bounds import compare
 
-    compare_files(**vars(args))
+    compare(**vars(args))
 
 
 def _split(args: argparse.Namespace) -> None:

@@ -231,7 +231,7 @@ def _alloys(folder: Path, students: Sequence[str]) -> StudyConfig:
         "trainer": {"epochs": 2, "batch_size": 16},
     }
     small = [{"name": name, **ENCODERS[name].SMALL} for name in students]
-    return _study(base, weights, small, (0, 1), folder / "study")
+    return _study(base, weights, small, (0,), folder / "study")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS, make_encoder
 from crysdistill.store.store import Store
 from crysdistill.studies.recipe import results_of_run, run_recipe
-from crysdistill.training.fit import HELPFUL
+from crysdistill.training.fit import TOGETHER
+from crysdistill.training.probe import HELPFUL
 from crysdistill.transfer.weights import read_header, save_weights
 from pretrain.evidence import TASKS, Task, task_stores
 
@@ -139,6 +140,7 @@ def _result(trial: Trial, task: str, seed: int, out: Path) -> dict[str, Any]:
     scratch, tuned = tests["scratch"]["test"], tests["finetuned"]["test"]
     probe = dict(found["probe"])
     without = min(probe.pop("composition"), probe.pop("untrained"))
+    probe.pop(TOGETHER, None)  # a network starts from one of the weights
     return {
         "task": task,
         "seed": seed,

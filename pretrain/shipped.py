@@ -5,11 +5,14 @@ crystals that are in none of the development tasks of `pretrain.evidence`:
 
 - `label-free`: the targets of `bank`, on all crystals of at most 40 atoms.
 - `taught`: the labels of `mp36k`, together with `bank`. It starts from `label-free`.
+- `taught-by-chgnet`: CHGNet's answers for 18,000 crystals of at most 20 atoms. This one
+  needs the package `chgnet`.
 
     python -m pretrain.shipped mp_corpus/ --data data/ --licence CC-BY-4.0
 
 FOLDER holds the tasks, each as a source of `build`. After an interruption, run it
-again: it goes on. `OUT/shipped/` then holds a weights file and a card of each.
+again: it goes on. `OUT/shipped/` then holds a weights file and a card of each. The
+files carry the formulas of all crystals of the stores, also of those held out.
 `--names` makes only some of them; `--smoke` runs every step on a few alloys that it
 makes itself.
 """
@@ -32,7 +35,7 @@ from crysdistill.encoders import ENCODERS
 from crysdistill.files import write_whole
 from crysdistill.studies.recipe import run_recipe
 from crysdistill.transfer.card import write_card
-from pretrain.evidence import clean_corpus, task_stores
+from pretrain.evidence import CHGNET, clean_corpus, task_stores
 
 MOST_ATOMS = 40
 """The largest crystals that the encoders learn from; larger ones cost most of an
@@ -84,6 +87,12 @@ RECIPES = {
         },
         epochs=8,
         start="label-free",
+    ),
+    "taught-by-chgnet": Recipe(
+        labelled=False,
+        encoder={"name": "cgcnn", "width": 64, "convolutions": 3},
+        objectives={"teacher": {"weight": 1.0, "teachers": ["chgnet"], **CHGNET}},
+        epochs=20,
     ),
 }
 """The encoders of the package by name, in the order in which they are made."""
@@ -194,12 +203,14 @@ def _smoke(out: Path) -> None:
         ).store
     small = {"name": "cgcnn", **ENCODERS["cgcnn"].SMALL}
     target = Target("formation_energy", "eV/atom").to_dict()
+    # A teacher that needs no package of its own.
+    instead = {"targets": [target], "teachers": ["random"]}
     recipes = {
         name: Recipe(
             labelled=recipe.labelled,
             encoder=recipe.encoder and small,
             objectives={
-                kind: {**given, "targets": [target]} if "targets" in given else given
+                kind: {key: instead.get(key, value) for key, value in given.items()}
                 for kind, given in recipe.objectives.items()
             },
             epochs=1,

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import reduction
+from pathlib import Path
 from typing import IO, Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -38,6 +39,7 @@ def _received(sent: Any) -> int:
 
 
 def _become(
+    script: str | None,
     words: Sequence[str],
     out: int,
     errors: int,
@@ -45,7 +47,7 @@ def _become(
     folder: str,
     prepare: Callable[[], None] | None,
 ) -> None:
-    """Let this process be `python -m crysdistill WORDS`."""
+    """Let this process be `python -m crysdistill WORDS`, or `python SCRIPT WORDS`."""
     os.setsid()  # as from a terminal of its own: signals reach all its processes
     os.dup2(out, 1)
     os.dup2(errors, 2)
@@ -55,7 +57,12 @@ def _become(
     if prepare is not None:
         prepare()
     sys.argv[1:] = words
-    runpy.run_module("crysdistill", run_name="__main__", alter_sys=True)
+    if script is None:
+        runpy.run_module("crysdistill", run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[0] = script
+        sys.path.insert(0, str(Path(script).parent))
+        runpy.run_path(script, run_name="__main__")
 
 
 class Command:
@@ -63,6 +70,7 @@ class Command:
 
     Args:
         words: the verb and its arguments.
+        script: a Python file that runs in place of `crysdistill`, in its own folder.
         prepare: called in the process before the command; it must be a function that
             can be pickled.
         environment: variables beside those of this process.
@@ -71,6 +79,7 @@ class Command:
     def __init__(
         self,
         *words: object,
+        script: Path | None = None,
         prepare: Callable[[], None] | None = None,
         **environment: str,
     ) -> None:
@@ -78,10 +87,11 @@ class Command:
         self._process = CONTEXT.Process(
             target=_become,
             args=(
+                str(script) if script else None,
                 list(map(str, words)),
                 *map(_Open, self._said),
                 {**os.environ, **environment},
-                os.getcwd(),  # noqa: PTH109
+                str(script.parent if script else Path.cwd()),
                 prepare,
             ),
         )

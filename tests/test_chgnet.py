@@ -134,7 +134,7 @@ def test_it_says_what_it_learned_from(store):
         assert made.origin.startswith(f"CHGNet {model}, trained on MPtrj")
         assert "Materials Project" in made.origin
         assert made.licence == "BSD-3-Clause-LBNL AND CC-BY-4.0"
-        word, why = seen(teacher.learned, store.structures_hash)
+        word, why = seen(teacher.learned, store)
         assert word == "unknown"
         assert "Materials Project; nobody has compared its crystals" in why
 
@@ -180,7 +180,7 @@ def test_what_it_cannot_be_asked_about_is_known_beforehand(tmp_path, monkeypatch
 
 @needs_chgnet
 @pytest.mark.slow
-def test_processes_say_the_same(tmp_path, monkeypatch):
+def test_processes_say_the_same(tmp_path, monkeypatch, forked_workers):
     monkeypatch.setattr("crysdistill.teachers.asking._SLOW_CRYSTALS", 1)
     store = open_store(tmp_path / "s.h5", [NACL, TIO2, CU])
     teacher = make_teacher("chgnet", store)

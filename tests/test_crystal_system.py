@@ -10,7 +10,9 @@ import torch
 from crysdistill.objectives import CrystalSystem
 from crysdistill.objectives.contrastive import LOSSES
 from crysdistill.objectives.nearest import NearestIsAlike
+from crysdistill.ranks import rank
 from crysdistill.structures.symmetry import crystal_system
+from tests.together import joined_call, together
 from tests.toy_batches import (
     batch_of,
     embed,
@@ -216,30 +218,25 @@ def test_neighbouring_large_labels_are_told_apart():
     assert chance.item() == pytest.approx(1 / 6)
 
 
-@pytest.mark.slow
-def test_retrieval_over_two_processes(tmp_path):
+def test_retrieval_over_two_processes():
     """Real gloo processes, uneven shares, and one that has seen nothing."""
-    torch.multiprocessing.spawn(
-        _retrieve_share, args=(str(tmp_path / "store"),), nprocs=2
-    )
+    batch = batch_of(TOYS)
+    alone = NearestIsAlike(8)
+    alone.update(embed(batch).crystals, crystal_systems(batch.space_groups))
+    expected = [v.item() for v in alone.compute()]
+    for found in together(2, joined_call, _retrieve_shares):
+        assert found == [pytest.approx(expected)] * 2, found
 
 
-def _retrieve_share(rank: int, store: str) -> None:
-    import torch.distributed as dist
-
+def _retrieve_shares() -> list[list[float]]:
     batch = batch_of(TOYS)
     crystals = embed(batch).crystals
     labels = crystal_systems(batch.space_groups)
-    alone = NearestIsAlike(8)
-    alone.update(crystals, labels)
-    expected = [v.item() for v in alone.compute()]
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
-    )
+    found = []
     for shares in ([3, 6], [9, 0]):
         metric = NearestIsAlike(8)
-        mine = slice(shares[0], None) if rank else slice(shares[0])
-        if shares[rank]:
+        mine = slice(shares[0], None) if rank() else slice(shares[0])
+        if shares[rank()]:
             metric.update(crystals[mine], labels[mine])
-        assert [v.item() for v in metric.compute()] == pytest.approx(expected)
-    dist.destroy_process_group()
+        found.append([v.item() for v in metric.compute()])
+    return found

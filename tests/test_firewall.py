@@ -427,7 +427,7 @@ def test_the_verb_refuses_what_it_cannot_do(corpus, judge, tmp_path, capsys):
     assert "`pairs_per_entry` is 0 but must be at least 1" in text
 
 
-def test_a_large_source_is_read_by_several_processes(corpus):
+def test_a_large_source_is_read_by_several_processes(corpus, forked_workers):
     alone, together = open_side(corpus, workers=1), open_side(corpus, workers=2)
     names = alone.crystals.material_ids
     np.testing.assert_array_equal(together.crystals.material_ids, names)

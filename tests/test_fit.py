@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,24 @@ import torch
 from crysdistill.encoders import ENCODERS, make_encoder
 from crysdistill.errors import InputError
 from crysdistill.graphs.neighbors import GraphSettings
+from crysdistill.store.checks import DatasetCheck
 from crysdistill.store.store import Store
 from crysdistill.training import fit as module
-from crysdistill.training.fit import FitConfig, advice, fit
+from crysdistill.training.fit import FitConfig, fit
 from crysdistill.training.inference import predict
-from crysdistill.training.probe import Probed, probe
+from crysdistill.training.probe import Probed, advice, probe
 from crysdistill.training.settings import SplitSettings, TrainerSettings
 from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.stack import Stack
 from crysdistill.transfer.targets import Normalizer, Target
-from crysdistill.transfer.weights import read_header, save_weights
+from crysdistill.transfer.weights import (
+    Provenance,
+    load_encoder,
+    load_predictor,
+    read_header,
+    save_weights,
+)
 from tests.toy_stores import labelled, write_store
 
 GRAPH = GraphSettings(6.0, 8)
@@ -63,13 +71,13 @@ def test_validation_chooses_and_the_test_set_judges(store, weights, tmp_path, ca
     path = fit(config(store, tmp_path / "fit", weights=[weights], repeats=2))
     said = capsys.readouterr().out
     table = pd.read_csv(tmp_path / "fit" / "candidates.csv")
-    assert set(table["candidate"]) == {
+    means = [name for name in table["candidate"] if "%" in name]
+    assert len(means) < 2
+    assert set(table["candidate"]) - set(means) == {
         "scratch",
         "fine-tuned",
         "composition",
         "frozen",
-        "scratch + frozen",
-        "fine-tuned + frozen",
     }
     assert table["score"].is_monotonic_increasing
     results = json.loads((tmp_path / "fit" / "results.json").read_text())
@@ -99,14 +107,81 @@ def test_every_candidate_is_what_its_name_says(store, weights, tmp_path, monkeyp
         return real(self, name, predictor)
 
     monkeypatch.setattr(module._Work, "_judged", watch)
+    shares = {"fine-tuned": 0.6, "frozen": 0.4}
+    monkeypatch.setattr(module, "choose_shares", lambda *_: shares)
     fit(config(store, tmp_path / "fit", weights=[weights], repeats=2))
     assert isinstance(seen["frozen"], FrozenPredictor)
     assert seen["composition"].encoder is None
     assert isinstance(seen["scratch"], Stack)
-    both = seen["fine-tuned + frozen"]
-    assert both.shares.tolist() == [0.25, 0.25, 0.5]
+    both = seen["60% fine-tuned + 40% frozen"]
+    np.testing.assert_allclose(both.shares, [0.3, 0.3, 0.4], rtol=1e-6)
     assert both.members[2] is seen["frozen"]
     assert list(both.members[:2]) == list(seen["fine-tuned"].members)
+
+
+def prefer_together(monkeypatch):
+    """Let the probe prefer all weights side by side."""
+    real = module.probe
+
+    def prefer(*given, **more):
+        found = real(*given, **more)
+        assert {one.name for one in found} > {"composition", "untrained"}
+        assert "all together" in [one.name for one in found]
+        return sorted(found, key=lambda one: one.name != "all together")
+
+    monkeypatch.setattr(module, "probe", prefer)
+
+
+def test_several_weights_are_also_frozen_side_by_side(
+    store, weights, tmp_path, monkeypatch
+):
+    torch.manual_seed(1)
+    second = tmp_path / "second.safetensors"
+    save_weights(second, make_encoder("cgcnn", GRAPH, **SMALL), GRAPH)
+    prefer_together(monkeypatch)
+    real = module._Work._judged
+
+    def judged(self, name, predictor):
+        found = real(self, name, predictor)
+        return replace(found, score=0.0) if name == "frozen" else found
+
+    monkeypatch.setattr(module._Work, "_judged", judged)
+    path = fit(config(store, tmp_path / "fit", weights=[weights, second]))
+    predictor = load_predictor(path)
+    assert isinstance(predictor, FrozenPredictor)
+    known, other = predictor.encoder.encoders
+    for part, file in ((known, weights), (other, second)):
+        theirs = load_encoder(file).state_dict()
+        for key, tensor in part.state_dict().items():
+            torch.testing.assert_close(tensor, theirs[key], atol=0, rtol=0)
+    results = json.loads((tmp_path / "fit" / "results.json").read_text())
+    assert results["chosen"] == "frozen"
+    assert results["probe"]["all together"] >= 0
+    # The network starts from one of them.
+    started = (tmp_path / "fit" / "finetuned-0" / "config.yaml").read_text()
+    assert "known.safetensors" in started or "second.safetensors" in started
+    judged_ = pd.read_csv(tmp_path / "fit" / "predictions.csv").set_index("material_id")
+    again = pd.read_csv(predict(path, [store], tmp_path / "all.csv", progress=False))
+    again = again.set_index("material_id").loc[judged_.index]
+    np.testing.assert_allclose(again["density"], judged_["prediction"], rtol=1e-4)
+
+
+def test_what_any_of_the_weights_has_seen_counts(store, weights, tmp_path, monkeypatch):
+    prefer_together(monkeypatch)
+    torch.manual_seed(1)
+    second = tmp_path / "second.safetensors"
+    hash_ = Store.open(store).structures_hash
+    kinds = ("id", "structure")
+    clean = DatasetCheck("d.h5", hash_, "0" * 64, kinds, 60, 0, 0, 0)
+    encoder = make_encoder("cgcnn", GRAPH, **SMALL)
+    save_weights(second, encoder, GRAPH, Provenance(checks=[clean]))
+    first = tmp_path / "first.safetensors"
+    save_weights(first, encoder, GRAPH, Provenance(checks=[clean]))
+    for names, word in (((first, second), "clean"), ((second, weights), "unknown")):
+        out = tmp_path / word
+        fit(config(store, out, weights=list(names)))
+        found = json.loads((out / "results.json").read_text())
+        assert found["overlap"].startswith(word), names
 
 
 def test_without_weights(store, tmp_path, capsys):
@@ -115,11 +190,8 @@ def test_without_weights(store, tmp_path, capsys):
         capsys.readouterr().out.split()
     )
     table = pd.read_csv(tmp_path / "fit" / "candidates.csv")
-    assert set(table["candidate"]) == {
-        "scratch",
-        "composition",
-        "scratch + composition",
-    }
+    alone = {name for name in table["candidate"] if "%" not in name}
+    assert alone == {"scratch", "composition"}
     header = read_header(tmp_path / "fit" / "weights.safetensors")
     assert header.target == DENSITY
     results = json.loads((tmp_path / "fit" / "results.json").read_text())

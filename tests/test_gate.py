@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -27,6 +25,7 @@ from crysdistill.layers.normalization import BatchNorm
 from crysdistill.ranks import rank, sum_over_ranks
 from crysdistill.structures.crystal import Crystal
 from tests.conftest import random_crystal
+from tests.forks import Command
 from tests.together import joined_call, together
 
 
@@ -382,7 +381,7 @@ def test_several_threads_may_train_at_once(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_fork_leaves_no_threads_behind():
+def test_a_fork_leaves_no_threads_behind(tmp_path):
     code = """
 import os, sys, torch
 from crysdistill.kernels import threads
@@ -400,9 +399,9 @@ if not child:
     os._exit(0 if all(map(torch.equal, everything(batch), expected)) else 3)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
-    )
+    script = tmp_path / "forking.py"
+    script.write_text(code)
+    done = Command(script=script).wait()
     assert done.returncode == 0, done.stderr
 
 

@@ -466,7 +466,7 @@ def test_tables_and_the_histogram_of_nearest_distances() -> None:
     assert overlap.histogram_table().row_count == 10
 
 
-def test_the_hash_depends_on_the_contents_alone() -> None:
+def test_the_hash_depends_on_the_contents_alone(forked_workers) -> None:
     corpus, dataset = small()
     overlap = find_overlap(corpus, dataset)
     again = find_overlap(*small(), workers=2)

@@ -22,10 +22,14 @@ from crysdistill.overlap import (
     verdicts,
 )
 from crysdistill.overlap.cells import niggli
-from crysdistill.overlap.facts import compositions
 from crysdistill.overlap.listing import pair_digest, pair_table
 from crysdistill.overlap.proximity import alike, exchanges, pair_distances, part_means
-from crysdistill.store.fingerprints import composition, distances, fingerprint
+from crysdistill.store.fingerprints import (
+    composition,
+    compositions,
+    distances,
+    fingerprint,
+)
 from crysdistill.structures.crystal import Crystal
 from tests.conftest import crystal as make_crystal
 from tests.conftest import random_crystal

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -453,25 +454,24 @@ def test_an_interrupt_while_a_run_starts(store, tmp_path, delay):
     assert wait_until(lambda: not any(map(running, below)))
 
 
+OPENED = 99
+"""A descriptor that a process has, and those that it starts have not."""
+
+
+def _open(path: Path) -> None:
+    os.dup2(os.open(path, os.O_RDONLY), OPENED)
+
+
 @pytest.mark.slow
 @needs_proc
 def test_an_error_that_only_a_started_process_meets(store, tmp_path):
     """It is told, and the one that waits for it ends."""
     config = tmp_path / "config.yaml"
     config.write_text(f"dataset: {store}\n")
-    with config.open() as file:
-        name = f"/dev/fd/{file.fileno()}"  # which a process started by it has not
-        line = f"""train {name} target.name=density trainer.devices=2
-            trainer.accelerator=cpu trainer.progress=false out={tmp_path / "run"}"""
-        done = subprocess.run(
-            [sys.executable, "-m", "crysdistill", *line.split()],
-            pass_fds=[file.fileno()],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            timeout=100,
-        )
+    name = f"/dev/fd/{OPENED}"
+    line = f"""train {name} target.name=density trainer.devices=2
+        trainer.accelerator=cpu trainer.progress=false out={tmp_path / "run"}"""
+    done = run(*line.split(), prepare=partial(_open, config))
     assert done.returncode == -signal.SIGKILL
     assert done.stderr.startswith(f"error: {name}: ")
     assert "terminated with code 2" in done.stderr

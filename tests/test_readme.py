@@ -7,8 +7,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +16,7 @@ import torch
 from crysdistill.cli import VERBS
 from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS
+from tests.forks import Command
 from tests.optimade_server import reference_server, resource
 from tests.test_layers import LAYERS, ROOT
 from tests.test_published_cgcnn import published_checkpoint
@@ -43,17 +42,18 @@ SMALLER = {
 }
 LABELLED, UNLABELLED, NEW = 40, 50, 10
 
-# One process for all lines: importing torch anew for each would take most of the time.
-# No network: the database that the README asks is the reference server, at argv[1].
+# One process for all lines. No network: the database that the README asks is the
+# reference server, at argv[1].
 RUN = """
 import json, sys
 from crysdistill.cli import main
 from crysdistill.sources.optimade import DATABASES
 DATABASES["oqmd"] = DATABASES["oqmd"]._replace(url=sys.argv[1])
-for argv in json.load(sys.stdin):
-    print("$ crysdistill", *argv, flush=True)
-    if code := main(argv):
-        sys.exit(f"exit code {code}")
+if __name__ == "__main__":  # and not in its worker processes
+    for argv in json.loads(sys.argv[2]):
+        print("$ crysdistill", *argv, flush=True)
+        if code := main(argv):
+            sys.exit(f"exit code {code}")
 """
 
 
@@ -71,17 +71,12 @@ def is_doors(block: str) -> bool:
     return all(words[0] == "make" for words in commands(block))
 
 
-def run(folder: Path, *argv: str, given: str = "") -> str:
-    done = subprocess.run(
-        [sys.executable, *argv],
-        cwd=folder,
-        input=given,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout
+def run(folder: Path, code: str, *words: str) -> str:
+    """Run a script in a folder; return what it prints."""
+    script = folder / "block.py"
+    script.write_text(code)
+    done = Command(*words, script=script).wait(500)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
@@ -141,7 +136,7 @@ def test_the_shell_blocks_do_what_they_say(crystals, tmp_path):
     served = [resource(f"oqmd-{n}", alloy) for n, alloy in enumerate(alloys)]
     with reference_server(folder / "server", served) as port:
         address = f"http://127.0.0.1:{port}"
-        shown = run(folder, "-c", RUN, address, given=json.dumps(lines))
+        shown = run(folder, RUN, address, json.dumps(lines))
     assert 0 < binary < len(alloys)
     assert f"oqmd.jsonl.gz: {binary} entries of OQMD (CC-BY-4.0)" in shown
     assert f"oqmd.h5: {binary} of {binary} crystals" in shown
@@ -161,9 +156,7 @@ def test_the_shell_blocks_do_what_they_say(crystals, tmp_path):
     others = [b for b in blocks("python") if "build(" not in b]
     assert len(others) == 2
     for block in others:
-        (folder / "block.py").write_text(block)
-        shown = run(folder, "block.py")
-        assert "eV/atom" in shown
+        assert "eV/atom" in run(folder, block)
 
 
 @pytest.mark.slow
@@ -172,9 +165,7 @@ def test_the_long_python_block_does_the_same(crystals, tmp_path):
     (block,) = [b for b in blocks("python") if "build(" in b]
     small, count = re.subn(r"epochs=\d+", "epochs=1", block)
     assert count == 1
-    (folder / "block.py").write_text(small)
-    shown = run(folder, "block.py")
-    assert "clean" in shown
+    assert "clean" in run(folder, small)
     for name in ("pretrain", "distill", "finetune", "train"):
         assert (folder / "runs" / name / "weights.safetensors").exists()
     assert len(predictions(folder / "predictions.csv")) == NEW

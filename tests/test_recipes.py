@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import ast
 import importlib
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from crysdistill.cli import VERBS
+from tests.forks import Command
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {
@@ -94,14 +92,10 @@ def test_it_takes_only_public_names(name):
 
 
 def test_importing_one_does_nothing(tmp_path):
-    code = "import importlib, sys\nfor n in sys.argv[1:]: importlib.import_module(n)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *FILES],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+    script = tmp_path / "imports.py"
+    script.write_text(
+        "import importlib, sys\nfor n in sys.argv[1:]: importlib.import_module(n)"
     )
+    done = Command(*FILES, script=script).wait()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [script]

@@ -277,7 +277,8 @@ def test_two_thousand_mutations():
             continue
         counts["read"] += 1
         others = {"gemmi": by_gemmi(text)}
-        if number % 10 == 0 or not re.search("F [dm] -3 m", text):  # 192 take seconds
+        # Groups of 192 operations take pymatgen a while.
+        if number % 10 == 0 or not re.search("F [dm] -3 m", text):
             others["pymatgen"] = by_pymatgen(text)
         for reader, theirs in others.items():
             if theirs is None:

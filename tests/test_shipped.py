@@ -157,6 +157,13 @@ def test_what_the_package_brings(name):
     assert f"licence: {header.provenance.licence}" in card
     assert write_card(path).splitlines()[0] == card.splitlines()[0]
     load_encoder(name)
+    # 88,903 crystals without labels; `taught` began with them.
+    formulas = header.provenance.formulas
+    assert formulas is not None
+    assert len(formulas) >= 61_209
+    assert f"carries the {len(formulas):,} formulas" in card
+    first = read_header("label-free").provenance.formulas
+    assert first | formulas == formulas
 
 
 def test_they_fit_into_the_wheel():

@@ -134,6 +134,7 @@ class TestResults:
         study(config, progress=False)
         facts = json.loads((config.out / "study.json").read_text("utf-8"))
         assert facts["controls"] == ["scratch", "mean"]
+        assert facts["roles"] == {"finetuned": "teacher"}
         assert facts["arms"]["mean"] == "predicts the mean of the training labels"
         assert facts["tasks"]["density"]["crystals"] == 40
         assert facts["tasks"]["density"]["target"] == "density"
@@ -142,7 +143,7 @@ class TestResults:
         assert facts["command"].startswith("crysdistill study out=")
 
     @pytest.mark.slow
-    def test_workers_find_the_same(self, config):
+    def test_workers_find_the_same(self, config, forked_workers):
         one = study(config, progress=False)
         for name, more in {
             "two": {"workers": 2},

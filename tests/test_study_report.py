@@ -16,7 +16,7 @@ from crysdistill.errors import InputError
 from crysdistill.store.store import Store
 from crysdistill.studies.canvas import short
 from crysdistill.studies.collect import report_study
-from crysdistill.studies.dataset_files import training_distances
+from crysdistill.studies.distances import training_distances
 from crysdistill.studies.exhibits import Exhibit, Section
 from crysdistill.studies.exports import export, export_folder
 from crysdistill.studies.findings import limits
@@ -72,10 +72,12 @@ def test_says_all_that_it_holds(page):
         "Results: modulus (modulus_value)",
         "Results: gap (gap_value)",
         "Gain against controls",
+        "Gap to the teacher that distillation closes",
         "Which layers to freeze",
         "Overlap of corpus and test",
         "Predictions: modulus (modulus_value)",
         "Predictions: gap (gap_value)",
+        "Calibration",
         "Training curves",
         "What the search chose",
         "What it cost",

@@ -341,7 +341,7 @@ def test_an_answer_that_is_no_number_is_refused_and_named(store):
 
 
 @pytest.mark.slow
-def test_a_slow_teacher_is_asked_on_all_cores(store, monkeypatch):
+def test_a_slow_teacher_is_asked_on_all_cores(store, monkeypatch, forked_workers):
     monkeypatch.setattr("crysdistill.teachers.asking._SLOW_CRYSTALS", 2)
     teacher = Slow()
     answers = answers_for(teacher, store, np.arange(12), workers=2, progress=False)

@@ -175,7 +175,7 @@ def test_a_random_one(store):
     expected = RandomTeacher(SMALL_ENCODER, 4, store.graph).fingerprint()
     assert teacher.fingerprint() == expected
     assert teacher.graph == store.graph
-    assert seen(teacher.learned, store.structures_hash)[0] == "clean"
+    assert seen(teacher.learned, store)[0] == "clean"
 
 
 def test_a_published_checkpoint_is_asked_on_its_own_graph(store, tmp_path):
@@ -189,7 +189,7 @@ def test_a_published_checkpoint_is_asked_on_its_own_graph(store, tmp_path):
     )
     found = answers.gather_atoms(torch.tensor([1, 4]))
     torch.testing.assert_close(found, wanted.atoms.detach(), atol=1e-5, rtol=1e-5)
-    word, why = seen(teacher.learned, store.structures_hash)
+    word, why = seen(teacher.learned, store)
     assert word == "unknown"
     assert "imported from my-gap.pth.tar" in why
 
@@ -249,7 +249,7 @@ def test_a_teacher_tells_what_it_learned_from(weights, store):
         "c0",
     )
     foreign = Foreign(Provenance(origin="MODEL, trained on everything"))
-    word, why = seen(foreign, store.structures_hash)
+    word, why = seen(foreign, store)
     assert word == "unknown"
     assert why == (
         "unknown (MODEL, trained on everything; nobody has compared its crystals with "
@@ -257,7 +257,7 @@ def test_a_teacher_tells_what_it_learned_from(weights, store):
     )
     check = DatasetCheck("d", store.structures_hash, "0" * 64, ("id",), 9, 1, 0, kept=1)
     compared = Foreign(Provenance(origin="MODEL", checks=[check]))
-    assert seen(compared, store.structures_hash)[0] == "transductive"
+    assert seen(compared, store)[0] == "transductive"
 
 
 def test_only_a_table_has_answers_at_hand(weights, store):

@@ -13,6 +13,7 @@ import numpy as np
 
 from crysdistill.corpus.build import build
 from crysdistill.graphs.batch import GraphSettings
+from crysdistill.overlap import CrystalList
 from crysdistill.store.store import Store
 from crysdistill.structures.crystal import Crystal
 from crysdistill.structures.elements import symbols
@@ -42,6 +43,13 @@ def labelled(count: int, first: int = 0, **more: Any) -> list[Crystal]:
         known = {"density": value, "class": float(value > MIDDLE)}
         found.append(replace(crystal, properties={**known, **more}))
     return found
+
+
+def known_by_hash(name: str) -> CrystalList:
+    """A dataset of one crystal, with a hash that is easy to write."""
+    dataset = CrystalList(labelled(1))
+    vars(dataset)["structures_hash"] = name
+    return dataset
 
 
 def write_lines(path: Path, crystals: Sequence[Crystal]) -> Path:

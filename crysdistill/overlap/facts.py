@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from crysdistill.overlap.matching import space_groups, unhanded
-from crysdistill.store.fingerprints import NEIGHBORS, fingerprint
+from crysdistill.store.fingerprints import NEIGHBORS, compositions, fingerprint
 from crysdistill.structures.crystal import Crystal
 from crysdistill.workers import Workers
 
@@ -132,31 +132,6 @@ class Facts:
             rows.tolist(), workers.map(space_groups, crystals, CHUNK), strict=True
         ):
             self.groups[row] = groups
-
-
-def compositions(
-    atom_offsets: np.ndarray, atomic_numbers: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the reduced compositions of many crystals, in the order of `composition`.
-
-    Args:
-        atom_offsets: (B + 1,) first atom of each crystal.
-        atomic_numbers: (N,) uint8, those of all crystals.
-
-    Returns:
-        (B + 1,) where the species of each crystal start, and their atomic numbers and
-        reduced amounts, int64.
-    """
-    sizes = np.diff(atom_offsets)
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    keys, amounts = np.unique(owner * 256 + atomic_numbers, return_counts=True)
-    owner, species = np.divmod(keys, 256)
-    order = np.lexsort((species, amounts, owner))
-    species, amounts = species[order], amounts[order]  # `owner` rises already
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(sizes)))])
-    if len(amounts):
-        amounts //= np.gcd.reduceat(amounts, offsets[:-1])[owner]
-    return offsets.astype(np.int64), species, amounts
 
 
 def _number(

@@ -79,6 +79,19 @@ class Arm:
             found |= {"pretrained", self.kind}
         return found
 
+    @property
+    def role(self) -> str:
+        """What it is to the `weights` as a teacher.
+
+        A `student` learns from them; a `teacher` is what they make of the task
+        themselves; "" is neither.
+        """
+        if self.pretrained != "weights" or self.repeats > 1:
+            return ""
+        if self.kind == "distill":
+            return "" if self.control else "student"
+        return "teacher" if self.kind in ("finetune", "readout") else ""
+
 
 # ------------------------------------------------------------- what arms make of keys
 

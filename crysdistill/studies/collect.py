@@ -10,7 +10,9 @@ from typing import Any
 import pandas as pd
 
 from crysdistill.errors import InputError
-from crysdistill.studies.dataset_files import tested_crystals, training_distances
+from crysdistill.studies.dataset_files import tested_crystals
+from crysdistill.studies.distances import corpus_distances, training_distances
+from crysdistill.studies.embedding_maps import embedding_maps
 from crysdistill.studies.joining import join_studies, read_study, study_names
 from crysdistill.studies.report import write_report
 from crysdistill.studies.run_files import (
@@ -69,13 +71,17 @@ def report_study(
     known = table["test_train"].isna().all()
     ratios = test_over_train(table) if known else table["test_train"]
     predictions = judged_predictions(table)
+    absent: list[str] = []
     if predictions is not None:
         predictions["distance"] = training_distances(table, predictions)
+        corpus = corpus_distances(table, predictions)
+        predictions["corpus_distance"], absent = corpus
+    maps = embedding_maps(table)
     blocks = encoder_blocks(table) if "freeze.convolutions" in table else None
     said = {**study.facts, **(facts or {})}
     said.setdefault("versions", versions(table))
-    if "arms" not in study.facts:
-        said |= _as_declared(table)
+    declared = _as_declared(table)
+    said |= {name: value for name, value in declared.items() if name not in said}
     named = " and ".join(Path(name).resolve().name for name in names)
     return write_report(
         Path(out) if out is not None else Path(folders[0]) / "report.html",
@@ -89,13 +95,15 @@ def report_study(
         crystals=None if predictions is None else tested_crystals(table, predictions),
         blocks=blocks,
         published=models,
+        embeddings=maps.points,
+        not_shown=[*absent, *maps.absent],
         next_steps=list(next_steps),
         reference=reference,
     )
 
 
 def _as_declared(table: pd.DataFrame) -> dict[str, Any]:
-    """Return facts about the arms of a study that wrote none, from their registry."""
+    """Return facts about the arms, from their registry, for studies that wrote none."""
     from crysdistill.studies.arms import make_arm  # slow: it imports the training
 
     found = {}
@@ -105,4 +113,5 @@ def _as_declared(table: pd.DataFrame) -> dict[str, Any]:
     return {
         "arms": {name: arm.about for name, arm in found.items()},
         "controls": [name for name, arm in found.items() if arm.control],
+        "roles": {name: arm.role for name, arm in found.items() if arm.role},
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from crysdistill.schema import dump_config
 from crysdistill.splits import make_split
@@ -24,12 +25,17 @@ from crysdistill.training.judging import (
 )
 from crysdistill.training.labelled import LabelledConfig
 from crysdistill.training.runs import open_run
+from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.scores import Scores
+from crysdistill.transfer.spread import Watched, fit_factor
 from crysdistill.transfer.stack import Stack
 from crysdistill.transfer.weights import load_predictor, read_header, save_weights
 
-_KEPT = ("labels", "dataset", "overlap", "split", "split_by", "test_set")
+_KEPT = (
+    *("labels", "dataset", "overlap", "overlap_at_most"),
+    *("split", "split_by", "test_set"),
+)
 
 
 def run_ensemble(
@@ -67,14 +73,28 @@ def run_ensemble(
         stack.to(device)
         other = judged_elsewhere(config, store, split, outputs)
         found, kinds = {}, Scores(outputs).kinds
+        factors: dict[str, float] = {}
         for name, subset in subsets_of(store, split, names, other).items():
-            scores, output, known = tested(stack, subset.batches(device))
-            found[name] = scores.compute()
+            watched = Watched(stack)
+            scores, output, known = tested(watched, subset.batches(device))
+            found[name], sd = scores.compute(), watched.sd()
+            if name == "val" and sd is not None:
+                factors = _factors(outputs, sd, known, output)
             if name == "test":
-                write_predictions(run, subset, outputs, known, output)
+                write_predictions(run, subset, outputs, known, output, sd)
         one = json.loads((folders[0] / "results.json").read_text("utf-8"))
         about = {name: one[name] for name in _KEPT if name in one}
-        about |= {"seed": config.seed, "networks": repeats}
+        about |= {"seed": config.seed, "networks": repeats, "sd_factor": factors}
         run.write_json("results.json", {**about, **results_of(outputs, kinds, found)})
         provenance = read_header(folders[0] / "weights.safetensors").provenance
         return save_weights(run.weights, stack.to("cpu"), provenance=provenance)
+
+
+def _factors(
+    outputs: Outputs, sd: Tensor, known: Tensor, output: Tensor
+) -> dict[str, float]:
+    """Return for each target by what its spread must be multiplied to be right."""
+    errors = outputs.predictions(output) - known  # (B, T)
+    pairs = zip(outputs.names, sd.unbind(1), errors.unbind(1), strict=True)
+    found = {name: fit_factor(spread, error) for name, spread, error in pairs}
+    return {name: factor for name, factor in found.items() if factor is not None}

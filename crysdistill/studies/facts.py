@@ -40,6 +40,7 @@ def study_facts(
         "tasks": {task: _task(cells, draws, task, overlap) for task in _tasks(cells)},
         "arms": {name: arm.about for name, arm in arms.items()},
         "controls": [name for name, arm in arms.items() if arm.control],
+        "roles": {name: arm.role for name, arm in arms.items() if arm.role},
         "weights": ", ".join(
             dict.fromkeys(read_header(path).provenance.origin for path in weights)
         ),

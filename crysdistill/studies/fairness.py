@@ -116,8 +116,7 @@ def overlaps(cells: Iterable[Cell]) -> dict[tuple[str, str], str]:
         weights = pretrained_by(cell)
         if weights is not None and (cell.task, weights) not in found:
             judges = cell.config.test.dataset or cell.config.dataset
-            dataset = Store.open(judges).structures_hash
-            said = seen(read_header(weights), dataset)[1]
+            said = seen(read_header(weights), Store.open(judges))[1]
             found[cell.task, weights] = said
     return found
 

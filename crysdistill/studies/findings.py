@@ -123,6 +123,7 @@ def limits(
     groups: Sequence[ResultGroup],
     reference: str,
     overlap: Mapping[str, Any] | None,
+    absent: Sequence[str] = (),
 ) -> list[str]:
     """Return sentences on the limits of the results.
 
@@ -131,6 +132,7 @@ def limits(
         groups: the groups from `result_groups`.
         reference: the arm that the others are compared with.
         overlap: the `word` and `meaning` of the overlap; None if nothing is known.
+        absent: sentences on what the page cannot show.
     """
     seeds = table[["seed", "fold"]].drop_duplicates().shape[0]
     said = [
@@ -150,10 +152,7 @@ def limits(
         said.append(
             "The arm called best was picked by its test values, which flatters it."
         )
-    said.append(
-        "No arm predicts an interval, so there is no calibration to show. Embeddings "
-        "are not drawn."
-    )
+    said += absent
     if overlap and overlap["word"] != "clean":
         said.append(f"Overlap {overlap['word']}: {overlap['meaning']}.")
     failed = int((~np.isfinite(table["value"])).sum())

@@ -158,7 +158,7 @@ def _joined_facts(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             found[name] = _joined_tasks(known)
         elif name == "controls":
             found[name] = list(dict.fromkeys(v for value in values for v in value))
-        elif name == "arms":
+        elif name in ("arms", "roles"):
             found[name] = {k: v for value in values for k, v in value.items()}
         elif name == "command":
             found[name] = "; ".join(dict.fromkeys(map(str, values)))

@@ -41,13 +41,13 @@ from crysdistill.training.judging import (
 )
 from crysdistill.training.labelled import LabelSettings
 from crysdistill.training.loader import BatchLoader
+from crysdistill.training.overlap import find_seen
 from crysdistill.training.pretrained import load_pretrained
 from crysdistill.training.runs import RunDirectory, open_run
 from crysdistill.training.settings import EncoderChoice
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.ridge import PENALTIES, logistic
 from crysdistill.transfer.scores import Scores
-from crysdistill.transfer.seen import seen
 from crysdistill.transfer.targets import Normalizer, Target
 from crysdistill.transfer.weights import read_header
 
@@ -133,12 +133,11 @@ def _judge(
         if name == "test":
             write_predictions(run, subset, outputs, known, answers)
     before = read_header(config.weights) if config.weights else None
-    said = seen(before, (other.store if other else store).structures_hash)[1]
     results = {
         "labels": len(split.train),
         "seed": config.seed,
         "dataset": store.hash,
-        "overlap": other.overlap(said) if other else said,
+        **find_seen(before, store, split, other),
         "split": split.hash(store.material_ids),
         "split_by": split.made_by,
         **({"test_set": other.facts()} if other else {}),

@@ -29,9 +29,13 @@ from crysdistill.studies.findings import (
     tally,
 )
 from crysdistill.studies.page import flat_settings, render
+from crysdistill.studies.sections.calibration import NONE as NO_CALIBRATION
+from crysdistill.studies.sections.calibration import calibrated
 from crysdistill.studies.sections.controls import gains
 from crysdistill.studies.sections.costs import costs, failures
+from crysdistill.studies.sections.embeddings import maps
 from crysdistill.studies.sections.freezing import freezing
+from crysdistill.studies.sections.gap import share_of_gap
 from crysdistill.studies.sections.labels import learning_curves
 from crysdistill.studies.sections.overlap import overlap, overlap_of_tasks
 from crysdistill.studies.sections.overview import largest, overview
@@ -51,7 +55,7 @@ __all__ = ["console_table", "write_report"]
 
 _SHOWN_ELSEWHERE = {
     "arms", "overlap", "settings", "versions", "measured", "controls", "tasks",
-    "command", "tune", "not_fair",
+    "command", "tune", "not_fair", "roles",
 }  # fmt: skip
 _ALL_DRAWN = 8  # of more groups, only those with the most labels have figures
 
@@ -69,6 +73,8 @@ def write_report(
     crystals: pd.DataFrame | None = None,
     blocks: pd.DataFrame | None = None,
     published: pd.DataFrame | None = None,
+    embeddings: pd.DataFrame | None = None,
+    not_shown: Sequence[str] = (),
     next_steps: Sequence[str] = (),
     reference: str = "scratch",
     controls: Collection[str] = (),
@@ -91,17 +97,20 @@ def write_report(
             a mapping with that word as `status`, or rows of a table), `settings` and
             `versions` (mappings), `measured` (sentences instead of `MEASURED`),
             `command` (what ran the study), `tune` (see `searched`), `not_fair`
-            (sentences on comparisons that are not fair).
+            (sentences on comparisons that are not fair), `roles` (see `Arm.role`).
         pretraining: the column `epoch` and a column for each number on held-out
             crystals; `x_chance` holds the chance level of `x`.
         curves: columns `run`, `epoch`, `train_loss` and validation numbers; also `arm`
             if the names of the runs do not begin with it, and `task`.
         predictions: test predictions: columns `arm, seed, material_id, target,
-            prediction, truth`; also `labels` and `task` if there are several, and
-            `distance` to the nearest training crystal.
+            prediction, truth`; also `labels` and `task` if there are several,
+            `distance` to the nearest training crystal, `corpus_distance` to the
+            nearest of the corpus, and `sd` and `sd_factor` (see `calibrated`).
         crystals: columns `material_id, elements, system` (and `task`) of test crystals.
         blocks: columns `run, block, drift, cka` of fine-tuned encoders.
         published: published predictions; see `read_published`.
+        embeddings: points of crystals; see `embedding_maps`.
+        not_shown: sentences on what is missing on the page, and why.
         next_steps: suggestions; a command stands alone or between backticks.
         reference: the arm that the others are compared with, if there is one.
         controls: the arms that are controls, unless the facts name them.
@@ -122,10 +131,20 @@ def write_report(
     seen = overlap(overlap_of_tasks(tasks) if known is None else known)
     targets = _targets(groups, table, reference)
     first = overview(groups, table, reference)
-    middle = [gains(largest(groups), table), freezing(groups, table, blocks)]
+    roles = facts.get("roles") or {}
+    middle = [
+        gains(largest(groups), table),
+        share_of_gap(groups, table, roles),
+        freezing(groups, table, blocks),
+    ]
     last: list[Section | None] = []
+    absent = list(not_shown)
     if predictions is not None:
         last += predictions_sections(predictions, groups, crystals, published)
+        last.append(calibrated(predictions, groups))
+    if not (last and last[-1]):
+        absent.insert(0, NO_CALIBRATION)
+    last.append(maps(embeddings, groups))
     if curves is not None:
         last.append(training_curves(curves, groups, reference))
     last += [
@@ -155,7 +174,7 @@ def write_report(
         settings=flat_settings(facts.get("settings", {})),
         versions=facts.get("versions", {}),
         limits=[
-            *facts.get("not_fair", []), *limits(table, groups, reference, seen),
+            *facts.get("not_fair", []), *limits(table, groups, reference, seen, absent),
         ],
         runs=_runs(table, groups),
         next_steps=list(next_steps),

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
+
+from crysdistill.schema import read_dumped
 
 _SPLITS = 40  # files from which the overlap of the splits is found
 
@@ -16,6 +19,19 @@ _SPLITS = 40  # files from which the overlap of the splits is found
 def epochs(log: Path) -> pd.DataFrame:
     """Return a run's `metrics.csv` with one row for each epoch."""
     return pd.read_csv(log).groupby("epoch").first().reset_index()
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """Return the configuration of a run; empty if there is none that can be read.
+
+    Args:
+        run: its folder.
+    """
+    try:
+        found = read_dumped((run / "config.yaml").read_text("utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def with_most_labels(table: pd.DataFrame) -> pd.DataFrame:
@@ -27,6 +43,15 @@ def with_most_labels(table: pd.DataFrame) -> pd.DataFrame:
     known = table[table["run"] != ""]
     most = known.groupby(["task", "target"])["labels"].transform("max")
     return known[known["labels"] == most]
+
+
+def one_of_each(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the first run of each arm; the others differ in seeds and folds only.
+
+    Args:
+        table: runs of one task and number of labels.
+    """
+    return table.drop_duplicates(["arm", "condition"])
 
 
 def training_logs(table: pd.DataFrame) -> pd.DataFrame | None:
@@ -52,6 +77,11 @@ def judged_predictions(table: pd.DataFrame) -> pd.DataFrame | None:
 
     Args:
         table: the table from `check_results`; `run` is a path.
+
+    Returns:
+        The columns of `predictions.csv` and the coordinates of the run. Of runs that
+        predict an `sd` also `sd_factor`, NaN if they do not know it. None without any
+        predictions.
     """
     tables = []
     for row in with_most_labels(table).itertuples():
@@ -61,8 +91,18 @@ def judged_predictions(table: pd.DataFrame) -> pd.DataFrame | None:
         found = pd.read_csv(path, dtype={"material_id": str})
         if {"truth", "prediction"} <= set(found.columns):  # of a single target
             names = ("arm", "task", "target", "labels", "condition", "seed", "fold")
-            tables.append(found.assign(**{n: getattr(row, n) for n in names}))
+            about = {n: getattr(row, n) for n in names}
+            if "sd" in found.columns:
+                about["sd_factor"] = _sd_factor(path.parent, str(row.target))
+            tables.append(found.assign(**about))
     return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def _sd_factor(run: Path, target: str) -> float:
+    """Return by what validation says that the `sd` of a run must be multiplied."""
+    path = run / "results.json"
+    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return float(found.get("sd_factor", {}).get(target, np.nan))
 
 
 def test_over_train(table: pd.DataFrame) -> pd.Series:

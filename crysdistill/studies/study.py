@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ class StudyConfig:
             list of names adds those.
         tune: a search of settings, the same for every arm and task; null for none.
         workers: the number of runs at a time, each with one thread; null takes all
-            cores, or one run at a time on a machine with a GPU.
+            cores, or one run at a time for each GPU. The GPUs are taken in turn.
         cluster: use Dask workers instead: `local:N`, `tcp://HOST:PORT`, a scheduler
             file, or `slurm:FILE.yaml`.
     """
@@ -160,29 +161,38 @@ def _run(
 ) -> Iterator[tuple[Cell, str]]:
     """Yield every cell after it has run, with its error or ""."""
     jobs = [_job(config, cell) for cell in cells]
-    workers = config.workers
-    if workers is None and config.cluster is None and torch.cuda.is_available():
-        workers = 1  # runs at a time would share its memory
+    workers, devices = config.workers, _devices()
+    if workers is None and config.cluster is None and devices:
+        workers = len(devices)  # more runs at a time would share their memory
     missing = [job for job in jobs if not job.done]
+    kept = len(jobs) - len(missing)
     runs = {job.config.out for job in missing}
     if len(missing) < 2 and config.cluster is None:
         workers = 1
     opened = {Path(job.config.dataset) for job in jobs}
     with (
-        Shown(cells, progress) as shown,
+        Shown(cells, progress, kept) as shown,
         engine(
             workers, config.cluster, folder=config.out, opened=sorted(opened),
-            kept="finished runs are kept; ",
+            kept="finished runs are kept; ", devices=devices,
         ) as work,
     ):  # fmt: skip
         errors = work.map(run_job, missing)
         for cell, job in zip(cells, jobs, strict=True):
-            error = next(errors) if job.config.out in runs else ""
+            new = job.config.out in runs
+            error = next(errors) if new else ""
             if not error:
                 _keep_coordinates(job)
-            value = float("nan") if error else _results(job.config.out)["test"]
-            shown.add(cell, value, error)
+            shown.add(cell, {} if error else _results(job.config.out), error, new)
             yield cell, error
+
+
+def _devices() -> list[str]:
+    """Return the GPUs that this process sees, by the names that CUDA knows."""
+    if not torch.cuda.is_available():
+        return []
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return seen.split(",") if seen else list(map(str, range(torch.cuda.device_count())))
 
 
 def _job(study: StudyConfig, cell: Cell) -> Job:

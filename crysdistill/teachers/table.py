@@ -216,8 +216,9 @@ def _learned(path: Path, about: Mapping[str, str]) -> Foreign:
     if ABOUT in about:
         try:
             facts = json.loads(about[ABOUT])
-            return Foreign(Provenance(**facts["provenance"]), facts["kind"])
-        except (ValueError, KeyError, TypeError):
+            values = {**facts["provenance"], "formulas": facts.get("formulas")}
+            return Foreign(Provenance(**values), facts["kind"])
+        except (ValueError, KeyError, TypeError, InputError):
             raise InputError(
                 f"{path}: the record of its weights cannot be read; write it again "
                 "with `crysdistill embed`"

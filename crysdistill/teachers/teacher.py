@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crysdistill.graphs.batch import CrystalBatch, GraphSettings
+from crysdistill.store.formulas import Formulas
 from crysdistill.store.store import Store
 from crysdistill.teachers.answers import TeacherAnswers
 from crysdistill.transfer.seen import Learned
@@ -110,5 +111,6 @@ class Teacher(ABC):
     def provenance(self) -> Provenance:
         """Its training data and licence, which its students inherit."""
         if self.learned is None:
-            return Provenance(origin=f"{self.name}, which has learned nothing")
+            origin = f"{self.name}, which has learned nothing"
+            return Provenance(origin=origin, formulas=Formulas())
         return self.learned.provenance

@@ -16,11 +16,13 @@ import torch
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 from crysdistill.encoders import Encoder, find_encoder, make_encoder
 from crysdistill.errors import InputError
 from crysdistill.schema import dump_config
 from crysdistill.splits import Split, make_split
+from crysdistill.store.formulas import Formulas
 from crysdistill.store.origins import joint_licence
 from crysdistill.store.store import Store
 from crysdistill.training.across import (
@@ -42,9 +44,17 @@ from crysdistill.training.judging import (
 )
 from crysdistill.training.labelled import LabelledConfig
 from crysdistill.training.loader import BatchLoader, place
+from crysdistill.training.overlap import find_seen, overlap_line, with_labelled
 from crysdistill.training.pretrained import load_pretrained
-from crysdistill.training.probe import Probed, probe
+from crysdistill.training.probe import (
+    COMPOSITION,
+    UNTRAINED,
+    Probed,
+    advice,
+    probe,
+)
 from crysdistill.training.runs import RunDirectory, open_run
+from crysdistill.training.selection import choose_shares
 from crysdistill.training.settings import (
     AcrossSettings,
     EncoderChoice,
@@ -53,11 +63,12 @@ from crysdistill.training.settings import (
 from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.outputs import Outputs
-from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.scores import Scores
-from crysdistill.transfer.seen import seen
+from crysdistill.transfer.seen import seen, with_teachers
 from crysdistill.transfer.shipped import shipped
-from crysdistill.transfer.stack import Stack
+from crysdistill.transfer.side_by_side import SideBySide
+from crysdistill.transfer.spread import Watched
+from crysdistill.transfer.stack import Stack, weighted
 from crysdistill.transfer.weights import (
     AnyPredictor,
     Provenance,
@@ -67,10 +78,8 @@ from crysdistill.transfer.weights import (
     save_weights,
 )
 
-HELPFUL = 0.02
-"""The gain of a probe, relative, above which fine-tuning is likely to help."""
-COMPOSITION = "composition"
-UNTRAINED = "untrained"
+TOGETHER = "all together"
+"""The name of all given weights side by side."""
 
 
 @dataclass(kw_only=True)
@@ -78,13 +87,16 @@ class FitConfig(LabelledConfig):
     """The best predictor for some labels, of any kind.
 
     Candidates are a network from scratch, one that starts from pretrained weights, a
-    Gaussian process on frozen embeddings and one on the composition, and means of
-    these. Validation chooses one, and only that one predicts the test crystals, once.
+    Gaussian process on frozen embeddings, one on the composition, and the weighted mean
+    of these that predicts the validation crystals best. Validation chooses one, and
+    only that one predicts the test crystals, once.
 
     Args:
-        weights: pretrained encoders, by file or by the name of one in the package; a
-            probe chooses one of them. None takes all of the package that read the
-            dataset's graph. If empty, networks are trained only from scratch.
+        weights: pretrained encoders, by file or by the name of one in the package. A
+            probe chooses one of them to start from, and one to freeze, or all of them
+            side by side. None takes all of the package that read the dataset's graph,
+            but none that a foreign model taught. If empty, networks are trained only
+            from scratch.
         encoder: of the network from scratch; by default that of the first weights.
         repeats: networks of each kind, with different seeds; their mean predicts.
     """
@@ -113,12 +125,14 @@ class Candidate:
         predictor: fitted to the training crystals.
         score: the validation error; see `Scores`.
         metrics: the validation metric of each target.
+        answers: the raw outputs (n, O) for the validation crystals.
     """
 
     name: str
     predictor: AnyPredictor
     score: float
     metrics: dict[str, float]
+    answers: Tensor
 
 
 def fit(config: FitConfig) -> Path:
@@ -155,15 +169,17 @@ def fit(config: FitConfig) -> Path:
             other = choose_tested(other, shared, config.test.keep_shared, outputs)
             rich.print(escape(other.remark))
         work = _Work(config, store, split, outputs, run, paths, other)
+        if len(encoders) > 1:
+            encoders[TOGETHER] = SideBySide(list(encoders.values()))
         looked = work.probe(encoders)
-        best = next((one.name for one in looked if one.name in encoders), None)
+        best = next((one.name for one in looked if one.name in paths), None)
         work.advise(looked, best)
-        candidates = sorted(
-            work.candidates(encoders, best), key=lambda candidate: candidate.score
-        )
+        frozen = next((one.name for one in looked if one.name in encoders), None)
+        made = work.candidates(encoders, best, frozen)
+        candidates = sorted([*made, *work.mean_of(made)], key=lambda one: one.score)
         chosen = candidates[0]
         work.show(candidates)
-        return work.finish(chosen, candidates, looked, best)
+        return work.finish(chosen, candidates, looked, best, frozen)
 
 
 def _same_split(run: RunDirectory) -> SplitSettings:
@@ -172,20 +188,25 @@ def _same_split(run: RunDirectory) -> SplitSettings:
 
 
 def _chosen_from(config: FitConfig, store: Store) -> Sequence[Path]:
-    """Return the given weights, or else those of the package that read the graph."""
+    """Return the given weights, or else those of the package that can be used.
+
+    They read the graph of the dataset. No foreign model taught them, of whose crystals
+    nobody knows whether they are in the dataset.
+    """
     if config.weights is not None:
         return config.weights
+    headers = {name: read_header(path) for name, path in shipped().items()}
     return [
         Path(name)
-        for name, path in shipped().items()
-        if read_header(path).graph == store.graph
+        for name, header in headers.items()
+        if header.graph == store.graph and not header.provenance.taught_by
     ]
 
 
 def _named(weights: Sequence[Path]) -> dict[str, Path]:
     """Return weights by the name of their file or run; by their path if ambiguous."""
     short = [p.parent.name if p.stem == "weights" else p.stem for p in weights]
-    taken = [*short, COMPOSITION, UNTRAINED]
+    taken = [*short, COMPOSITION, UNTRAINED, TOGETHER]
     return {
         name if taken.count(name) == 1 else str(path): path
         for name, path in zip(short, weights, strict=True)
@@ -226,12 +247,13 @@ class _Work:
         """Cross-validate readouts on all but the test crystals."""
         rows = np.concatenate([self.split.train, self.split.val])
         torch.manual_seed(self.config.seed)
-        untrained = make_encoder(graph=self.store.graph, **self._architecture())
+        asked: dict[str, Encoder | None] = {COMPOSITION: None}
+        asked[UNTRAINED] = make_encoder(graph=self.store.graph, **self._architecture())
         return probe(
             self.store,
             rows,
             self.outputs,
-            {COMPOSITION: None, UNTRAINED: untrained, **encoders},
+            {**asked, **encoders},
             self.device,
             self.config.seed,
         )
@@ -246,23 +268,33 @@ class _Work:
     # --------------------------------------------------------------- candidates
 
     def candidates(
-        self, encoders: dict[str, Encoder], best: str | None
-    ) -> Iterator[Candidate]:
-        """Yield every candidate, judged on validation."""
-        networks = {"scratch": self._networks("scratch", None)}
-        readouts = {COMPOSITION: self._readout(None)}
-        if best is not None:
-            path = self.weights[best]
-            networks["fine-tuned"] = self._networks("finetuned", path)
-            readouts["frozen"] = self._readout(encoders[best])
-        for name, predictor in {**networks, **readouts}.items():
-            yield self._judged(name, predictor)
-        partner = readouts.get("frozen", readouts[COMPOSITION])
-        for name, predictor in networks.items():
-            members = _members(predictor)
-            shares = [0.5 / len(members)] * len(members) + [0.5]
-            both = Stack([*members, partner], shares)
-            yield self._judged(f"{name} + {_name_of(readouts, partner)}", both)
+        self, encoders: dict[str, Encoder], best: str | None, frozen: str | None
+    ) -> list[Candidate]:
+        """Return each predictor of its own kind, judged on validation.
+
+        Args:
+            encoders: by name.
+            best: the name of the encoder to start from; None for none.
+            frozen: the name of the encoder to freeze; None for none.
+        """
+        made: dict[str, AnyPredictor] = {"scratch": self._networks("scratch", None)}
+        if best is not None and frozen is not None:
+            made["fine-tuned"] = self._networks("finetuned", self.weights[best])
+            made["frozen"] = self._readout(encoders[frozen])
+        made[COMPOSITION] = self._readout(None)
+        return [self._judged(name, predictor) for name, predictor in made.items()]
+
+    def mean_of(self, made: Sequence[Candidate]) -> Iterator[Candidate]:
+        """Yield the mean of candidates that predicts validation best, if of several."""
+        asked = self._batches(self.split.val)
+        labels = torch.cat([batch.targets for batch in asked]).cpu()
+        answers = {one.name: one.answers for one in made}
+        shares = choose_shares(answers, labels, self.outputs)
+        if len(shares) > 1:
+            parts = {one.name: one.predictor for one in made if one.name in shares}
+            name = " + ".join(f"{share:.0%} {one}" for one, share in shares.items())
+            mean = weighted([(parts[one], share) for one, share in shares.items()])
+            yield self._judged(name, mean)
 
     def _readout(self, encoder: Encoder | None) -> FrozenPredictor:
         batches = self._batches(self.split.train)
@@ -310,9 +342,9 @@ class _Work:
 
     def _judged(self, name: str, predictor: AnyPredictor) -> Candidate:
         predictor.to(self.device)
-        scores, _, _ = tested(predictor, self._batches(self.split.val))
+        scores, answers, _ = tested(predictor, self._batches(self.split.val))
         metrics = scores.compute()
-        return Candidate(name, predictor, metrics.pop("score"), metrics)
+        return Candidate(name, predictor, metrics.pop("score"), metrics, answers)
 
     def _batches(self, rows: np.ndarray) -> BatchLoader:
         loader = BatchLoader(self.store, rows, 256, self.outputs.names)
@@ -350,6 +382,7 @@ class _Work:
         candidates: Sequence[Candidate],
         looked: Sequence[Probed],
         best: str | None,
+        frozen: str | None,
     ) -> Path:
         """Judge the chosen candidate on the test crystals; write everything."""
         run, store, split, outputs = self.run, self.store, self.split, self.outputs
@@ -358,17 +391,19 @@ class _Work:
         del subsets["val"]  # judged before
         for name, subset in subsets.items():
             batches = subset.batches(self.device)
-            scores, output, labels = tested(chosen.predictor, batches)
+            watched = Watched(chosen.predictor)
+            scores, output, labels = tested(watched, batches)
             found[name] = scores.compute()
             if name == "test":
-                write_predictions(run, subset, outputs, labels, output)
+                write_predictions(run, subset, outputs, labels, output, watched.sd())
         kinds = Scores(outputs).kinds
-        header, overlap = self._seen(best)
+        header = self._learned(best, frozen)
+        overlap = find_seen(header, store, split, self.other)
         results = {
             "labels": len(split.train),
             "seed": self.config.seed,
             "dataset": store.hash,
-            "overlap": overlap,
+            **overlap,
             "split": split.hash(store.material_ids),
             "split_by": split.made_by,
             **({"test_set": self.other.facts()} if self.other else {}),
@@ -378,59 +413,28 @@ class _Work:
             **results_of(outputs, kinds, found),
         }
         run.write_json("results.json", results)
-        earlier = header.provenance if header else Provenance()
+        nothing = Provenance(formulas=Formulas())
+        earlier = header.provenance if header else nothing
         provenance = replace(
             earlier,
             licence=joint_licence([earlier.licence, store.licence]),
-            overlap=seen(header, store.structures_hash)[0],
+            overlap=seen(header, store)[0],
             origin=f"{self.config.out}: labels of {store.path.name}",
+            formulas=with_labelled(earlier.formulas, store, split),
         )
         save_weights(run.weights, chosen.predictor, provenance=provenance)
         rich.print(escape(f"chosen: {chosen.name}"))
         for line in spoken(outputs, kinds, found):
             rich.print(escape(line))
-        rich.print(f"overlap: {escape(overlap)}")
+        rich.print(escape(overlap_line(overlap)))
         run.print_tree()
         return run.weights
 
-    def _seen(self, best: str | None) -> tuple[WeightsHeader | None, str]:
-        """Return the header of the weights, and their overlap with the dataset."""
-        header = None
-        if best is not None:
-            path = self.weights[best]
-            header = read_header(path)
-        judges = self.other.store if self.other else self.store
-        said = seen(header, judges.structures_hash)[1]
-        return header, self.other.overlap(said) if self.other else said
-
-
-def advice(looked: Sequence[Probed], best: str | None) -> str:
-    """Return a sentence on what the probe's results let one expect.
-
-    Args:
-        looked: the probe's results.
-        best: the name of the best pretrained encoder; None if there is none.
-    """
-    score = {one.name: one.score for one in looked}
-    if best is None:
-        return "no pretrained weights were given: networks are trained from scratch"
-    without = min(score[COMPOSITION], score[UNTRAINED])
-    gain = 1 - score[best] / without
-    if gain > HELPFUL:
-        return (
-            f"the probe's error with {best} is {gain:.0%} lower than with composition "
-            "or an untrained encoder: fine-tuning is likely to help"
-        )
-    return (
-        f"the probe's error with {best} is not clearly lower than with composition or "
-        f"an untrained encoder (gain {gain:+.0%}): expect little from fine-tuning"
-    )
-
-
-def _members(predictor: AnyPredictor) -> list[Predictor | FrozenPredictor]:
-    """Return the networks that make up a candidate."""
-    return predictor.predictors() if isinstance(predictor, Stack) else [predictor]
-
-
-def _name_of(readouts: dict[str, FrozenPredictor], wanted: FrozenPredictor) -> str:
-    return next(name for name, one in readouts.items() if one is wanted)
+    def _learned(self, best: str | None, frozen: str | None) -> WeightsHeader | None:
+        """Return the header of the weights that were used, with all they have seen."""
+        if best is None:
+            return None
+        first = read_header(self.weights[best])
+        names = list(self.weights) if frozen == TOGETHER else [frozen or best]
+        others = [read_header(self.weights[name]) for name in names if name != best]
+        return replace(first, provenance=with_teachers(first.provenance, others))

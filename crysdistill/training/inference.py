@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -191,7 +190,7 @@ def _part(found: Embeddings, batch: CrystalBatch, level: Level) -> Part:
 def _about(header: WeightsHeader) -> dict[str, str]:
     """Return a table's record of the weights that made it."""
     provenance = header.provenance
-    facts = {"kind": header.kind, "provenance": asdict(provenance)}
+    facts = {"kind": header.kind, **provenance.record()}
     return {
         ABOUT: json.dumps(facts, sort_keys=True),
         "origin": provenance.origin,

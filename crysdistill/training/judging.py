@@ -170,8 +170,9 @@ def write_predictions(
     outputs: Outputs,
     truth: Tensor,
     output: Tensor,
+    sd: Tensor | None = None,
 ) -> None:
-    """Write truth and prediction of crystals, a pair of columns for each target.
+    """Write truth, prediction and perhaps `sd` of crystals, columns for each target.
 
     Args:
         run: the run directory, for `predictions.csv`.
@@ -179,18 +180,20 @@ def write_predictions(
         outputs: the targets that the output columns stand for.
         truth: (B, T) labels.
         output: (B, O) of a predictor.
+        sd: (B, T) standard deviations of the predictions; None if not known.
     """
     several = len(outputs.names) > 1
     header = ["material_id"]
     for name in outputs.names:
         before = f"{name}_" if several else ""
         header += [f"{before}truth", f"{before}prediction"]
-    found = outputs.predictions(output)  # (B, T)
-    pairs = torch.stack((truth, found), dim=2).flatten(1).tolist()  # (B, 2 T)
+        header += [] if sd is None else [f"{before}sd"]
+    known = [truth, outputs.predictions(output), *([] if sd is None else [sd])]
+    table = torch.stack(known, dim=2).flatten(1).tolist()  # (B, 2 T or 3 T)
     ids = subset.store.material_ids
     lines = (
         [ids[row], *("" if np.isnan(x) else x for x in numbers)]
-        for row, numbers in zip(subset.rows.tolist(), pairs, strict=True)
+        for row, numbers in zip(subset.rows.tolist(), table, strict=True)
     )
     run.write_csv("predictions.csv", header, lines)
 

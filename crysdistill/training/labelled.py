@@ -16,6 +16,7 @@ from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError
 from crysdistill.ranks import on_first_rank
 from crysdistill.splits import Split, make_split
+from crysdistill.store.formulas import Formulas
 from crysdistill.store.origins import joint_licence
 from crysdistill.store.store import Store
 from crysdistill.training.across import (
@@ -37,6 +38,7 @@ from crysdistill.training.judging import (
     write_predictions,
 )
 from crysdistill.training.loader import BatchLoader, place
+from crysdistill.training.overlap import find_seen, overlap_line, with_labelled
 from crysdistill.training.run import Learning, Plan, RunConfig
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import (
@@ -120,7 +122,7 @@ class LabelledPlan(Plan[Config]):
     store: Store
     split: Split
     other: OtherStore | None
-    overlap: str
+    overlap: dict[str, Any]
 
     # --------------------------------------------- what subclasses may override
 
@@ -156,8 +158,6 @@ class LabelledPlan(Plan[Config]):
         for target in self.config.all_targets:
             target.check(store.property(target.name), store.material_ids)
         self.other = open_other(self.config.test, self.config.all_targets, store)
-        judges = self.other.store if self.other else store
-        self.overlap = seen(self.before(), judges.structures_hash)[1]
         return store
 
     def prepare(self, store: Store, trainer: TrainerSettings) -> Learning:
@@ -172,6 +172,7 @@ class LabelledPlan(Plan[Config]):
             config.all_targets, labels, self.split, store.material_ids
         )
         self._choose_tested(outputs)
+        self.overlap = find_seen(self.before(), store, self.split, self.other)
         module = self.module(self._predictor(store, outputs))
         module.augment, module.seed = augmentation(config.augment), config.seed
         size, budget = trainer.batch_size, trainer.edge_budget
@@ -190,7 +191,6 @@ class LabelledPlan(Plan[Config]):
         if other is not None:
             shared = on_first_rank(lambda: find_shared(other, self.store, self.split))
             self.other = choose_tested(other, shared, keep, outputs)
-            self.overlap = self.other.overlap(self.overlap)
 
     def labels(self) -> np.ndarray:
         """Return all labels, (B, T) float64, NaN where not known."""
@@ -237,7 +237,7 @@ class LabelledPlan(Plan[Config]):
         if (self.config.head.start or self.head_start()) == "ridge":
             self._start_head(predictor)
             rich.print("the head begins with a fit to the training labels")
-        rich.print(f"overlap: {escape(self.overlap)}")
+        rich.print(escape(overlap_line(self.overlap)))
 
     @torch.no_grad()
     def _start_head(self, predictor: Predictor) -> None:
@@ -273,7 +273,7 @@ class LabelledPlan(Plan[Config]):
             "labels": len(split.train),
             "seed": config.seed,
             "dataset": store.hash,
-            "overlap": self.overlap,
+            **self.overlap,
             "split": split.hash(store.material_ids),
             "split_by": split.made_by,
             **({"test_set": self.other.facts()} if self.other else {}),
@@ -313,7 +313,8 @@ class LabelledPlan(Plan[Config]):
     def _provenance(self, store: Store) -> Provenance:
         """Return the provenance, including that of pretrained weights and teachers."""
         before, taught = self.before(), self.taught_by()
-        earlier = before.provenance if before else taught or Provenance()
+        nothing = Provenance(formulas=Formulas())
+        earlier = before.provenance if before else taught or nothing
         licences = [earlier.licence, store.licence]
         origin = f"{self.config.out}: labels of {store.path.name}"
         if taught is not None:
@@ -323,8 +324,9 @@ class LabelledPlan(Plan[Config]):
             earlier,
             licence=joint_licence(licences),
             # Being clean of other datasets does not mean clean of this one.
-            overlap=seen(before, store.structures_hash)[0],
+            overlap=seen(before, store)[0],
             origin=origin,
+            formulas=with_labelled(earlier.formulas, store, self.split),
         )
 
 

@@ -24,6 +24,7 @@ from crysdistill.store.checks import (
     statement,
     status,
 )
+from crysdistill.store.formulas import Formulas
 from crysdistill.store.origins import licence_remark
 from crysdistill.store.store import Store
 from crysdistill.training.cleaning import EXCLUDED, Cleaned, clean_rows
@@ -259,12 +260,15 @@ class PretrainPlan(Plan[PretrainConfig]):
         """Return the provenance of the weights: the corpus, and that of teachers."""
         module, store, checks = learning.module, self.store, self.checks
         assert isinstance(module, PretrainModule)  # noqa: S101 - for the type checker
+        # The held-out crystals choose the epoch.
+        used = np.union1d(learning.train.rows, self.held_out)
         own = Provenance(
             store.hash,
             status(checks),
             licence=store.licence,
             checks=checks,
             origin=f"{self.config.out}: {statement(checks)}",
+            formulas=Formulas.of(store, used),
         )
         learned: list[Learned] = [
             one for o in module.named().values() for one in o.learned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,10 @@ from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.scores import Scores
 
 FOLDS = 5
+HELPFUL = 0.02
+"""The gain of a probe, relative, above which fine-tuning is likely to help."""
+COMPOSITION, UNTRAINED = "composition", "untrained"
+"""Names of the probes that pretrained weights must beat."""
 MOST = 2_000
 """The most labelled crystals that a probe uses."""
 
@@ -93,3 +97,26 @@ def _probe(
     metrics = scores.compute()
     score = metrics.pop("score")
     return Probed(name, score, metrics)
+
+
+def advice(looked: Sequence[Probed], best: str | None) -> str:
+    """Return a sentence on what the probe's results let one expect.
+
+    Args:
+        looked: the probe's results.
+        best: the name of the best pretrained encoder; None if there is none.
+    """
+    score = {one.name: one.score for one in looked}
+    if best is None:
+        return "no pretrained weights were given: networks are trained from scratch"
+    without = min(score[COMPOSITION], score[UNTRAINED])
+    gain = 1 - score[best] / without
+    if gain > HELPFUL:
+        return (
+            f"the probe's error with {best} is {gain:.0%} lower than with composition "
+            "or an untrained encoder: fine-tuning is likely to help"
+        )
+    return (
+        f"the probe's error with {best} is not clearly lower than with composition or "
+        f"an untrained encoder (gain {gain:+.0%}): expect little from fine-tuning"
+    )

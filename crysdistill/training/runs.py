@@ -8,6 +8,8 @@ import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from crysdistill.errors import InputError
 from crysdistill.files import PARTIAL, remove_partials, write_whole
 from crysdistill.locks import locked
 from crysdistill.ranks import on_first_rank
-from crysdistill.schema import write_value
+from crysdistill.schema import read_dumped, write_value
 from crysdistill.training.checkpoints import Checkpoints
 from crysdistill.training.inputs import Inputs, find_inputs
 
@@ -250,7 +252,7 @@ def open_run(
 
 def _settings(config: str) -> dict[str, Any]:
     """Return the settings of a configuration by their keys, nested ones with dots."""
-    return dict(_flat(yaml.safe_load(config), ""))
+    return dict(_flat(read_dumped(config), ""))
 
 
 def _flat(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -295,12 +297,16 @@ def _differences(
 
 def _environment() -> dict[str, Any]:
     """Return the versions that a result depends on."""
-    from importlib.metadata import version
-
     packages = ("torch", "torch-geometric", "lightning", "numpy", "pymatgen", "spglib")
     return {
         "crysdistill": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: version(name) for name in packages},
+        **{name: _version(name) for name in packages},
     }
+
+
+@cache
+def _version(package: str) -> str:
+    """Return the version that is installed; it takes milliseconds to find."""
+    return version(package)

@@ -31,7 +31,7 @@ def write_card(weights: Path) -> str:
     lines = [
         f"---\n{yaml_text}---",
         f"# {_title(header)}",
-        "\n".join(f"- {line}" for line in _facts(weights, header)),
+        "\n".join(f"- {line}" for line in _facts(weights, header, numbers)),
         *_table(numbers),
         f"```sh\n{_command(header)}\n```",
     ]
@@ -44,7 +44,9 @@ def _title(header: WeightsHeader) -> str:
     return f"{network}: {names}" if names else f"{network}: a pretrained encoder"
 
 
-def _facts(weights: Path, header: WeightsHeader) -> Iterator[str]:
+def _facts(
+    weights: Path, header: WeightsHeader, results: dict[str, Any]
+) -> Iterator[str]:
     """Yield the facts in the file's header, one a line."""
     count = sum(tensor.numel() for tensor in read_tensors(weights).values())
     settings = header.encoder.get("settings", {})
@@ -61,8 +63,15 @@ def _facts(weights: Path, header: WeightsHeader) -> Iterator[str]:
         yield f"corpus: {source.corpus}"
     for check in source.checks:
         yield f"overlap: {check.statement}"
-    if not source.checks:
+    if header.targets and "overlap" in results:
+        yield f"overlap with its own dataset: {results['overlap']}"
+    elif not source.checks:
         yield f"overlap with test sets: {source.overlap}"
+    if source.formulas is not None:
+        yield (
+            f"overlap with others: it carries the {len(source.formulas):,} formulas "
+            f"that it learned from; `crysdistill overlap {weights.name} dataset.h5`"
+        )
     if source.taught_by:
         yield f"taught by: {source.taught_by}"
     yield f"licence: {source.licence or 'not known'}"

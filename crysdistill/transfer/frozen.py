@@ -145,6 +145,10 @@ class FrozenPredictor(nn.Module):
         x = self.scaling(features)
         return torch.cat([readout(x) for readout in self.readouts], dim=1)
 
+    def scaled(self, batch: CrystalBatch) -> Tensor:
+        """Return the features that the readouts read, (B, D)."""
+        return self.scaling(_features(self.encoder, self.features, batch))
+
     @torch.no_grad()
     def answer(self, batch: CrystalBatch) -> Tensor:
         """Return the result of `forward`; all predictors have this method."""

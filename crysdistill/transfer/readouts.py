@@ -77,6 +77,7 @@ class GaussianProcess(nn.Module):
         self.register_buffer("weights", torch.zeros(crystals, dtype=torch.float64))
         # a, l, s and the variance of the noise.
         self.register_buffer("scales", torch.ones(4, dtype=torch.float64))
+        self._factor: Tensor | None = None  # of the kernel, for deviations
 
     @classmethod
     def fit(cls, x: Tensor, y: Tensor, seed: int) -> GaussianProcess:
@@ -103,6 +104,25 @@ class GaussianProcess(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return normalised predictions, (B, 1), for scaled features (B, D)."""
         return (self._kernel(x) @ self.weights)[:, None].float()
+
+    def deviation(self, x: Tensor) -> Tensor:
+        """Return normalised standard deviations of labels, noise included, (B, 1).
+
+        Source: Rasmussen and Williams, Eq. 2.26.
+
+        Args:
+            x: (B, D) scaled features.
+        """
+        if self._factor is None or self._factor.device != x.device:
+            kernel = self._kernel(self.known)  # (n, n)
+            kernel.diagonal().add_(self.scales[3] + 1e-10)
+            self._factor = torch.linalg.cholesky(kernel)
+        half = torch.linalg.solve_triangular(
+            self._factor, self._kernel(x).T, upper=False
+        )  # (n, B)
+        explained = half.square().sum(dim=0)
+        left = (self.scales[0] - explained).clamp(min=0)
+        return (left + self.scales[3]).sqrt()[:, None].float()
 
     def _kernel(self, x: Tensor) -> Tensor:
         square = torch.cdist(x.double(), self.known.double()).square()  # (B, n)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from crysdistill.store.checks import find_check, statement, status
+from crysdistill.store.formulas import Composed, join_formulas
 from crysdistill.store.origins import joint_licence
 from crysdistill.transfer.weights import Provenance
 
@@ -25,18 +28,118 @@ class Learned(Protocol):
         """Its training data and licence."""
 
 
-def seen(before: Learned | None, dataset: str) -> tuple[Word, str]:
+class Dataset(Composed, Protocol):
+    """The crystals of a dataset: a store or another collection."""
+
+    @property
+    def structures_hash(self) -> str:
+        """A SHA-256 of names, species, cells and coordinates."""
+
+
+def seen(before: Learned | None, dataset: Dataset) -> tuple[Word, str]:
     """Return whether weights were trained without the crystals of a dataset.
+
+    A comparison of structures decides. If there was none, the formulas that weights
+    carry can prove that they are clean, and give a bound otherwise.
 
     Args:
         before: the pretrained weights or the teacher of a run; None if it has neither.
-        dataset: the `structures_hash` of the dataset.
+        dataset: the crystals.
 
     Returns:
         The word, and a sentence that begins with it for results and reports.
     """
     if before is None:
         return "clean", "clean (no pretraining: nothing was seen but labels)"
+    word, sentence = _compared(before, dataset.structures_hash)
+    shared = _by_formula(before, dataset) if word == "unknown" else None
+    if shared is None:
+        return word, sentence
+    if not shared.any():
+        return "clean", (
+            "clean (by formula: no crystal of the dataset has the composition of a "
+            f"crystal {_where(before)})"
+        )
+    return "unknown", f"unknown ({in_words(before, shared)})"
+
+
+def at_most(
+    before: Learned | None, dataset: Dataset, tested: np.ndarray
+) -> dict[str, dict[str, int]]:
+    """Return how many crystals the weights can have seen, for the results of a run.
+
+    Args:
+        before: the pretrained weights or the teacher of a run; None if it has neither.
+        dataset: the crystals.
+        tested: the rows of the test crystals.
+
+    Returns:
+        The entry `overlap_at_most`; nothing if structures were compared, or if the
+        weights carry no formulas.
+    """
+    if before is None or _compared(before, dataset.structures_hash)[0] != "unknown":
+        return {}
+    shared = _by_formula(before, dataset)
+    if shared is None:
+        return {}
+    numbers = {
+        "crystals": int(shared.sum()),
+        "of_crystals": len(shared),
+        "test_crystals": int(shared[tested].sum()),
+        "of_test_crystals": len(tested),
+    }
+    return {"overlap_at_most": numbers}
+
+
+def of_the_tested(found: Mapping[str, Any]) -> str:
+    """Return the end of a sentence on the test crystals; "" if there is no bound.
+
+    Args:
+        found: the results of a run, with what `at_most` returned.
+    """
+    numbers = found.get("overlap_at_most", {})
+    if not numbers.get("crystals"):
+        return ""
+    return (
+        f"; of the {numbers['of_test_crystals']:,} test crystals at most "
+        f"{numbers['test_crystals']:,}"
+    )
+
+
+def in_words(learned: Learned, shared: np.ndarray) -> str:
+    """Return in words how many crystals of a dataset weights can have seen.
+
+    Args:
+        learned: the weights.
+        shared: (B,) whether a crystal has the formula of one that they learned from.
+    """
+    some, where = int(shared.sum()), _where(learned)
+    if not some:
+        return (
+            f"none of {len(shared):,} crystals has the composition of a crystal {where}"
+        )
+    share = round(100 * some / len(shared))
+    return (
+        f"at most {some:,} of {len(shared):,} crystals, {share or 'under 1'} %, can be "
+        f"{where}: their compositions occur there"
+    )
+
+
+def _where(learned: Learned) -> str:
+    """Return what the formulas in weights are those of."""
+    if learned.kind == "encoder" and not learned.provenance.taught_by:
+        return "in the corpus"
+    return "among those that the weights learned from"
+
+
+def _by_formula(learned: Learned, dataset: Dataset) -> np.ndarray | None:
+    """Return which crystals have a known formula, (B,); None if none are known."""
+    formulas = learned.provenance.formulas
+    return None if formulas is None else formulas.has(dataset)
+
+
+def _compared(before: Learned, dataset: str) -> tuple[Word, str]:
+    """Return what comparisons of structures say of a dataset, given by its hash."""
     check = find_check(before.provenance.checks, dataset)
     if check is not None and check.kept:
         return (
@@ -102,6 +205,9 @@ def with_teachers(own: Provenance, teachers: Iterable[Learned]) -> Provenance:
         overlap=overlap,
         licence=joint_licence([own.licence, *(t.provenance.licence for t in teachers)]),
         taught_by="; ".join(dict.fromkeys(strangers)),
+        formulas=join_formulas(
+            [own.formulas, *(t.provenance.formulas for t in teachers)]
+        ),
         origin="; taught by ".join([own.origin, *dict.fromkeys(origins)]),
     )
 

@@ -77,3 +77,23 @@ class Stack(nn.Module):
     def answer(self, batch: CrystalBatch) -> Tensor:
         """Return the raw output (B, O) with all members in eval mode."""
         return answered(self, batch)
+
+
+def weighted(
+    parts: Sequence[tuple[Predictor | FrozenPredictor | Stack, float]],
+) -> Stack:
+    """Return the weighted mean of predictors, of which some are means themselves.
+
+    Args:
+        parts: predictors and their shares.
+    """
+    members: list[Predictor | FrozenPredictor] = []
+    shares: list[float] = []
+    for part, share in parts:
+        if isinstance(part, Stack):
+            members += part.predictors()
+            shares += (share * part.shares).tolist()
+        else:
+            members.append(part)
+            shares.append(share)
+    return Stack(members, shares)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,12 +23,14 @@ from crysdistill.errors import InputError, did_you_mean
 from crysdistill.files import write_whole
 from crysdistill.graphs.batch import GraphSettings
 from crysdistill.store.checks import DatasetCheck
+from crysdistill.store.formulas import Formulas
 from crysdistill.structures.elements import ELEMENT_TABLES
 from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.older_weights import upgrade
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.predictor import Predictor
+from crysdistill.transfer.side_by_side import SideBySide
 from crysdistill.transfer.stack import Stack
 from crysdistill.transfer.targets import Normalizer, Target
 from crysdistill.transfer.tensors import fill, read_metadata, read_tensors
@@ -58,9 +60,10 @@ class Provenance:
         checks: the datasets that the corpus was compared with.
         taught_by: teachers with training data that nobody has compared with a dataset,
             in words. The weights may know what these teachers have seen.
+        formulas: of all crystals that the weights learned from; None if not known.
 
     Raises:
-        InputError: `overlap` is none of the three words.
+        InputError: `overlap` is none of the three words, or the formulas are damaged.
     """
 
     corpus: str = ""
@@ -69,6 +72,7 @@ class Provenance:
     origin: str = ""
     checks: list[DatasetCheck] = field(default_factory=list)
     taught_by: str = ""
+    formulas: Formulas | None = None
 
     def __post_init__(self) -> None:
         if self.overlap not in _OVERLAPS:
@@ -80,11 +84,22 @@ class Provenance:
         checks = [c if isinstance(c, DatasetCheck) else DatasetCheck(**c)
                   for c in self.checks]  # fmt: skip
         object.__setattr__(self, "checks", checks)
+        if self.formulas is not None and not isinstance(self.formulas, Formulas):
+            object.__setattr__(self, "formulas", Formulas.unpacked(self.formulas))
 
     @property
     def excluded(self) -> list[str]:
         """The `structures_hash` of every dataset that the corpus is clean of."""
         return [check.dataset for check in self.checks if not check.kept]
+
+    def record(self) -> dict[str, Any]:
+        """Return the entries `provenance` and, where known, `formulas`, for JSON."""
+        values = asdict(replace(self, formulas=None))
+        # Apart: they are long, and versions that know none of them read the rest.
+        del values["formulas"]
+        if self.formulas is None:
+            return {"provenance": values}
+        return {"provenance": values, "formulas": self.formulas.packed()}
 
 
 @dataclass(frozen=True)
@@ -163,7 +178,7 @@ def save_weights(
         "format": FORMAT,
         "version": __version__,
         "graph": graph.to_dict(),
-        "provenance": asdict(provenance or Provenance()),
+        **(provenance or Provenance()).record(),
         **facts,
     }
     tensors = {
@@ -237,11 +252,14 @@ def _header(facts: Mapping[str, Any], path: Path) -> WeightsHeader:
     """Return the description of a file, or of one member of a stack."""
     shared = {key: facts[key] for key in ("graph", "provenance", "version")}
     members = [_header({**one, **shared}, path) for one in facts.get("members", ())]
+    origin = facts["provenance"]
+    if isinstance(origin, dict):
+        origin = {**origin, "formulas": facts.get("formulas")}
     return WeightsHeader(
         kind=facts["kind"],
         encoder=facts["encoder"],
         graph=_build(GraphSettings, facts["graph"], path, "graph"),
-        provenance=_build(Provenance, facts["provenance"], path, "provenance"),
+        provenance=_build(Provenance, origin, path, "provenance"),
         version=facts["version"],
         head=facts.get("head"),
         readouts=tuple(facts.get("readouts", ())),
@@ -268,7 +286,7 @@ def load_encoder(path: str | Path) -> Encoder:
         raise InputError(f"{path} reads the composition alone and has no encoder")
     tensors = read_tensors(path)
     own = {name: t for name, t in tensors.items() if name.startswith("encoder.")}
-    encoder = _make_encoder(path, header)
+    encoder = _make_encoder(path, header.encoder)
     fill(nn.ModuleDict({"encoder": encoder}), own, str(path))
     return encoder.eval()
 
@@ -310,7 +328,7 @@ def _make_predictor(path: Path, header: WeightsHeader) -> AnyPredictor:
         outputs = Outputs(header.targets, header.normalizers)
     except (InputError, ValueError) as error:
         raise InputError(f"{path}: `targets`: {error}") from None
-    encoder = _make_encoder(path, header) if header.encoder else None
+    encoder = _make_encoder(path, header.encoder) if header.encoder else None
     if encoder is not None and header.head:
         head = _build(PropertyHead, header.head, path, "head")
         return Predictor(encoder, head, outputs, header.graph)
@@ -348,10 +366,9 @@ def _all(
     return tuple(_build(kind, values, path, name) for values in facts.get(name, ()))
 
 
-def _make_encoder(path: Path, header: WeightsHeader) -> Encoder:
+def _make_encoder(path: Path, recipe: Mapping[str, Any]) -> Encoder:
     """Build the encoder that a header describes, without its weights."""
-    name = header.encoder.get("name")
-    settings = header.encoder.get("settings", {})
+    name, settings = recipe.get("name"), recipe.get("settings", {})
     elements = settings.get("elements")
     if elements is not None and elements not in ELEMENT_TABLES:
         raise InputError(
@@ -359,12 +376,16 @@ def _make_encoder(path: Path, header: WeightsHeader) -> Encoder:
             f"{__version__} knows {', '.join(ELEMENT_TABLES)}"
         )
     try:
+        if name == SideBySide.name:
+            return SideBySide(
+                [_make_encoder(path, one) for one in settings["encoders"]]
+            )
         # The random weights are replaced later: leave the caller's random state alone.
         with torch.random.fork_rng(devices=[]):
             return find_encoder(str(name))(**settings)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except TypeError as error:
+    except (KeyError, TypeError) as error:
         raise InputError(
             f"{path}: the settings of encoder `{name}` do not fit crysdistill "
             f"{__version__} ({error})"

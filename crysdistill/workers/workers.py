@@ -55,6 +55,7 @@ def engine(
     folder: Path | None = None,
     opened: Sequence[Path] = (),
     kept: str = "",
+    devices: Sequence[str] = (),
 ) -> Iterator[Workers]:
     """Start workers, and end them afterwards.
 
@@ -67,6 +68,8 @@ def engine(
         folder: the folder that the function writes to; cluster workers must see it.
         opened: files and folders that the function reads; they must see these, too.
         kept: the part of the work that is kept, for the message about dead workers.
+        devices: CUDA devices as `CUDA_VISIBLE_DEVICES` names them. Each process on this
+            machine sees one of them, in turn; without any, all see what this one does.
 
     Raises:
         InputError: the cluster cannot be reached, lacks a package or does not see the
@@ -79,7 +82,7 @@ def engine(
     elif (count := workers or os.cpu_count() or 1) == 1:
         yield _Here()
     else:
-        with _processes(count, kept) as backend:
+        with _processes(count, kept, devices) as backend:
             yield _Queue(backend)
 
 
@@ -175,13 +178,18 @@ class _Pool:
 
 
 @contextmanager
-def _processes(count: int, kept: str) -> Iterator[_Backend]:
+def _processes(
+    count: int, kept: str, devices: Sequence[str] = ()
+) -> Iterator[_Backend]:
     """Start fresh processes; forks would share locks and threads of libraries."""
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
+    turn = context.Value("i", 0)
     with (
         _one_thread(),
-        ProcessPoolExecutor(count, context, initializer=_start_worker) as executor,
+        ProcessPoolExecutor(
+            count, context, initializer=_start_worker, initargs=(tuple(devices), turn)
+        ) as executor,
     ):
         try:
             yield _Pool(executor, count)
@@ -217,8 +225,12 @@ def _one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it."""
+def _start_worker(devices: Sequence[str], turn: Any) -> None:
+    """Leave Ctrl-C to the parent, and end with it; take the next device in turn."""
+    if devices:
+        with turn.get_lock():
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices[turn.value % len(devices)]
+            turn.value += 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
 

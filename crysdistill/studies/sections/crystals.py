@@ -175,21 +175,31 @@ def error_by_system(
     return Kinds(table, Picture(table.name, svg(figure, table.caption)))
 
 
+DISTANCES = {
+    "distance": "nearest training crystal",
+    "corpus_distance": "nearest crystal of the corpus",
+}
+"""Columns of predictions with a distance, and to what it is."""
+
+
 def error_by_distance(
-    parts: Mapping[str, pd.DataFrame], group: ResultGroup
+    parts: Mapping[str, pd.DataFrame], group: ResultGroup, to: str = "distance"
 ) -> Exhibit | None:
-    """Return the mean error by distance to the nearest training crystal.
+    """Return the mean error by distance; None if too few distances are known.
 
     Args:
-        parts: predictions of arms by name, with a column `distance`.
+        parts: predictions of arms by name.
         group: the group of the arms.
+        to: a column of `DISTANCES`.
     """
     table = pd.concat([part.assign(arm=arm) for arm, part in parts.items()])
-    table = table[table["distance"].notna()]
-    edges = np.unique(np.round(table["distance"].quantile([0, 0.25, 0.5, 0.75, 1]), 3))
+    if to not in table:
+        return None
+    table = table[table[to].notna()]
+    edges = np.unique(np.round(table[to].quantile([0, 0.25, 0.5, 0.75, 1]), 3))
     if table.empty or len(edges) < 3:
         return None
-    table["bin"] = np.clip(np.searchsorted(edges, table["distance"]), 1, len(edges) - 1)
+    table["bin"] = np.clip(np.searchsorted(edges, table[to]), 1, len(edges) - 1)
     table["error"] = (table["prediction"] - table["truth"]).abs()
     means = table.pivot_table("error", "bin", "arm")
     sizes = table.groupby("bin")["material_id"].nunique()
@@ -203,8 +213,8 @@ def error_by_distance(
         return Column(arm, lambda r: number(r[arm], group.decimals))
 
     return exhibit(
-        stem("distance", group.name),
-        f"{group.metric_label} by distance to the nearest training crystal",
+        stem(to, group.name),
+        f"{group.metric_label} by distance to the {DISTANCES[to]}",
         rows,
         [
             Column(

@@ -13,7 +13,7 @@ OVERLAP_WORDS = {
     "clean": "the pretraining corpus holds no crystal that matches a test crystal",
     "transductive": "the pretraining corpus holds test crystals (without labels), so "
     "the gain may be smaller on crystals that it has never seen",
-    "unknown": "it was not checked whether the pretraining corpus holds test crystals",
+    "unknown": "it is not known whether the pretraining corpus holds test crystals",
 }
 """The meaning of each status of an overlap."""
 

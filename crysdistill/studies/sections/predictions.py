@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +20,7 @@ from crysdistill.studies.exhibits import (
 from crysdistill.studies.needs import need
 from crysdistill.studies.numbers import number, p_text, span
 from crysdistill.studies.sections.crystals import (
+    DISTANCES,
     error_by_distance,
     error_by_element,
     error_by_system,
@@ -41,7 +41,8 @@ def predictions_sections(
     Args:
         predictions: test predictions: columns `arm, seed, material_id, target,
             prediction, truth`; also `task` and `labels` if there are several, and
-            `distance` to the nearest training crystal if it is known.
+            `distance` to the nearest training crystal and `corpus_distance` to the
+            nearest crystal of the corpus if they are known.
         groups: the groups from `result_groups`.
         crystals: columns `material_id, elements, system`, and `task` if the tasks have
             different datasets: atomic numbers and crystal system of test crystals.
@@ -51,35 +52,64 @@ def predictions_sections(
     need(predictions, "predictions", columns)
     numbers_ = predictions[["prediction", "truth"]].astype(float)
     table = predictions.loc[pd.Series(np.isfinite(numbers_).all(axis=1))]
-    if "labels" not in table:
-        table = table.assign(labels=math.nan)
+    sections = [_section(table, one, crystals, published) for one in tasks_of(groups)]
+    return [section for section in sections if section is not None]
+
+
+def tasks_of(groups: Sequence[ResultGroup]) -> list[list[ResultGroup]]:
+    """Return the groups of each task, which differ in their numbers of labels."""
     tasks: dict[Any, list[ResultGroup]] = {}
     for group in groups:
         tasks.setdefault(group.key, []).append(group)
-    shown = []
-    for of_task in tasks.values():
-        mask = table["target"].astype(str) == of_task[0].target
-        if "task" in table:
-            mask &= table["task"].astype(str) == of_task[0].task
-        if "condition" in table:
-            mask &= table["condition"].isin([of_task[0].condition, ""])
-        section = _section(table.loc[mask], of_task, crystals, published)
-        if section is not None:
-            shown.append(section)
-    return shown
+    return list(tasks.values())
+
+
+class Judged(NamedTuple):
+    """The predictions of a task with the largest training set that has any.
+
+    Args:
+        part: the predictions.
+        group: the group with that number of labels.
+        known: whether the predictions say their number of labels.
+    """
+
+    part: pd.DataFrame
+    group: ResultGroup
+    known: bool
+
+
+def judged_part(predictions: pd.DataFrame, groups: Sequence[ResultGroup]) -> Judged:
+    """Return the predictions to show of a task.
+
+    Args:
+        predictions: see `predictions_sections`.
+        groups: those of one task.
+    """
+    first = groups[0]
+    mask = predictions["target"].astype(str) == first.target
+    if "task" in predictions:
+        mask &= predictions["task"].astype(str) == first.task
+    if "condition" in predictions:
+        mask &= predictions["condition"].isin([first.condition, ""])
+    part = predictions.loc[mask]
+    known = [
+        group
+        for group in groups
+        if "labels" in part and (part["labels"] == group.labels).any()
+    ]
+    group = (known or groups)[-1]
+    if known:
+        part = part[part["labels"] == group.labels]
+    return Judged(part, group, bool(known))
 
 
 def _section(
-    part: pd.DataFrame,
+    predictions: pd.DataFrame,
     groups: Sequence[ResultGroup],
     crystals: pd.DataFrame | None,
     published: pd.DataFrame | None,
 ) -> Section | None:
-    # The largest training set that has predictions.
-    known = [group for group in groups if (part["labels"] == group.labels).any()]
-    group = (known or groups)[-1]
-    if known:
-        part = part[part["labels"] == group.labels]
+    part, group, known = judged_part(predictions, groups)
     rows = [row for row in (group.reference, group.best) if row is not None]
     arms = [row.arm for row in rows if (part["arm"] == row.arm).any()]
     arms = arms or list(part["arm"].unique()[:2])
@@ -106,8 +136,7 @@ def _section(
             systems = error_by_system(parts, mine, group)
             pictures += [elements.picture, systems.picture]
             exhibits += [elements.exhibit, systems.exhibit]
-        if "distance" in part:
-            exhibits.append(error_by_distance(parts, group))
+        exhibits += [error_by_distance(parts, group, to) for to in DISTANCES]
         if published is not None:
             exhibits.append(_published(parts[best], published, group, best))
     return Section(

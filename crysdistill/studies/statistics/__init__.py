@@ -1,10 +1,12 @@
 """Statistics of a study: means, intervals, and tests of paired differences."""
 
 from crysdistill.studies.statistics.arms import (
+    common_values,
     compare_paired,
     paired_values,
     summarise,
 )
+from crysdistill.studies.statistics.coverage import Calibration, calibration
 from crysdistill.studies.statistics.crystals import compare_published, read_published
 from crysdistill.studies.statistics.intervals import (
     Interval,
@@ -46,11 +48,14 @@ __all__ = [
     "NO_PAIR",
     "ONE_SEED",
     "WORSE",
+    "Calibration",
     "Interval",
     "PowerLaw",
     "Share",
     "axes",
+    "calibration",
     "check_results",
+    "common_values",
     "comparable",
     "compare_paired",
     "compare_published",

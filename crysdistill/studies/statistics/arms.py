@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -134,8 +135,10 @@ def compare_paired(
             if arm == reference:
                 continue
             mine = values.get(str(arm), {})
+            paired, beside = _common(mine, other)
             row = compare_pairs(
-                *_common(mine, other),
+                paired,
+                beside,
                 higher_is_better(key["metric"]),
                 confidence,
                 ratio,
@@ -170,8 +173,19 @@ def paired_values(
         arm: the one arm.
         reference: the other.
     """
+    mine, other = common_values(group, (arm, reference))
+    return mine, other
+
+
+def common_values(group: pd.DataFrame, arms: Sequence[str]) -> list[np.ndarray]:
+    """Return the values of arms over the splits that all of them have, (n,) each.
+
+    Args:
+        group: runs that may be compared; see `comparable`.
+        arms: the arms.
+    """
     values = _values(group)
-    return _common(values.get(arm, {}), values.get(reference, {}))
+    return _common(*(values.get(arm, {}) for arm in arms))
 
 
 _Split = tuple[Any, Any]
@@ -188,17 +202,14 @@ def _values(group: pd.DataFrame) -> dict[str, dict[_Split, float]]:
     return found
 
 
-def _common(
-    mine: dict[_Split, float], other: dict[_Split, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values of the splits that both have; of several folds, the means."""
-    splits = [split for split in mine if split in other]
+def _common(*arms: dict[_Split, float]) -> list[np.ndarray]:
+    """Return the values of the splits that all have; of several folds, the means."""
+    splits = [split for split in arms[0] if all(split in other for other in arms[1:])]
     folds: dict[Any, list[_Split]] = {}
     for fold, seed in splits:
         folds.setdefault(fold, []).append((fold, seed))
     parts = list(folds.values()) if len(folds) > 1 else [[split] for split in splits]
-    first, second = (
+    return [
         np.array([np.mean([values[split] for split in part]) for part in parts], float)
-        for values in (mine, other)
-    )
-    return first, second
+        for values in arms
+    ]

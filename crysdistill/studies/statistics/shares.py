@@ -23,6 +23,7 @@ def gap_closed(
     taught: np.ndarray,
     teacher: np.ndarray,
     confidence: float = 0.95,
+    ratio: float = 0.0,
 ) -> Share:
     """Return (alone - taught) / (alone - teacher), with Fieller's interval.
 
@@ -34,6 +35,8 @@ def gap_closed(
         taught: those of the student with its teacher, (n,).
         teacher: those of the teacher, (n,).
         confidence: the confidence level.
+        ratio: test crystals over training crystals, for splits that overlap; 0 for
+            independent ones. See `crysdistill.studies.statistics.paired`.
 
     Returns:
         The share: 0 if the teacher changes nothing, 1 if the student reaches it. There
@@ -58,7 +61,7 @@ def gap_closed(
     if n < 2:
         return Share(share, none)
     square = float(stats.t.ppf((1 + confidence) / 2, n - 1)) ** 2
-    (gains, both), (_, gaps) = np.cov(gain, gap) / n
+    (gains, both), (_, gaps) = np.cov(gain, gap) * (1 / n + ratio)
     a = gap.mean() ** 2 - square * gaps
     b = gain.mean() * gap.mean() - square * both
     c = gain.mean() ** 2 - square * gains

@@ -141,8 +141,10 @@ def _write_hdf5(path: Path, contents: Contents, parts: Iterable[Part]) -> None:
     shapes = contents.shapes().values()
     rows = sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in shapes)
     ids = sum(x.nbytes for x in contents.fixed().values())
-    check_space(path, rows + ids + (1 << 16))
-    with h5py.File(path, "w") as file:
+    about = sum(map(len, contents.about.values()))
+    check_space(path, rows + ids + about + (1 << 16))
+    # Older files hold no attribute above 64 kB.
+    with h5py.File(path, "w", libver=("v108", "latest")) as file:
         for key, value in contents.about.items():
             file.attrs[key] = value
         for name, x in contents.fixed().items():
