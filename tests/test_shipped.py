@@ -110,6 +110,18 @@ def test_fit_takes_those_that_read_the_graph(folder, dataset, tmp_path):
     assert "fine-tuned" in found["candidates"]
 
 
+def test_fit_takes_none_that_a_foreign_model_taught(folder, dataset, tmp_path):
+    """Nobody knows what such a model has seen; its name must be given."""
+    taught = folder / "good.safetensors"
+    strange = Provenance(corpus="abc", taught_by="a model, trained on something")
+    save_weights(folder / "strange.safetensors", load_encoder(taught), GRAPH, strange)
+    fit(FitConfig(**settings(dataset, tmp_path / "fit")))
+    assert "strange" not in results(tmp_path / "fit")["probe"]
+    out = tmp_path / "named"
+    fit(FitConfig(**settings(dataset, out, weights=["good", "strange"])))
+    assert {"good", "strange", "all together"} < set(results(out)["probe"])
+
+
 def test_fit_without_any(folder, dataset, tmp_path, capsys):
     encoder = dict(SMALL_ENCODER)
     fit(FitConfig(**settings(dataset, tmp_path / "fit", weights=[], encoder=encoder)))

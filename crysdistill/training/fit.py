@@ -110,6 +110,8 @@ class FitConfig(LabelledConfig):
         super().__post_init__()
         if self.repeats < 1:
             raise InputError(f"`repeats` is {self.repeats} but must be at least 1")
+        if self.weights is not None:  # names of the package are texts
+            self.weights = [Path(path) for path in self.weights]
         names = [str(path) for path in self.weights or ()]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
