@@ -38,7 +38,8 @@ def _same_operation(one: SymmOp, other: object) -> bool:
     """
     if not isinstance(other, type(one)):
         return NotImplemented
-    return bool((abs(one.affine_matrix - other.affine_matrix) <= one.tol).all())
+    a, b = one.affine_matrix, other.affine_matrix
+    return bool((abs(a - b) <= one.tol + 1e-5 * abs(b)).all())  # as np.allclose
 
 
 SymmOp.__eq__ = _same_operation
