@@ -1,4 +1,4 @@
-"""Crystals that many tests use, and the real data where it is at hand."""
+"""Crystals that many tests use, and the real data if it is present."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# Tests run beside each other: one thread each, before torch is imported.
+# Tests run in parallel, so each has one thread. Torch reads this on import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pymatgen.core import Lattice, Structure
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Spare the garbage collector what is imported: it lives to the end."""
+    """Keep the garbage collector away from imports, since they live to the end."""
     gc.disable()
     try:
         return (yield)
@@ -64,10 +64,10 @@ def pytest_collection() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_core() -> Iterator[None]:
-    """Where a test names no number of workers, its own process does the work.
+    """Work in the test's own process unless the test sets a number of workers.
 
-    Fresh processes import for seconds. Tests of workers say how many, and commands in
-    fresh processes take all cores.
+    A fresh process takes seconds to import. Tests of workers set the number, and
+    commands in fresh processes use all cores.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "cpu_count", lambda: 1)
@@ -76,10 +76,10 @@ def one_core() -> Iterator[None]:
 
 @pytest.fixture
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worker processes are forks, which need not import for seconds.
+    """Fork the worker processes, which saves seconds of imports.
 
-    They get pickled work and import nothing from this process, as fresh ones do.
-    `test_engine.py` has tests of the fresh ones.
+    Like fresh processes, they get pickled work and inherit nothing from this process.
+    `test_engine.py` tests fresh processes.
     """
     from crysdistill.workers import workers
     from tests.forks import CONTEXT
@@ -89,7 +89,7 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real structures and labels, or a skip that says why."""
+    """The folder of real structures and labels; skips if it is absent."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("CRYSDISTILL_DATA", beside))
     if not folder.is_dir():
@@ -107,7 +107,7 @@ def each_epoch_is_saved(monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    """A store of small crystals with labels; files that need another make their own."""
+    """A store of small crystals with labels; some test files make their own."""
     from tests.toy_stores import labelled, write_store
 
     path = tmp_path_factory.mktemp("dataset") / "dataset.h5"
@@ -116,7 +116,7 @@ def dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def config(dataset, tmp_path):
-    """A short training run on it."""
+    """A short training run on `dataset`."""
     from tests.toy_runs import training_config
 
     return training_config(dataset, tmp_path / "run")
@@ -124,7 +124,7 @@ def config(dataset, tmp_path):
 
 @pytest.fixture(scope="module")
 def pretrained(dataset, tmp_path_factory) -> Path:
-    """The weights of an encoder that learned a little of it."""
+    """Weights of an encoder that is briefly pretrained on `dataset`."""
     from crysdistill.training.pretrain import pretrain
     from tests.toy_runs import pretraining_config
 
@@ -153,7 +153,7 @@ def from_structure(name: str, structure: Structure) -> Crystal:
 
 @cache
 def structures() -> dict[str, Structure]:
-    """Structure types whose neighbours are textbook knowledge; copy before a change."""
+    """Structure types with textbook neighbours; copy one before you change it."""
     make = Structure.from_spacegroup
     return {
         "fcc-Cu": make("Fm-3m", Lattice.cubic(3.61), ["Cu"], [[0, 0, 0]]),
@@ -189,7 +189,7 @@ def crystals() -> list[Crystal]:
 
 
 def random_crystal(seed: int, atoms: int = 6, elements: tuple[int, ...] = (8, 14, 26)):
-    """A low-symmetry crystal without ties, atoms kept apart by rejection."""
+    """A low-symmetry crystal without equal distances or close atoms."""
     rng = np.random.default_rng(seed)
     cell = np.diag(rng.uniform(4.0, 6.0, 3)) + rng.uniform(-0.8, 0.8, (3, 3))
     frac: list[np.ndarray] = []
@@ -208,5 +208,5 @@ def random_crystal(seed: int, atoms: int = 6, elements: tuple[int, ...] = (8, 14
 
 
 def agree(found, expected, atol: float = 2e-4) -> None:
-    """Hold a tensor against numbers of which each may be off by a thousandth."""
+    """Compare a tensor with numbers to a relative error of a thousandth."""
     np.testing.assert_allclose(found.double(), expected, atol=atol, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""What the tests of engines let workers do; they load this file, so it loads little."""
+"""Jobs for the workers in tests of engines; they load this file, so it loads little."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def refuse(number: int) -> None:
     raise InputError(f"{number} is bad; give another")
 
 
-# In the place of `make_shard`:
+# These replace `make_shard`:
 
 
 def make(path: Path, *rest) -> tuple[int, int]:
@@ -39,7 +39,7 @@ def make(path: Path, *rest) -> tuple[int, int]:
 
 
 def make_or_die_late(path: Path, *rest) -> tuple[int, int]:
-    """End the worker at one shard, when those before it are done."""
+    """End the worker at one shard, once the shards before it are done."""
     if path.stem == "000005":
         before = [path.with_stem(f"{number:06d}") for number in range(5)]
         while not all(other.exists() for other in before):

@@ -1,8 +1,8 @@
-"""Processes that a server forks, which has imported all that a run needs.
+"""Processes forked from a server that has imported all that a run needs.
 
-A fresh Python process imports for seconds before it does anything. The server has no
-thread but one, so a fork of it is as good as fresh, and starts in a moment. Only tests
-of the start itself, or of what Lightning starts, need a fresh one.
+A fresh Python process takes seconds to import. The server has only one thread, so a
+fork of it is as clean as a fresh process and starts in a moment. Only tests of the
+start itself, or of what Lightning starts, need a fresh process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONTEXT.set_forkserver_preload(["tests.warm_start"])
 
 
 class _Open:
-    """The descriptor of a file, to be sent to another process."""
+    """A file descriptor to send to another process."""
 
     def __init__(self, file: IO[str]) -> None:
         self.file = file
@@ -48,7 +48,7 @@ def _become(
     prepare: Callable[[], None] | None,
 ) -> None:
     """Let this process be `python -m crysdistill WORDS`, or `python SCRIPT WORDS`."""
-    os.setsid()  # as from a terminal of its own: signals reach all its processes
+    os.setsid()  # as in a terminal of its own: signals reach all its processes
     os.dup2(out, 1)
     os.dup2(errors, 2)
     os.environ.clear()
@@ -100,14 +100,14 @@ class Command:
         self.pid: int = self._process.pid
 
     def poll(self) -> int | None:
-        """Return the exit code; None as long as it runs."""
+        """Return the exit code; None while the process runs."""
         return self._process.exitcode
 
     def wait(self, seconds: float = 120) -> subprocess.CompletedProcess[str]:
-        """Wait for the end; return the exit code and what it has said.
+        """Wait for the end; return the exit code and the output.
 
         Raises:
-            TimeoutError: it still runs after so many seconds.
+            TimeoutError: the process still runs after so many seconds.
         """
         self._process.join(seconds)
         if self._process.exitcode is None:
@@ -120,9 +120,9 @@ class Command:
         )
 
     def signal(self, number: int) -> None:
-        """Send a signal to it and the processes that it has started."""
+        """Send a signal to the process and to those that it has started."""
         with contextlib.suppress(ProcessLookupError):
-            # Before its first line it leads no session yet.
+            # Before its first line, the process does not lead a session.
             group = os.getpgid(self.pid)
             if group == self.pid:
                 os.killpg(group, number)
@@ -130,7 +130,7 @@ class Command:
                 os.kill(self.pid, number)
 
     def kill(self) -> subprocess.CompletedProcess[str]:
-        """Kill it alone, as the system does when memory is short."""
+        """Kill only this process, as the system does when memory is short."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         return self.wait()

@@ -1,4 +1,4 @@
-"""Runs in processes of their own that die in the middle, as by `kill -9`."""
+"""Runs in separate processes that die midway, as by `kill -9`."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Death:
     """The moment at which a process dies.
 
     Args:
-        where: `step` before a training step, `validation` in one of its batches,
-            `writing` with half of a checkpoint written, `written` just after it,
+        where: `step` is before a training step, `validation` in a validation batch,
+            `writing` with half of a checkpoint written, `written` just after that,
             `logging` before a line of metrics, `ending` before the weights are written.
-        count: how many such moments it survives.
+        count: how many such moments the process survives.
     """
 
     where: str
@@ -53,8 +53,8 @@ def _die() -> None:
 
 
 def _prepare(death: Death) -> None:
-    """Let this process die there."""
-    keeping.SHARE = 1e9  # each epoch is saved, however short it is
+    """Make this process die at that moment."""
+    keeping.SHARE = 1e9  # save every epoch, however short
     left = death.count
 
     def passed() -> bool:
@@ -108,14 +108,14 @@ def _attempt(run: str, config: Any, death: Death | None) -> None:
 
 
 def start(run: str, config: Any, death: Death | None = None) -> BaseProcess:
-    """Start a run in a process of its own."""
+    """Start a run in a separate process."""
     process = CONTEXT.Process(target=_attempt, args=(run, config, death))
     process.start()
     return process
 
 
 def lives(run: str, config: Any, death: Death | None = None) -> bool:
-    """Run in a process of its own; return whether it lives to the end."""
+    """Run in a separate process; return whether it lives to the end."""
     process = start(run, config, death)
     process.join(120)
     assert process.exitcode in (0, -signal.SIGKILL), process.exitcode

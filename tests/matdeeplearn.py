@@ -1,4 +1,4 @@
-"""What the published answers of MatDeepLearn's programs have in common."""
+"""What tests of MatDeepLearn's published outputs share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.reference_outputs import Reference
 
 
 def head(weights: dict[str, Tensor], pooled: Tensor, layers: int = 2) -> list[Tensor]:
-    """Return what enters the last layer, and the outputs (B,)."""
+    """Return the input of the last layer, and the outputs (B,)."""
     for k in range(layers):
         name = f"post_lin_list.{k}"
         pooled = F.relu(
@@ -26,10 +26,10 @@ def head(weights: dict[str, Tensor], pooled: Tensor, layers: int = 2) -> list[Te
 
 
 def check_features(reference: Reference, embedding: AtomEmbedding) -> None:
-    """Demand that our own features are those that the program was given.
+    """Check that our features equal the inputs of the published program.
 
     Args:
-        reference: with the edges that it searched for each atom at that atom.
+        reference: its edges belong to the atom whose neighbours were searched.
         embedding: with the published weights.
     """
     _, inputs, _, batch = reference
@@ -46,7 +46,7 @@ def check_features(reference: Reference, embedding: AtomEmbedding) -> None:
 
 
 def without_loops(batch: CrystalBatch) -> CrystalBatch:
-    """Return the atoms and the numbers of their edges, less one each."""
+    """Return the atoms and their numbers of edges, each reduced by one."""
     counts = batch.neighbor_ptr.diff() - 1
     ptr = torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0)))
     return CrystalBatch(atomic_numbers=batch.atomic_numbers, neighbor_ptr=ptr)

@@ -1,4 +1,4 @@
-"""The OPTIMADE reference server, and a proxy before it with all the usual faults."""
+"""The OPTIMADE reference server, behind a proxy with all the usual faults."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
 
 
 class Proxy:
-    """A server before the server: hands on what it gets, unless told otherwise.
+    """A server before the server: forwards what it gets, unless told otherwise.
 
     Args:
         port: of the server behind it.
@@ -164,7 +164,7 @@ class Proxy:
             length = len(body)
         elif kind == "cut":  # the connection breaks in the middle
             body = body[: len(body) // 2]
-        elif kind == "half":  # a whole answer, of half a document
+        elif kind == "half":  # a complete response with half a document
             body = body[: len(body) // 2]
             length = len(body)
         elif kind == "json":
@@ -177,7 +177,7 @@ class Proxy:
         handler.wfile.write(body)
 
     def _upstream(self, path: str) -> tuple[int, bytes]:
-        # With our own name, so that the server's links lead back to us.
+        # Our own host name makes the server's links lead back to us.
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.upstream}{path}",
             headers={"Host": f"127.0.0.1:{self.port}"},

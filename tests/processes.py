@@ -1,4 +1,4 @@
-"""What tests ask about processes that they start."""
+"""Questions that tests ask about the processes they start."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ needs_proc = pytest.mark.skipif(
 def children(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(OSError):  # a thread that has ended
+        with suppress(OSError):  # the thread has ended
             found += map(int, (task / "children").read_text().split())
     return found
 
 
 def other_ranks(pid: int) -> list[int]:
-    """The processes that a command has started to train with it."""
+    """The other training processes that a command has started."""
     found = []
     for child in children(pid):
-        with suppress(OSError):  # one that has ended
+        with suppress(OSError):  # the process has ended
             if b"crysdistill" in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(child)
     return found

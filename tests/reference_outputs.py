@@ -1,4 +1,4 @@
-"""What published programs answered: their weights, inputs and outputs."""
+"""Known answers of published programs: weights, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Reference(NamedTuple):
 
     Args:
         weights: by published name.
-        inputs: what the program was given; what is known of edges in `batch`'s order.
-        outputs: what it answered, edges likewise.
-        batch: the crystals, edges sorted by the atom that receives.
+        inputs: of the program; data of edges are in the order of `batch`.
+        outputs: of the program; data of edges are in the order of `batch`.
+        batch: the crystals, with edges sorted by receiving atom.
     """
 
     weights: dict[str, Tensor]
@@ -35,7 +35,7 @@ def load_reference(shared_data: Path, folder: str, receiver: int) -> Reference:
 
     Args:
         shared_data: the folder of real data.
-        folder: one of those in `reference_outputs`.
+        folder: the name of a folder in `reference_outputs`.
         receiver: the row of the published `edge_index` that holds receiving atoms.
     """
     path = shared_data / "reference_outputs" / folder
@@ -63,7 +63,7 @@ def load_reference(shared_data: Path, folder: str, receiver: int) -> Reference:
 
 
 def agree(found: Tensor, expected: Tensor) -> None:
-    """Demand agreement to 1e-5 of the largest number."""
+    """Check agreement to 1e-5 of the largest number."""
     torch.testing.assert_close(
         found, expected, rtol=0, atol=1e-5 * expected.abs().max().item()
     )

@@ -1,4 +1,4 @@
-"""The crystals on which published programs were asked, from mp36k."""
+"""The crystals of mp36k on which the published programs ran."""
 
 from __future__ import annotations
 

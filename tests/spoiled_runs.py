@@ -1,4 +1,4 @@
-"""A small run in which one crystal has no place in space."""
+"""A small run in which the cell of one crystal is NaN."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.toy_fits import ToyRun
 
 
 class Spoil(L.Callback):
-    """Gives one crystal no place in space, whichever rank has it."""
+    """Sets the cell of one crystal to NaN, on whichever rank has it."""
 
     def __init__(self, row: int) -> None:
         self.row = row
@@ -27,7 +27,7 @@ class Spoil(L.Callback):
 
 
 def run_spoiled(path: Path, out: Path, row: int, lr: float) -> dict[str, Any]:
-    """Train where one crystal (none below 0) spoils its batch; return what is told."""
+    """Train with one spoiled crystal (none if `row` < 0); return what is reported."""
     optimizer = OptimizerSettings("sgd", lr=lr, schedule="constant")
     toy = ToyRun(Store.open(path), out, 3, optimizer, "eq5")
     guard = Guard(toy.run, toy.train, toy.val)

@@ -1,4 +1,4 @@
-"""Studies as `crysdistill study` leaves them, with invented numbers."""
+"""Studies with invented numbers, in the files that `crysdistill study` writes."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def write_study(
 
     Args:
         folder: its folder.
-        arms: arms with their error as a multiple of that of the reference.
+        arms: each arm's error as a multiple of the reference arm's.
         tasks: names of tasks.
         labels: numbers of labels.
         seeds: the number of seeds.
         frozen: values of `freeze.convolutions` of the arm `finetuned`.
         tested: test crystals of a run.
         names: material ids of the dataset; invented if empty.
-        dataset: the store that the runs name.
+        dataset: the store named in the runs.
         failed: how many of the last runs crashed.
         factor: multiplies all errors.
         same_test: whether all seeds have the same test crystals.

@@ -1,4 +1,4 @@
-"""A test set in another store: the right crystals, the right numbers, each refusal."""
+"""A test set from another store: the right crystals and numbers, and each refusal."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tests.toy_runs import DENSITY, results, rows, shared, tuning
 from tests.toy_stores import labelled, write_store
 
 # `conftest.dataset` has random-0 to random-39. The other store has ten new crystals,
-# five by the same id, and five that are the same under another id, in a doubled cell.
+# five with the same ids, and five that have other ids and doubled cells.
 NEW, BY_ID, BY_STRUCTURE = range(40, 50), range(5), range(5, 10)
 
 
 def doubled(crystal: Crystal, name: str) -> Crystal:
-    """The same crystal in a cell of twice the length."""
+    """The same crystal in a cell of twice the length, under another name."""
     halves = crystal.frac_coords * [0.5, 1, 1]
     return replace(
         crystal,
@@ -47,7 +47,7 @@ def doubled(crystal: Crystal, name: str) -> Crystal:
 
 
 def measured(crystal: Crystal) -> Crystal:
-    """The crystal with its label under another name, a fifth larger."""
+    """The crystal with its labels renamed and its density a fifth larger."""
     known = crystal.properties
     return replace(
         crystal,
@@ -70,7 +70,7 @@ def across(other: Path, **more) -> AcrossSettings:
 
 
 def held(split: Path) -> set[int]:
-    """The numbers of the crystals that train or choose."""
+    """The numbers of the crystals used for training or validation."""
     return {
         int(r["material_id"].partition("-")[2])
         for r in rows(split)
@@ -186,7 +186,7 @@ def test_every_verb_can_do_it(verb, config, other, pretrained, tmp_path):
     assert {"val", "within"} <= found.keys()
     if verb == "finetune":  # nobody has compared the corpus with the other store
         assert found["overlap"].startswith("unknown")
-    if verb == "fit":  # candidates that are not chosen never see the test set
+    if verb == "fit":  # rejected candidates never see the test set
         assert "test_set" not in results(given.out / "scratch-0")
 
 

@@ -1,4 +1,4 @@
-"""ALIGNN against the published program, a plain second form, and its promises."""
+"""ALIGNN against the published program and a plain form; what it guarantees."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def doubled(batch: CrystalBatch) -> CrystalBatch:
 
 
 def test_parameter_counts_of_the_published_classes():
-    # 4,026,753 with the head, less the two norms whose results nobody reads.
+    # 4,026,753 with the head, less the two norms whose results are unused.
     published = ALIGNN(**ALIGNN.PUBLISHED)
     assert parameters(published) + 256 + 1 == 4_026_753 - 4 * 256
-    # ALIGNNAtomWise is counted with one number for an element, and here has 92.
+    # The published count has one number for an element; ours has 92.
     atomwise = ALIGNN(norm="layer")
     assert parameters(atomwise) + 64 + 1 == 143_297 + 91 * 64 - 4 * 64
 
@@ -68,9 +68,9 @@ def test_parameter_counts_of_the_published_classes():
 class Published:
     """A folder of known answers, and the batch that its inputs make.
 
-    The cell is a cube of 1 Å and all atoms are at its origin: so the lattice
-    translations of edges are the published vectors, and distances, triplets and angles
-    come from our own code.
+    The cell is a cube of 1 Å and all atoms are at its origin. So the lattice
+    translations of edges are the published vectors, and our own code computes
+    distances, triplets and angles.
     """
 
     def __init__(self, shared_data, folder: str) -> None:
@@ -95,7 +95,7 @@ class Published:
         )
 
     def triplets(self, batch: CrystalBatch) -> Triplets:
-        """Return our triplets, less those of an edge with itself."""
+        """Return our triplets without those of an edge with itself."""
         found = find_triplets(batch)
         kept = found.first != found.second
         counts = torch.bincount(found.second[kept], minlength=batch.num_edges)
@@ -103,7 +103,7 @@ class Published:
         return Triplets(found.first[kept], found.second[kept], found.cosine[kept], ptr)
 
     def pairs(self) -> dict[tuple[int, int], int]:
-        """Return the row of each published pair of edges, by our numbers of edges."""
+        """Map each published pair of edges, in our numbering, to its row."""
         ours = torch.argsort(self.order)
         ends = (ours[self.inputs[f"lg_{end}"].long()] for end in ("src", "dst"))
         pairs = zip(*(end.tolist() for end in ends), strict=True)
@@ -151,7 +151,7 @@ PARTS = {
     "edge_update": "edges",
     "bn_nodes": "node_norm",
     "bn_edges": "edge_norm",
-    # What is called an update of the source is of the atom that receives.
+    # The published "source" update belongs to the receiving atom.
     "src_update": "own",
     "dst_update": "message",
     "src_gate": "sender_gate",
@@ -226,7 +226,7 @@ def test_what_is_on_the_way_is_as_published(published):
         if f"alignn_{k}_node_update_1" in outputs:
             half = seen[f"convolutions.{k}.atoms"]
             agree(half[1].float(), edges(f"alignn_{k}_node_update_1"))
-    # The last edges are those that the last convolution reads.
+    # The last convolution reads these edges.
     last = f"gcn_{gated - 2}_1" if gated > 1 else f"alignn_{layers - 1}_1"
     agree(found.edges.float(), edges(last))
     if layers > 1 and "alignn_0_angles_first_2000" in outputs:
@@ -250,7 +250,7 @@ def test_single_precision_answers_alike(published):
 
 
 def test_the_symmetric_graph_holds_the_published_one(shared_data):
-    """It has some edges more, of shells that are a whole within 0.01 Å.
+    """It has a few more edges, since shells are complete to within 0.01 Å.
 
     The published graph holds bonds between images of one atom twice.
     """
@@ -265,13 +265,13 @@ def test_the_symmetric_graph_holds_the_published_one(shared_data):
 
 def edges_of(edge_index: torch.Tensor, vectors: torch.Tensor) -> Counter:
     """Every edge as (neighbour, centre, vector in hundredths of an Å)."""
-    # Coordinates on a symmetry plane are a zero of either sign.
+    # A coordinate on a symmetry plane is 0.0 or -0.0.
     steps = (vectors.double() * 100 + 1e-3).round().long()
     return Counter(map(tuple, torch.cat((edge_index.T, steps), dim=1).tolist()))
 
 
 def test_memory_grows_with_the_triplets():
-    """16 bytes for each triplet, width and convolution: 2 kB at 64 and 2."""
+    """16 bytes for each triplet, channel and convolution: 2 kB for 64 and 2."""
     encoder, batch = ALIGNN(), some_batch()
     triplets = len(find_triplets(batch).first)
     assert encoder.memory(batch) == 2048 * triplets
@@ -338,7 +338,7 @@ def test_gates_have_the_gradients_of_differences(offset):
 
     arguments = [x.requires_grad_() for x in (a, b, c, v)]
     assert torch.autograd.gradcheck(gates, arguments)
-    # Node 2 hears nobody.
+    # Node 2 receives no messages.
     assert not gates(*arguments)[1][2].any()
 
 
@@ -364,7 +364,7 @@ def test_silu_of_norm_has_the_gradients_of_differences(norm):
 
 
 def kept_rows(encoder: ALIGNN, batch: CrystalBatch, rows: int) -> int:
-    """Count the numbers of each row of `rows` that a forward pass keeps."""
+    """Count the numbers that a forward pass keeps for each row of `rows`."""
     kept = {}
 
     def keep(tensor):
@@ -428,7 +428,7 @@ def test_added_directions_are_heard():
 
 
 def chain(angle: float) -> Crystal:
-    """Carbon atoms in a row, 1.5 Å from each other, with that angle between bonds."""
+    """A chain of carbon atoms, 1.5 Å apart, with this angle between bonds."""
     step, rise = 1.5 * np.sin(angle / 2), 1.5 * np.cos(angle / 2)
     return Crystal(
         material_id="chain",
@@ -448,7 +448,7 @@ def test_it_reads_angles_unless_gates_cancel(offset):
     torch.manual_seed(0)
     encoder = ALIGNN(width=8, cutoff=2.0, gate_offset=offset)
     with torch.no_grad():
-        for _ in range(30):  # till the norms know how large things are
+        for _ in range(30):  # until the norms have seen the scale
             encoder(some_batch())
         straight, bent = encoder.eval()(batch).crystals
     difference = (straight - bent).abs().max()
@@ -470,7 +470,7 @@ def test_forces_are_the_differences_of_energies():
     (slope,) = torch.autograd.grad(energy(start), start)
     step = torch.randn_like(slope) * 1e-5
     with torch.no_grad():
-        # Without gradients, equal angles share a row: 1e-10 is what may differ.
+        # Without gradients, angles that are equal to 1e-10 share a row.
         difference = (energy(start + step) - energy(start - step)).item() / 2
     assert (slope * step).sum().item() == pytest.approx(difference, rel=1e-3)
 

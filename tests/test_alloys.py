@@ -1,4 +1,4 @@
-"""The alloys that are made on the spot: the same everywhere, and physically right."""
+"""Generated alloys: the same on every machine, and physically right."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Arms and controls: what each trains, and when a study adds it."""
+"""Arms and controls: what each one trains, and when a study adds it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from crysdistill.encoders import find_encoder
 from crysdistill.errors import InputError
 from crysdistill.store.store import Store
 from crysdistill.studies.arms import ARMS, MEMBERS, controls_of, make_arm
@@ -103,7 +105,7 @@ class TestEveryArm:
         assert settings["scratch"]["width"] == 8
         assert settings["finetuned"]["width"] == 6
         assert settings["distilled"] == settings["scratch"]
-        # A control differs from what it controls in its weights alone.
+        # A control differs from its arm only in the initial weights.
         assert settings["scratch-larger"] == settings["finetuned"]
 
     def test_ensembles(self, every):
@@ -206,7 +208,10 @@ class TestControls:
         larger = make_arm("scratch-larger").own({"weights": weights})["encoder"]
         base = flat({"dataset": "d.h5", **BASE, "weights": weights})
         axes = read_axes({"arm": ["scratch", "finetuned"], "seed": [0]})
-        for encoder, there in ((SMALL_ENCODER, True), (larger, False)):
+        own = signature(find_encoder(larger["name"])).parameters
+        brief = {k: v for k, v in larger.items() if k == "name" or v != own[k].default}
+        assert len(brief) < len(larger)
+        for encoder, there in ((SMALL_ENCODER, True), (larger, False), (brief, False)):
             cells = make_cells({**base, **flat({"encoder": encoder})}, axes)
             assert ("scratch-larger" in {cell.arm.name for cell in cells}) == there
 
@@ -248,7 +253,7 @@ class TestCells:
     def test_encoders_by_name(self):
         found = self.cells({"arm": ["scratch"], "seed": [0], "encoder": ["schnet"]})
         assert found[0].config.encoder["name"] == "schnet"
-        assert "width" not in found[0].config.encoder  # that of CGCNN is not kept
+        assert "width" not in found[0].config.encoder  # CGCNN's width is dropped
 
     def test_names_differ_with_every_setting(self, weights):
         axes = {"arm": ["finetuned"], "seed": [0], "encoder_lr": [1.0, 0.3]}

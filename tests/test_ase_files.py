@@ -1,6 +1,6 @@
-"""ASE's formats: frames, labels, ids; what ASE lets pass is refused.
+"""ASE's formats: frames, labels, ids; we refuse faults that ASE accepts.
 
-All of it is real: ASE writes the files, and the databases.
+Nothing is faked: ASE writes the files and the databases.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The attention layers by plain loops, as their equations stand."""
+"""The attention layers against plain loops over their equations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def batch() -> CrystalBatch:
 
 
 def layer_and_inputs(batch: CrystalBatch) -> tuple[AugmentedAttention, Tensor, Tensor]:
-    """A layer, and atoms and edges; D lengths are dealt to the edges at random."""
+    """A layer, atoms and edges; each edge has one of D lengths at random."""
     torch.manual_seed(0)
     layer = AugmentedAttention(WIDTH, HEADS).double()
     with torch.no_grad():
@@ -47,7 +47,7 @@ def places(batch: CrystalBatch) -> Tensor:
 def by_loops(
     layer: AugmentedAttention, x: Tensor, edges: Tensor, batch: CrystalBatch
 ) -> Tensor:
-    """One edge and one head after the other."""
+    """Compute one edge and one head after the other."""
     pairs = list(zip(*batch.edge_index.tolist(), strict=True))
     ends, scores = [], []
     for e, (j, i) in enumerate(pairs):
@@ -79,7 +79,7 @@ def by_loops(
 
 @pytest.mark.parametrize("at_once", [1 << 17, 64])
 def test_augmented_attention(batch, monkeypatch, at_once):
-    """Edges by edges, all at once and in blocks of few."""
+    """Compute edge by edge, all at once, and in small blocks."""
     monkeypatch.setattr(attention, "_NUMBERS_AT_ONCE", at_once)
     layer, x, rows = layer_and_inputs(batch)
     place = places(batch)

@@ -1,4 +1,4 @@
-"""CGCNN with attention: worked examples, a plain second form, and its weights."""
+"""CGCNN with attention: worked examples, a plain form, and its weights."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_a_published_convolution_has_half_the_weights_of_cgcnn():
     ours, cgcnn = encoder.convolutions[0], GatedConvolution(64, 41)
     assert 2 * parameters(ours) == parameters(cgcnn) == 2 * (169 * 64 + 64)
     head = PropertyHead(encoder.crystal_width, **AttentionCGCNN.HEAD)
-    # Two of the 92 columns of the element table are empty for all elements.
+    # Two of the 92 columns of the element table are zero for all elements.
     assert parameters(encoder, head) == (90 * 64 + 64) + 4 * 10_880 + 8_320 + 129
 
 
 def star(features: list[list[float]]) -> CrystalBatch:
-    """Atom 0 hears all others, which hear nothing."""
+    """Only atom 0 receives messages, one from each other atom."""
     others = len(features) - 1
     counts = [others] + [0] * others
     return CrystalBatch(
@@ -60,9 +60,9 @@ SAME_LENGTH = Lengths(torch.tensor([[1.0, 0.5, 0.0]]), torch.tensor([0, 0]))
 
 
 def test_shares_sum_to_one():
-    """Whose message is one for all, hears one."""
+    """If every message is 1, atom 0 receives 1."""
     layer = convolution()
-    nn.init.constant_(layer.core.bias, math.log(math.e - 1))  # softplus makes it 1
+    nn.init.constant_(layer.core.bias, math.log(math.e - 1))  # softplus of this is 1
     batch = star([[0.3, 2.0], [5.0, 1.0], [-1.0, 7.0]])
     found = layer(batch.x, SAME_LENGTH, batch)
     expected = batch.x + torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
@@ -70,13 +70,13 @@ def test_shares_sum_to_one():
 
 
 def test_published_shares_of_a_worked_example():
-    # <u, u> = 1.25, so that the scores are 1.25 * 0.8 * ln 3 = ln 3, and 0.
+    # <u, u> = 1.25, so the scores are 1.25 * 0.8 * ln 3 = ln 3, and 0.
     batch = star([[1.0, 0.0], [0.8 * math.log(3), 9.0], [0.0, -4.0]])
     layer = convolution()
     scores = layer.scores(batch.x, SAME_LENGTH, batch)
     torch.testing.assert_close(scores, torch.tensor([[math.log(3)], [0.0]]))
     with torch.no_grad():
-        layer.core.weight[0, 3] = 1.0  # the first channel hears v_j's second number
+        layer.core.weight[0, 3] = 1.0  # channel 0 reads v_j[1]
     found = layer(batch.x, SAME_LENGTH, batch)
     heard = 0.75 * F.softplus(torch.tensor(9.0)) + 0.25 * F.softplus(torch.tensor(-4.0))
     torch.testing.assert_close(found[0, 0], 1.0 + heard)
@@ -91,7 +91,7 @@ def test_published_scores_grow_with_the_length_of_u():
 
 
 def test_published_scores_do_not_overflow():
-    """Where exp is infinite, the nearest in direction gets everything."""
+    """Where exp overflows, the neighbour with the highest score gets it all."""
     batch = star([[30.0, 0.0], [30.0, 1.0], [29.0, 2.0]])
     layer = convolution()
     assert torch.exp(layer.scores(batch.x, SAME_LENGTH, batch)).isinf().all()
@@ -143,7 +143,7 @@ def test_equals_the_plain_form(settings, training):
         for name, weight in encoder.named_parameters():
             if "norm" in name:
                 weight.add_(0.2 * torch.randn_like(weight))
-            elif "radial" in name:  # attention that tells distances apart
+            elif "radial" in name:  # make attention depend on distance
                 weight.mul_(5)
     plain = PlainAttentionCGCNN(encoder)
     encoder.train(training), plain.train(training)

@@ -1,4 +1,4 @@
-"""Averaged weights: what validation sees, their statistics, resumed and on ranks."""
+"""Averaged weights: in validation, batch norms, resumed runs, and over ranks."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_validation_sees_the_average(config, monkeypatch, kind):
 
 
 def test_batch_norms_of_the_average_have_its_statistics(config):
-    """As torch's `update_bn` finds them, in the order of the batches of an epoch."""
+    """The same as from torch's `update_bn` over the batches of an epoch."""
     config.trainer = replace(SHORT, epochs=1, average="ema")
     predictor = load_predictor(train(config))
     store = Store.open(config.dataset)
@@ -100,7 +100,7 @@ def test_averages_go_on_bit_for_bit(config, monkeypatch, kind, step):
 
 @pytest.mark.parametrize("validation_step", [1, 3, 6])
 def test_averages_when_validation_is_interrupted(config, monkeypatch, validation_step):
-    """The module holds the average then; what is saved is what learns."""
+    """The module then holds the average; the checkpoint holds the trained weights."""
     config.trainer = replace(SHORT, batch_size=4, average="ema")
     whole = train(replace(config, out=config.out.with_name("whole")))
     calls, real = 0, supervised.SupervisedModule.validation_step

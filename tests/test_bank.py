@@ -1,4 +1,4 @@
-"""The objective `bank`: its scale, its loss, its numbers, on one rank and on two."""
+"""The objective `bank`: scale, loss and numbers, on one rank and on two."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def made(width: int = 8, **settings) -> Bank:
 
 
 class Says(torch.nn.Module):
-    """A decoder that has its answer ready."""
+    """A decoder that returns a fixed answer."""
 
     def __init__(self, answer: torch.Tensor) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def test_columns_are_standardised_on_the_corpus(store, prepared):
                 assert (column == 0).all()
             elif own.abs().max() < 6:  # nothing was clipped
                 agree(torch.stack((own.mean(), own.std(correction=0))), [0, 1], 1e-3)
-    # Three elements: no f electrons anywhere, and no target about them.
+    # The three elements have no f electrons, so those targets are left out.
     radial = prepared.families["radial"].columns
     dead = [
         c.name for c, d in zip(radial, prepared.deviation, strict=False) if d.isnan()
@@ -113,7 +113,7 @@ def test_knowing_the_means_gives_about_one(store, prepared):
 
 
 def test_families_count_by_their_weights():
-    """And not by their columns; loss and number by plain loops."""
+    """Not by their numbers of columns; checked with plain loops."""
     batch = make_batch(RANDOM)
     objective = made(families={"charges": 3.0, "crystal": 1.0}, mask_fraction=0.0)
     assert objective.views == (Clean(),)
@@ -136,7 +136,7 @@ def test_families_count_by_their_weights():
 
 
 def test_what_is_not_known_is_left_out():
-    """Neon has no electronegativity: neither its neighbours' targets nor its own."""
+    """Neon has no electronegativity, so it and its neighbours lack that target."""
     cell = np.diag([4.0, 4.1, 4.2])
     batch = make_batch(
         [
@@ -192,7 +192,7 @@ def test_a_step_learns_a_random_share_of_columns():
     whole = made(share=1.0)
     assert whole._drawn(0).all()
     assert len({whole(seen_of(batch), batch, seed).item() for seed in range(3)}) == 1
-    # On average, a share of the columns is as hard as all of them.
+    # On average, the loss of a share equals that of all columns.
     mean = np.mean([objective(seen_of(batch), batch, s).item() for s in range(60)])
     assert mean == pytest.approx(whole(seen_of(batch), batch, 0).item(), rel=0.1)
 

@@ -1,4 +1,4 @@
-"""Batches: every crystal once, equal work, the same for any number of ranks."""
+"""Batches: each crystal once, equal work, independent of the number of ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crysdistill.training.batches import Batches, share
 
 
 def sizes(count: int, seed: int = 0) -> np.ndarray:
-    """Edges of crystals as unequal as those of the Materials Project."""
+    """Numbers of edges, spread as in the Materials Project."""
     rng = np.random.default_rng(seed)
     return np.minimum(12 * np.exp(rng.normal(3.0, 1.0, count)).astype(int) + 12, 8000)
 
@@ -24,7 +24,7 @@ def batches(made: Batches, epoch: int = 0) -> list[list[int]]:
 
 
 def plain_dealing(edges: list[int], bins: int) -> list[int]:
-    """Largest first, each to the emptiest; the slow way, to compare with."""
+    """Give the largest first to the emptiest bin: the slow way, for comparison."""
     load, where = [0] * bins, []
     for size in edges:
         where.append(min(range(bins), key=lambda b: (load[b], b)))
@@ -51,9 +51,9 @@ def test_batches_by_edges_are_full_and_alike():
     assert loads == made.loads.tolist()
     assert min(loads) > 0.98 * max(loads)
     assert np.mean(loads) > 0.98 * 50_000
-    # No packing can do with fewer than all edges need.
+    # No packing can use fewer batches than edges / budget.
     assert len(made) <= 1.02 * made.edges.sum() / 50_000 + 1
-    # By number the heaviest batch is far from the mean.
+    # With a fixed number of crystals, the heaviest batch is far from the mean.
     loads = Batches(sizes(5000), 64, shuffle=True).loads
     assert loads.mean() < 0.8 * loads.max()
 
@@ -64,7 +64,7 @@ def test_epochs_differ_and_repeat():
     assert batches(one, 5) == batches(again, 5)
     different = [batches(one, 5), batches(one, 6), batches(other, 5)]
     assert len({str(b) for b in different}) == 3
-    # Not the same crystals together in another order.
+    # Batches are drawn anew, not only reordered.
     together = [{frozenset(part) for part in found} for found in different]
     assert len(together[0] & together[1]) < len(together[0]) // 2
 
@@ -87,13 +87,13 @@ def test_ranks_share_a_batch_evenly_and_without_gaps(ranks):
     assert taken[order].tolist() == plain_dealing(edges[order].tolist(), ranks)
     loads = np.bincount(taken, weights=edges, minlength=ranks)
     assert loads.max() - loads.min() <= edges.max()
-    assert (share(edges[:1], ranks) == 0).all()  # the others have none
+    assert (share(edges[:1], ranks) == 0).all()  # the other ranks get none
 
 
 def test_imbalance_is_that_of_the_busiest_rank():
     assert Batches(sizes(640), 64, shuffle=True).imbalance(1) == 0
     assert Batches(np.full(640, 7), 64, shuffle=True).imbalance(4) == 0
-    # 64 ranks for 64 crystals: the largest crystal over the mean one
+    # 64 ranks for 64 crystals: the largest crystal over the mean
     made = Batches(sizes(64), 64)
     expected = made.edges.max() / made.edges.mean() - 1
     assert made.imbalance(64) == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""Weights know the formulas of their corpus: what each step says of other datasets."""
+"""Weights carry their corpus's formulas: what each step says of other datasets."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MASKS = {"node_features": {"weight": 1.0}}
 
 
 def strange(crystals: list[Crystal]) -> list[Crystal]:
-    """The same crystals with one element exchanged for one that no other has."""
+    """The same crystals, each with one element replaced by a unique one."""
     found = []
     for z, one in enumerate(crystals, 60):
         numbers = one.atomic_numbers
@@ -95,7 +95,7 @@ def of(path: Path) -> Formulas:
 
 
 def test_weights_carry_the_formulas_of_what_they_used(folder, weights):
-    """The crystals to learn from, and those held out, which choose the epoch."""
+    """Formulas of training crystals, and of held-out ones, which choose the epoch."""
     assert formulas(weights) == of(folder / "corpus.h5")
     config = pretraining_config(
         folder / "corpus.h5", folder / "part", objectives=MASKS, trainer=SHORT, subset=9
@@ -126,7 +126,7 @@ def test_the_bound_goes_into_results_and_weights(
     assert f"overlap: unknown ({SOME}); of the 6 test crystals at most {copies}" in (
         printed
     )
-    # Next, they know the crystals of this dataset too, but not those that tested them.
+    # The new weights add this dataset's formulas, but not those of its test set.
     assert read_header(made).provenance.overlap == "unknown"
     grown = formulas(made)
     assert len(formulas(weights)) < len(grown)
@@ -192,7 +192,7 @@ def test_further_pretraining_joins(folder, weights, tmp_path):
 
 
 def old(weights: Path, path: Path) -> Path:
-    """The same weights as an earlier version wrote them: without formulas."""
+    """The same weights without formulas, as an earlier version wrote them."""
     header = read_header(weights)
     provenance = replace(header.provenance, formulas=None)
     return save_weights(path, load_encoder(weights), header.graph, provenance)
@@ -207,7 +207,7 @@ def test_weights_without_formulas_still_serve(folder, weights, tmp_path, capsys)
     found = results(tmp_path / "s")
     assert found["overlap"].startswith("unknown (nobody has compared the corpus with")
     assert "overlap_at_most" not in found
-    # What is half known is not known.
+    # If one source has no formulas, the result has none.
     assert formulas(made) is None
     config = pretraining_config(
         folder / "none.h5", tmp_path / "more", objectives=MASKS, trainer=SHORT,
@@ -254,7 +254,7 @@ def test_the_verb_takes_weights_for_their_corpus(folder, weights, tmp_path, caps
         row = store.material_ids.index(name)
         reduced = store.crystal(row).to_pymatgen().composition.reduced_formula
         assert formula == reduced
-    # A source is as good as a store.
+    # A source works like a store.
     source = folder / "none.h5-source" / "s.jsonl"
     assert main(["overlap", str(weights), str(source), "--no-progress"]) == 0
     assert capsys.readouterr().out == (
@@ -271,7 +271,7 @@ def test_the_verb_repeats_what_a_search_found(folder, tmp_path, capsys):
     path = pretrain(config)
     capsys.readouterr()
     assert main(["overlap", str(path), str(folder / "some.h5"), "--no-progress"]) == 0
-    # Polymorphs are left: random crystals often have the formula of another.
+    # Polymorphs remain, since random crystals often share a formula.
     assert capsys.readouterr().out == (
         f"{path}: structures were compared: clean of some.h5 (4 corpus crystals left "
         "out)\n"
@@ -335,7 +335,7 @@ def test_they_come_back_and_leave_the_network_alone(weights, tmp_path):
     save_weights(again, load_encoder(weights), header.graph, header.provenance)
     assert again.read_bytes() == weights.read_bytes()
     assert read_header(again) == header
-    # The tensors are the end of a file.
+    # The tensors are at the end of a file.
     size = sum(t.numel() * t.element_size() for t in load_file(plain).values())
     assert plain.read_bytes()[-size:] == weights.read_bytes()[-size:]
 
@@ -349,4 +349,4 @@ def test_all_formulas_survive_with_an_encoder_of_its_own(tmp_path):
     encoder = make_encoder(**SMALL_ENCODER, cutoff=SMALL_GRAPH.cutoff)
     made = Provenance("c", formulas=Formulas())
     path = save_weights(tmp_path / "w.safetensors", encoder, SMALL_GRAPH, made)
-    assert formulas(path) == Formulas()  # knows none, which is not: not known
+    assert formulas(path) == Formulas()  # an empty set, not None

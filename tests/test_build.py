@@ -1,4 +1,4 @@
-"""Building: nothing lost, nothing half-done, the same bytes every time."""
+"""Building: nothing is lost or half done, and the bytes are always the same."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def cif(name: str, **changes: str) -> str:
-    """A CIF with words of it replaced."""
+    """A CIF with some lines replaced."""
     text = simple_cif(name, random_crystal(5, atoms=3))
     for old, new in changes.items():
         lines = text.splitlines()
@@ -75,7 +75,7 @@ def cif(name: str, **changes: str) -> str:
 
 @pytest.fixture
 def faulty(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A folder with one of each fault, and what is to be said of it."""
+    """A folder with one entry for each fault, and the expected reasons."""
     folder = tmp_path / "cifs"
     folder.mkdir()
     good = simple_cif("good", random_crystal(5, atoms=3))
@@ -206,7 +206,7 @@ def test_nothing_but_faults_leaves_no_store(tmp_path):
     report = quick(folder, out)
     assert (report.read, report.built, out.exists()) == (1, 0, False)
     assert leftovers(tmp_path) == []
-    (folder / "empty.cif").write_text(cif("empty"))  # mended, and the same command
+    (folder / "empty.cif").write_text(cif("empty"))  # repaired; run the same command
     assert quick(folder, out).built == 1
 
 
@@ -220,7 +220,7 @@ def test_keep_unlabelled(faulty, tmp_path):
     assert known["twice"] == 1.0
     assert np.isnan(known["unlabelled"])
     assert np.isnan(known["blank"])
-    assert "words" not in known  # what is wrong is not the same as what is unknown
+    assert "words" not in known  # an invalid label is not a missing one
 
 
 # --------------------------------------------------------------------- same bytes
@@ -250,7 +250,7 @@ class PowerCutError(Exception):
 
 @pytest.mark.parametrize("when", ["shard", "merge", "replace", "quarantine", "clear"])
 def test_stopped_and_run_again(tmp_path, monkeypatch, when):
-    """Every step of a build may be the last one; the same command goes on."""
+    """A build may stop at any step; the same command goes on."""
     source = write_lines(tmp_path / "in" / "s.jsonl", [*labelled(20), *labelled(1)])
     monkeypatch.setattr(building, "SHARD_SIZE", 4)
     (tmp_path / "once").mkdir()
@@ -321,12 +321,12 @@ OPTIONS = ["--no-symmetry", "--no-progress", "--max-neighbors", "6", "--workers"
 
 
 def go_on(source: Path, out: Path) -> None:
-    """Do what the command does, in this process."""
+    """Do the same as the command, in this process."""
     assert main(["build", str(source), "-o", str(out), *OPTIONS, "1"]) == 0
 
 
 def some_structures(folder: Path) -> Path:
-    """Write 240 real crystals where there are any at hand, else made-up ones."""
+    """Write 240 real crystals, or generated ones if the data is absent."""
     data = os.environ.get("CRYSDISTILL_DATA", Path(__file__).parents[2] / "shared/data")
     real = Path(data) / "mp_corpus" / "structures.jsonl.gz"
     if not real.exists():
@@ -338,16 +338,16 @@ def some_structures(folder: Path) -> Path:
 
 
 def small_shards() -> None:
-    """Let a build of few crystals have as many shards as one of many."""
+    """Give a build of few crystals as many shards as a large build."""
     building.SHARD_SIZE = 12
 
 
 def kill(process: Command) -> bool:
-    """Kill a build and see that its workers end; whether it was still running."""
+    """Kill a build, check that its workers end, and return if it was running."""
     below = children(process.pid) if process.poll() is None else []
     done = process.kill()
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    # They may be importing, on a busy machine.
+    # On a busy machine they may still be importing.
     wait_until(lambda: not any(map(running, below)), 60)
     left = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below if running(pid)]
     assert not left, "workers outlive the build"
@@ -357,10 +357,10 @@ def kill(process: Command) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 def test_killed_at_20_random_moments_and_run_again(tmp_path):
-    """Whatever the moment, the same command ends with the bytes of one quiet run.
+    """The same command always ends with the bytes of an undisturbed run.
 
-    The first five builds have workers, which take a while to start. The others work
-    alone: what lies on the disk is the same, and more of their time is work.
+    The first five builds have workers, which take a while to start. The others have
+    none: they write the same files, and spend more of their time on work.
     """
     source = some_structures(tmp_path / "in")
     options = ["--no-progress", "--max-neighbors", "6", "--workers"]
@@ -371,7 +371,7 @@ def test_killed_at_20_random_moments_and_run_again(tmp_path):
         words = ["build", source, "-o", store, *options, workers]
         return Command(*words, prepare=small_shards)
 
-    assert run("--version").returncode == 0  # the server of the forks has started
+    assert run("--version").returncode == 0  # starts the server of the forks
     long = {}
     for workers in (2, 1):
         once.unlink(missing_ok=True)
@@ -393,7 +393,7 @@ def test_killed_at_20_random_moments_and_run_again(tmp_path):
         killed = kill(process)
         kills += killed
         begun_shards += any(out.parent.glob("*.parts/*.npz"))
-        # It may be killed with its work done, on its way out.
+        # The kill may come after all work is done.
         if killed and not (out.exists() and leftovers(out.parent) == []):
             continue
         for name in ("s.h5", "s.h5.quarantine.csv"):
@@ -401,14 +401,14 @@ def test_killed_at_20_random_moments_and_run_again(tmp_path):
         assert leftovers(out.parent) == []
         shutil.rmtree(out.parent)
         finished += 1
-    assert begun_shards > 5  # not all died before they had done anything
+    assert begun_shards > 5  # not all died before their first shard
 
 
 # --------------------------------------------------------------------- refusals
 
 
 def interrupted(source: Path, out: Path, monkeypatch) -> None:
-    """Leave what a build leaves that stopped before its last step."""
+    """Leave the files of a build that stopped before its last step."""
 
     def stop(*args):
         raise PowerCutError

@@ -1,4 +1,4 @@
-"""Predicted uncertainties: where they come from, and whether the report judges them."""
+"""Predicted uncertainties: their sources, and their calibration in the report."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TestStatistics:
         found = calibration(RNG.normal(0, 2, 20_000), np.ones(20_000))
         right = 2 * stats.norm.cdf(stats.norm.ppf(0.95) / 2) - 1
         assert found.coverage[2] == pytest.approx(right, abs=0.01)
-        assert math.isnan(found.correlation)  # the same sd for all
+        assert math.isnan(found.correlation)  # all sds are equal
 
     def test_correlation_ranks_the_errors(self):
         errors = np.array([0.1, -0.2, 0.3, -9.0])
@@ -94,7 +94,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ensemble(dataset, tmp_path_factory):
-    """A study of an ensemble beside single networks."""
+    """A study of an ensemble and of single networks."""
     base = {"dataset": dataset, **BASE, "split": {"train": 20, "val": 12, "test": 12}}
     config = StudyConfig(
         base={**base, "trainer": {"epochs": 1, "batch_size": 8, "accelerator": "cpu"}},
@@ -160,7 +160,7 @@ def _fit_settings():
 
 
 def invented(arms, task="gap"):
-    """Return results and predictions of arms with some true and predicted spread."""
+    """Return results and predictions of arms with given true and predicted spread."""
     rng = np.random.default_rng(1)
     rows, predictions = [], []
     for arm, (spread, sd, factor) in arms.items():

@@ -1,4 +1,4 @@
-"""The CGCNN encoder against a plain second implementation, and its invariances."""
+"""The CGCNN encoder against a plain implementation; its invariances."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_parameter_counts_of_the_published_encoders():
 
 
 def plain(encoder: CGCNN, batch, kind: str) -> torch.Tensor:
-    """One edge after the other, one concatenation each, as the equations stand."""
+    """Follow the equations edge by edge, with one concatenation for each."""
     x = encoder.embedding(encoder.element_table)[batch.atomic_numbers]
     centres = torch.arange(41) * 0.2
     u = torch.exp(-((distances(batch)[:, None] - centres) ** 2) / 0.2**2)

@@ -1,4 +1,4 @@
-"""CHGNet as a teacher; what needs the package itself is skipped without it."""
+"""CHGNet as a teacher; tests that need its package are skipped without it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_answers_are_what_chgnet_says_of_each_structure(store):
         atoms = answer.atoms[batch.batch == k].numpy()
         np.testing.assert_allclose(atoms[:, :64], alone["atom_fea"], atol=2e-4)
         np.testing.assert_allclose(atoms[:, 64], alone["site_energies"], atol=2e-4)
-        # Energies of sites, in eV, are those of the whole; that is per atom.
+        # Site energies, in eV, add up to the total energy, which is given per atom.
         assert atoms[:, 64].mean() == pytest.approx(float(alone["e"]), abs=2e-4)
         count = len(crystal_.atomic_numbers)
         np.testing.assert_allclose(
@@ -123,7 +123,7 @@ def test_answers_are_kept_for_each_model(store, capsys):
             found.gather_atoms(batch.rows), teacher(batch).atoms, atol=2e-4, rtol=1e-4
         )
     assert len(list(Path(f"{store.path}.teachers").iterdir())) == 2
-    assert capsys.readouterr().out == ""  # CHGNet would tell its parameters
+    assert capsys.readouterr().out == ""  # CHGNet would print its number of parameters
 
 
 @needs_chgnet
@@ -150,7 +150,7 @@ def test_elements_that_it_does_not_know_are_counted_and_named(tmp_path):
         r"them out with `crysdistill build .*s.h5 -o NEW.h5 --without Cm`",
     ):
         answers_for(teacher, store, [0, 1], workers=1, progress=False)
-    teacher.prepare(store, np.array([0]))  # as long as nobody asks
+    teacher.prepare(store, np.array([0]))  # fine while nobody asks for that crystal
 
 
 @needs_chgnet

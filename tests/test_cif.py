@@ -159,7 +159,7 @@ def test_rhombohedral_cell_of_a_named_group():
 
 
 def test_images_on_a_special_position_are_one_atom():
-    """Digits too few for a special position must not multiply atoms."""
+    """Rounding near a special position must not multiply atoms."""
     cif = str(CifWriter(PROTOTYPES["hcp-Mg"], symprec=0.01))
     for third, two_thirds in (
         ("0.3333", "0.6667"),
@@ -169,7 +169,7 @@ def test_images_on_a_special_position_are_one_atom():
         rounded = cif.replace("0.33333333", third).replace("0.66666667", two_thirds)
         assert rounded != cif
         assert len(read_cif(rounded.encode(), "Mg").atomic_numbers) == 2
-        if third == "0.3333":  # beyond, pymatgen takes one atom for several
+        if third == "0.3333":  # with fewer digits, pymatgen finds too many atoms
             assert_equal(read_cif(rounded.encode(), "Mg"), pymatgen_reads(rounded))
 
 

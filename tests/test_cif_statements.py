@@ -1,4 +1,4 @@
-"""The statements of a CIF are checked against the crystal that is read from it."""
+"""A CIF's statements are checked against the crystal read from it."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_p1_where_no_tag_says_more(stated):
 
 
 def test_counts_settle_what_names_leave_open():
-    """Formula and Z show that all atoms are listed; the name describes the crystal."""
+    """Formula and Z show that all atoms are listed; the name is descriptive only."""
     atoms = "".join(
         f"{s}{n} {s} {' '.join(str(x) for x in np.add(site, shift) % 1)}\n"
         for s, site in (("Na", (0, 0, 0)), ("Cl", (0.5, 0.5, 0.5)))
@@ -230,7 +230,7 @@ SPINEL = {
         "_symmetry_space_group_name_H-M 'F d -3 m :{}'\n",
         "_space_group_name_H-M_alt 'F d -3 m (origin choice {})'\n",
         "_space_group_name_H-M_alt 'F d -3 m O{}'\n",
-        "_space_group_name_H-M_alt Fd-3m\n",  # the other would put atoms on one point
+        "_space_group_name_H-M_alt Fd-3m\n",  # the other origin makes atoms coincide
     ],
 )
 def test_both_origins(stated, origin):
@@ -328,7 +328,7 @@ def test_other_codes_of_the_coordinate_system(stated, atoms):
             "_cell_formula_units_Z 4\n" + NACL,
             r"its atoms \(Na1 Cl1\) do not make up 4 formula units .`_cell_formula_un",
         ),
-        (  # hydrogens that nobody located
+        (  # hydrogens without positions
             FM3M + "_chemical_formula_sum 'H2 Na Cl O'\n" + NACL,
             r"its atoms \(Na4 Cl4\) do not make up its formula \(H2 Na Cl O\): cut sho",
         ),
@@ -406,7 +406,7 @@ def test_contradictions(text, reason):
         sites("Na1 Na 4 0 0 0\nCl1 Cl ? 0.5 0.5 0.5", "label type_symbol "
               "symmetry_multiplicity fract_x fract_y fract_z"),
         sites("Na1 Na 0 0 0 1 .\nCl1 Cl 0.5 0.5 0.5 1 1", "label type_symbol fract_x "
-              "fract_y fract_z occupancy disorder_group"),  # someone resolved it
+              "fract_y fract_z occupancy disorder_group"),  # the disorder is resolved
         "_chemical_formula_sum 'Na Cl'\n"
         + sites("Na1 0 0 0\nCl1 0.5 0.5 0.5", "label fract_x fract_y fract_z"),
     ],

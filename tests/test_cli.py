@@ -270,7 +270,7 @@ def test_the_module_is_the_command():
 )  # fmt: skip
 def test_waiting_threads_are_calm_unless_told_otherwise(monkeypatch, given, policy):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
-        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
@@ -362,7 +362,7 @@ def test_every_run_lists_its_keys(name, capsys):
     assert main([name, "--keys"]) == 0
     shown = capsys.readouterr().out
     assert "trainer.epochs" in shown
-    # Weights tell their own architecture.
+    # Weights carry their own architecture.
     assert ("encoder.convolutions" in shown) == (name != "finetune")
 
 

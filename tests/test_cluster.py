@@ -1,4 +1,4 @@
-"""Engines on clusters: Dask and SLURM, with the result of one process."""
+"""Engines on clusters: Dask and SLURM give the result of one process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_clusters_that_do_not_exist(tmp_path, monkeypatch, cluster, message):
     with pytest.raises(InputError) as error:
         build([source], "s.h5", cluster=cluster)
     assert message in str(error.value)
-    assert leftovers(tmp_path) == []  # said before anything is begun
+    assert leftovers(tmp_path) == []  # reported before any work starts
 
 
 def test_without_dask(tmp_path, monkeypatch, capsys):
@@ -126,7 +126,7 @@ def test_a_worker_with_another_release(tmp_path):
 
 
 def test_files_that_come_late(tmp_path, monkeypatch):
-    """A network disk may deny for a while that there is a new file."""
+    """A network disk may show a new file only after a while."""
     path = tmp_path / "000000.npz"
     looks = []
 
@@ -206,7 +206,7 @@ def test_a_worker_of_a_cluster_that_does_not_see_the_files(tmp_path):
 def test_a_worker_without_crysdistill():
     pytest.importorskip("distributed", reason=WITH_DASK)
 
-    def forget() -> None:  # travels as code
+    def forget() -> None:  # a local function is pickled as code
         import sys
 
         sys.modules["crysdistill"] = None
@@ -233,7 +233,7 @@ def test_the_overlap_is_the_same(tmp_path):
 
 @pytest.fixture
 def started() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start programs of Dask, and end them."""
+    """Start Dask programs, and end them after the test."""
     processes = []
 
     def start(*words: str, cwd: Path) -> subprocess.Popen:
@@ -255,7 +255,7 @@ def started() -> Iterator[Callable[..., subprocess.Popen]]:
 
 @pytest.mark.slow
 def test_a_running_scheduler_on_a_shared_disk(tmp_path, monkeypatch, started, capfd):
-    """Names given relative to the folder of the user hold for workers elsewhere."""
+    """Relative paths work for workers that run in another folder."""
     pytest.importorskip("distributed", reason=WITH_DASK)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -362,7 +362,7 @@ kill -- -$(cat {folder}/job.$1.pid)
 
 @pytest.mark.slow
 def test_jobs_of_a_stand_in_for_slurm(tmp_path, monkeypatch):
-    """`sbatch` is a script that runs what it is given; all else is as on a cluster."""
+    """`sbatch` is a script that runs its job; all else is as on a cluster."""
     pytest.importorskip("dask_jobqueue", reason=WITH_DASK)
     source = write_lines(tmp_path / "s.jsonl", labelled(20))
     settings = tmp_path / "jobs.yaml"

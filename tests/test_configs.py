@@ -1,4 +1,4 @@
-"""Configurations: what is read, and how each mistake is named."""
+"""Configurations: what is read, and the message for each mistake."""
 
 from __future__ import annotations
 
@@ -557,7 +557,7 @@ class Real:
 
 
 def test_the_real_tables_fit():
-    """Every encoder and objective of the package has settings that can be read."""
+    """The settings of every encoder and objective of the package can be read."""
     names = [f"objectives.{name}=true" for name in objectives.OBJECTIVES]
     names += ["objectives.properties.targets=[{name: gap}]"]
     names += ["objectives.teacher.teachers=[random]"]

@@ -1,4 +1,4 @@
-"""What every encoder must do. None is named here: being listed is being tested."""
+"""What every encoder must do: all registered encoders are tested."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ DENSITY = Target("density", "1/Å³")
 
 
 def graph_of(name: str, cutoff: float = 6.0) -> GraphSettings:
-    """The graph that an encoder likes best; with few neighbours, for speed."""
+    """The preferred graph of an encoder, with few neighbours for speed."""
     return GraphSettings(cutoff, 8, ENCODERS[name].NEEDS.graphs[0])
 
 
@@ -60,7 +60,7 @@ def small(name: str, graph: GraphSettings | None = None, **more) -> Encoder:
 
 
 def seasoned(name: str, graph: GraphSettings | None = None, **more) -> Encoder:
-    """An encoder whose batch norms have seen something, in eval mode."""
+    """An encoder in eval mode, whose batch norms have running statistics."""
     graph = graph or graph_of(name)
     encoder = small(name, graph, **more)
     encoder.train()
@@ -142,7 +142,7 @@ def test_blocks_hold_every_weight_once(name):
 @EVERY
 @pytest.mark.parametrize("training", [True, False])
 def test_every_weight_learns(name, training):
-    """In eval mode also a bias before a batch norm does something."""
+    """In eval mode, even a bias before a batch norm has an effect."""
     encoder, batch = seasoned(name).train(training), batch_of(name, 12)
     found = encoder(batch)
     generator = torch.Generator().manual_seed(0)
@@ -172,7 +172,7 @@ def test_settings_rebuild_it(name):
 
 
 def drawn(name: str, seed: int) -> dict:
-    """Draw a setting for each parameter whose type says what is possible."""
+    """Draw a value for each parameter whose type lists the choices."""
     kind, draw = ENCODERS[name], random.Random(seed)
     hints = typing.get_type_hints(kind.__init__)
     found = dict(kind.SMALL)
@@ -187,7 +187,7 @@ def drawn(name: str, seed: int) -> dict:
 
 @EVERY
 def test_settings_compose(name):
-    """Whatever is drawn together works, or is refused by a message."""
+    """Random combinations work, or a message refuses them."""
     batch, works = batch_of(name), 0
     for seed in range(12):
         settings = drawn(name, seed)
@@ -221,7 +221,7 @@ def variants(structure: Structure) -> list[Structure]:
 @EVERY
 @pytest.mark.parametrize("structure", ["NaCl", "diamond", "SrTiO3", "TiO2", "hcp-Mg"])
 def test_crystals_do_not_depend_on_how_they_are_written(name, structure):
-    """Order of atoms, origin, supercell, primitive or conventional cell."""
+    """Atom order, origin, supercell, primitive or conventional cell."""
     graph = graph_of(name)
     if graph.mode not in ("shells", "radius"):
         pytest.skip(f"mode {graph.mode} cuts shells")
@@ -271,7 +271,7 @@ def test_a_crystal_does_not_depend_on_its_company(name):
 
 @EVERY
 def test_another_crystal_is_another(name):
-    """So that the invariances above say something."""
+    """Otherwise the invariances above would prove nothing."""
     crystals = [random_crystal(seed, 4) for seed in (1, 2)]
     stretched = Crystal(
         "s",
@@ -288,7 +288,7 @@ def test_another_crystal_is_another(name):
 
 @EVERY
 def test_composition_is_read_only_where_it_is_declared(name):
-    """Far away atoms change the composition, and nothing else that is near."""
+    """Distant atoms change the composition but no local environment."""
     if ENCODERS[name].NEEDS.composition:
         pytest.skip("reads the composition")
     near, far = random_crystal(5, 3), random_crystal(6, 3)
@@ -396,7 +396,7 @@ def test_what_is_frozen_stays(name):
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory) -> dict[str, Path]:
-    """One store for each mode that an encoder likes best."""
+    """One store for each mode that some encoder prefers."""
     folder = tmp_path_factory.mktemp("stores")
     modes = dict.fromkeys(graph_of(name) for name in ENCODERS)
     return {
@@ -502,7 +502,7 @@ def test_from_pretraining_to_predictions(name, stores, tmp_path):
 @pytest.mark.slow
 @EVERY
 def test_two_processes_learn_what_one_learns(name, stores, tmp_path):
-    """In one epoch, since rounding may choose between two equally good ones."""
+    """One epoch only, since rounding may decide between equally good epochs."""
     store = store_of(name, stores)
     once = replace(SHORT, epochs=1)
     nothing = OptimizerSettings(name="sgd", lr=1e-12, schedule="constant")

@@ -1,4 +1,4 @@
-"""Connectivity: pairs of atoms, and the decoder against the plain dense form."""
+"""Connectivity: pairs of atoms, and the decoder against a plain dense form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOYS = [toy(row, atoms) for row, atoms in enumerate(SIZES)]
 
 
 def plain_labels(toys: list[Toy]) -> list[list[list[int]]]:
-    """Entry i, j: how often j stands in the list of i, at most 5."""
+    """Entry i, j: how often j is a neighbour of i, at most 5."""
     return [
         [
             [min(own.count(j), 5) for j in range(len(t.neighbours))]
@@ -28,7 +28,7 @@ def plain_labels(toys: list[Toy]) -> list[list[list[int]]]:
 
 
 def plain_logits(objective: Connectivity, first, second) -> torch.Tensor:
-    """The two layers as CrysGNN has them, on expanded pairs."""
+    """The two layers of CrysGNN on expanded pairs."""
     return objective.mix(objective.bilinear(first, second))
 
 
@@ -52,7 +52,7 @@ def plain_all_pairs(objective: Connectivity, atoms, toys: list[Toy], weight):
 
 @pytest.mark.parametrize("limit", [1 << 20, 400, 50, 1])
 def test_published_loss_against_the_dense_form(limit, monkeypatch):
-    """Also when it is cut into blocks, and when blocks are rows of a crystal."""
+    """Also in blocks of crystals, and in blocks of one crystal's rows."""
     monkeypatch.setattr(connectivity, "PAIRS_AT_ONCE", limit)
     torch.manual_seed(0)
     objective = Connectivity(8, **Connectivity.PUBLISHED).double()
@@ -76,7 +76,7 @@ def test_padding_of_the_published_graph_connects_to_atom_0():
     (block,) = all_pairs(batch, 100)
     assert block.labels.tolist() == plain_labels(filled)
     assert block.labels[0].tolist() == [[5, 1, 0], [5, 0, 1], [3, 2, 1]]
-    # The sampled pairs leave the fake edges out.
+    # The sampled pairs exclude padding edges.
     pairs = sampled_pairs(batch, 0)
     known = plain_labels(sparse)[0]
     for i, j, c in zip(
@@ -105,7 +105,7 @@ def test_all_pairs_are_each_seen_once(limit):
 
 
 def test_labels_of_textbook_crystals():
-    """Twelve neighbours of fcc copper in its primitive cell are one atom, 12 times."""
+    """In primitive fcc copper, all twelve neighbours are images of one atom."""
     fcc = 3.61 / 2 * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]])
     crystals = [
         crystal("fcc-Cu", fcc, ["Cu"], [[0, 0, 0]]),
@@ -115,7 +115,7 @@ def test_labels_of_textbook_crystals():
     blocks = list(all_pairs(batch, 1000))
     labels = {tuple(b.first.flatten().tolist()): b.labels.tolist() for b in blocks}
     assert len(blocks) == 1
-    # CsCl: eight neighbours of the other kind, none of its own; fcc: at least five.
+    # CsCl: eight neighbours, all of the other element; fcc: at least five of one atom.
     assert labels[(1, 2, 0, 0)] == [[[0, 5], [5, 0]], [[5, -1], [-1, -1]]]
 
 
@@ -151,7 +151,7 @@ def test_sampled_pairs_have_all_edges_and_as_many_others(seed):
 
 
 def test_sampled_strangers_are_uniform_and_belong_to_the_crystal():
-    """Atom 0 of 20 has 3 partners: each of 17 others is drawn 3 times in 17."""
+    """Atom 0 of 20 has 3 partners; each of the other 17 is drawn 3 times in 17."""
     lonely = [[(i + k) % 20 for k in (1, 2, 5)] for i in range(20)]
     batch = batch_of([toy(9, 4), Toy(4, [1] * 20, lonely)])
     counts = torch.zeros(20)
@@ -204,7 +204,7 @@ def test_every_mixture_of_pairs_and_weights():
 
 
 def test_cost_is_linear_in_atoms():
-    """No tensor of the sampled loss grows with the square of the atoms."""
+    """No tensor of the sampled loss is quadratic in the number of atoms."""
     objective = Connectivity(8)
     largest = {}
     for atoms in (100, 400):
@@ -240,7 +240,7 @@ def test_edge_f1_of_known_answers():
 
 
 def test_connected_means_that_all_multiplicities_together_win():
-    """p(0) = 0.3 and five times 0.14: connected, though 0 is the likeliest class."""
+    """With p(0) = 0.3 and p(1..5) = 0.14, the answer is connected."""
     objective = Connectivity(8)
     objective.mix.bias.data = torch.log(torch.tensor([0.3] + [0.14] * 5))
     objective.bilinear.bias.data.zero_()
@@ -265,7 +265,7 @@ def test_auroc_against_counting():
     )
     yes, no = p[pairs.labels > 0], p[pairs.labels == 0]
     plain = (yes.unsqueeze(1) > no).float().mean().item()
-    for _ in range(2):  # twice the same pairs: the same share
+    for _ in range(2):  # repeating the pairs does not change the value
         objective.update((seen,), batch, 0)
     numbers = objective.compute()
     assert numbers["edge_auroc"] == pytest.approx(plain, abs=2e-3)

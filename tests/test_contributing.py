@@ -1,4 +1,4 @@
-"""The worked examples of CONTRIBUTING.md do what it promises."""
+"""The worked examples of CONTRIBUTING.md work as described."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
 
 
 def load(block: str, kind: str, monkeypatch) -> type:
-    """Run an example as a module of its own."""
+    """Run an example as its own module."""
     module = types.ModuleType(f"example_{kind.lower()}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(block, module.__name__, "exec"), module.__dict__)

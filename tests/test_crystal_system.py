@@ -1,4 +1,4 @@
-"""Crystal systems: labels, contrastive losses against loops, retrieval."""
+"""Crystal systems: labels, contrastive losses against plain loops, retrieval."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_contrastive_losses_against_plain_loops(loss, projection, temperature):
 
 
 def test_nt_xent_known_answer():
-    """Two cubic crystals at one point, one triclinic at a right angle, T = 1."""
+    """Two equal cubic embeddings, a triclinic one at a right angle, T = 1."""
     objective = CrystalSystem(2, **CrystalSystem.PUBLISHED, temperature=1.0)
     batch = batch_of(with_space_groups(TOYS[:3], [225, 221, 2]))
     crystals = torch.tensor([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
@@ -141,7 +141,7 @@ def test_batches_without_pairs_are_finite_and_connected(loss, groups):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_large_scores_do_not_overflow(loss):
-    """At T = 0.001 an exponential of a cosine would be exp(1000)."""
+    """At T = 0.001, the exponential of a cosine would reach exp(1000)."""
     objective = CrystalSystem(8, loss=loss, projection=False, temperature=0.001)
     batch = batch_of(TOYS)
     seen = embed(batch, dtype=torch.float32)
@@ -153,7 +153,7 @@ def test_large_scores_do_not_overflow(loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_anchors_of_one_rank_among_those_of_all(loss):
-    """Two ranks that see each other's embeddings add up to one that has all."""
+    """The sums of two ranks that share embeddings equal those of one rank."""
     z = embed(batch_of(TOYS)).crystals
     labels = crystal_systems(torch.tensor(GROUPS))
     total, terms = LOSSES[loss](z, labels, z, labels, 0, 0.07)
@@ -186,7 +186,7 @@ def test_retrieval_of_known_neighbours():
     objective = CrystalSystem(2)
     for part in (slice(0, 2), slice(2, 5), slice(5, 6)):
         batch = batch_of(toys[part])
-        crystals = x[part] * torch.tensor([[3.0]])  # lengths do not matter
+        crystals = x[part] * torch.tensor([[3.0]])  # the length has no effect
         atoms = torch.zeros(batch.num_nodes, 2)
         objective.update((embedded(batch, atoms, crystals),), batch, 0)
     assert objective.compute() == {
@@ -210,7 +210,7 @@ def test_retrieval_in_chunks_against_plain():
 
 
 def test_neighbouring_large_labels_are_told_apart():
-    """Rows of a store with hundreds of millions of crystals, past float32."""
+    """Row numbers in the hundreds of millions exceed float32."""
     metric = NearestIsAlike(2)
     metric.update(torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 1, 2, 2]) + 2**29)
     precision, chance = metric.compute()
@@ -219,7 +219,7 @@ def test_neighbouring_large_labels_are_told_apart():
 
 
 def test_retrieval_over_two_processes():
-    """Real gloo processes, uneven shares, and one that has seen nothing."""
+    """Real gloo processes with uneven shares, one of them empty."""
     batch = batch_of(TOYS)
     alone = NearestIsAlike(8)
     alone.update(embed(batch).crystals, crystal_systems(batch.space_groups))

@@ -1,4 +1,4 @@
-"""CrysXPP: the predictor, and the autoencoder that is a CGCNN and two objectives."""
+"""CrysXPP: the predictor, and the autoencoder (a CGCNN with two objectives)."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_parameter_counts_of_the_published_classes():
 class Published:
     """A folder of known answers, and the batch that its inputs make.
 
-    The cell is a cube of 1 Å and all atoms are at its origin, so that an edge's lattice
-    translation is its vector; its length follows from two of the Gaussians given.
+    The cell is a cube of 1 Å and all atoms are at its origin, so an edge's lattice
+    translation is its vector. Two of the given Gaussians determine its length.
     """
 
     def __init__(self, shared_data, folder: str) -> None:
@@ -110,7 +110,7 @@ class Published:
         return encoder.eval()
 
     def layers_agree(self, layers: tuple[Tensor, ...]) -> None:
-        """Demand that the atoms after each block are as published."""
+        """Check the atoms after each block against the published ones."""
         names = ["atoms_embedded", *(f"atoms_after_block_{k}" for k in range(3))]
         for layer, name in zip(layers, names, strict=True):
             agree(layer, self.outputs[name])
@@ -207,7 +207,7 @@ def part(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    """Demand 1e-4: the published weights do not fix the logits to more."""
+    """Compare to 1e-4; the published weights do not fix the logits better."""
     scale = expected.abs().max().item()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * scale)
 
@@ -233,7 +233,7 @@ def one_crystal(batch: CrystalBatch, crystal: int) -> CrystalBatch:
 
 
 def published_names(encoder: CrysXPP) -> dict[str, Tensor]:
-    """Give our weights their published names; gate and core are one there."""
+    """Rename our weights as published, where one matrix holds gate and core."""
     weights = {"mask": encoder.embedding.mask}
     for kind in ("weight", "bias"):
         weights[f"embedding.{kind}"] = getattr(encoder.embedding, kind)
@@ -292,7 +292,7 @@ def test_it_starts_as_the_cgcnn_of_the_same_weights():
 def test_a_feature_without_weight_is_not_seen():
     torch.manual_seed(0)
     encoder = CrysXPP(elements="cgcnn92").eval()
-    # Chlorine and bromine differ in these alone; period, electronegativity, ...
+    # Chlorine and bromine differ only in period, electronegativity, ...
     one, other = random_crystal(0, 3, (17,)), random_crystal(0, 3, (35,))
     with torch.no_grad():
         embedded = encoder(make_batch([one, other])).crystals

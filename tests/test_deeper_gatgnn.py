@@ -1,4 +1,4 @@
-"""DeeperGATGNN against the published program, a plain second form, and its settings."""
+"""DeeperGATGNN against the published program and a plain form; its settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from crysdistill.transfer.heads import PropertyHead
 from tests.conftest import random_crystal
 from tests.reference_outputs import agree, load_reference
 
-# Of each of three group norms that the published program never uses.
+# Tensors of each of the three group norms that the published program never uses.
 IDLE = {"lin.weight": (10, 64), "norm.weight": (640,), "norm.bias": (640,)}
 
 
@@ -42,7 +42,7 @@ def test_weights_at_the_published_settings(convolutions, created):
 
 @pytest.mark.parametrize(("convolutions", "created"), [(25, 863_370), (30, 1_030_770)])
 def test_weights_of_the_gatgnn_of_matdeeplearn(convolutions, created):
-    """Whose global attention holds three batch norms without using them."""
+    """Its global attention has three unused batch norms."""
     encoder = DeeperGATGNN(
         **DeeperGATGNN.PUBLISHED, convolutions=convolutions, norm="batch", skip=False
     )
@@ -125,7 +125,7 @@ def test_equals_the_published_program(shared_data, folder):
 
 
 def test_our_own_features_are_the_published_ones(shared_data):
-    """On their graph, without the edges from atoms to themselves."""
+    """Computed on the published graph, without edges from atoms to themselves."""
     weights, inputs, outputs, batch = load_reference(
         shared_data, "DeeperGATGNN", receiver=0
     )
@@ -174,9 +174,9 @@ def test_equals_the_plain_form(settings, training):
     ).double()
     with torch.no_grad():
         for name, weight in encoder.named_parameters():
-            if weight.dim() == 1:  # else a swap of norms would not be seen
+            if weight.dim() == 1:  # to notice swapped norms
                 weight.add_(0.2 * torch.randn_like(weight))
-            elif "score" in name:  # attention that tells neighbours apart
+            elif "score" in name:  # make attention uneven
                 weight.mul_(5)
     plain = PlainDeeperGATGNN(encoder)
     encoder.train(training), plain.train(training)
@@ -242,7 +242,7 @@ def test_fifty_layers_learn(norm):
     first = encoder.convolutions[0].attention.weight.grad
     assert first.abs().max() > 1e-6
     growth = layers[-1].abs().mean() / layers[1].abs().mean()
-    # As published, each layer adds a share of what it was given.
+    # As published, each layer adds a share of its input.
     assert growth > 1e4 if norm == "group" else growth < 1e2
 
 

@@ -23,7 +23,7 @@ def made(width: int = 8, **settings) -> Denoising:
 
 
 def crystals_of(count: int, mode: str = "shells", atoms: int = 5):
-    most = 40 if mode == "cgcnn" else 6  # which fills up with fake edges
+    most = 40 if mode == "cgcnn" else 6  # `cgcnn` pads with fake edges
     graph = GraphSettings(cutoff=4.0, max_neighbors=most, mode=mode)
     batch = make_batch([random_crystal(k, atoms) for k in range(count)], graph)
     batch.rows = torch.arange(count)
@@ -31,7 +31,7 @@ def crystals_of(count: int, mode: str = "shells", atoms: int = 5):
 
 
 def test_changes_of_a_known_move():
-    """One of two atoms moves by 0.1 Å along their bond, and away from no other."""
+    """One of two atoms moves by 0.1 Å along the only bond."""
     cell = [[20, 0, 0], [0, 20, 0], [0, 0, 20]]
     pair = crystal("pair", cell, ["Na", "Cl"], [[0, 0, 0], [0.1, 0, 0]])
     batch = make_batch([pair], GraphSettings(cutoff=3.0))
@@ -92,7 +92,7 @@ def test_loss_against_plain_loops(mode):
 
 
 def test_about_one_for_whoever_knows_nothing():
-    """In crystals of many atoms, few of which hear their own images."""
+    """In large crystals, where few atoms are neighbours of their own images."""
     batch = crystals_of(150, atoms=12)
     objective = made(bonds=1.0)
     view = objective.views[0](batch, 0)

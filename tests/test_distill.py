@@ -1,4 +1,4 @@
-"""Runs with a teacher: what was learned of it is measured and said."""
+"""Runs with a teacher: how well the student learned is measured and reported."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(config: TrainConfig, **more) -> Path:
 
 
 def line(printed: str) -> str:
-    """What is said of the teacher at the end, whatever the width of the screen."""
+    """The final line about the teacher, at any screen width."""
     return " ".join(printed[printed.rindex(" as teacher:") :].split())
 
 
@@ -64,7 +64,7 @@ def test_what_was_learned_is_measured_on_others_and_said(config, tmp_path, capsy
     assert f"{found['cosine']:.2f} on 16 crystals held out (standardized_atoms)" in said
     assert found["r2"] > 0.05
     assert NOTHING not in said
-    assert load_predictor(weights).encoder.width == 8  # the projector has gone
+    assert load_predictor(weights).encoder.width == 8  # the projector is not saved
 
 
 def test_a_student_that_learned_nothing_is_told_so(config, capsys):
@@ -113,7 +113,7 @@ def test_fading_follows_the_run(config, monkeypatch):
 
     monkeypatch.setattr(Distillation, "total", watching)
     run(config, weighting="fading")
-    steps = seen[-9:]  # three epochs of three; some were a trial
+    steps = seen[-9:]  # three epochs of three steps; earlier ones were a trial
     np.testing.assert_allclose(steps, np.arange(9) / 9)
 
 
@@ -131,7 +131,7 @@ def test_balanced_losses_of_several_targets_are_refused(config):
 
 
 def test_a_random_teacher_stays_who_it_is(dataset):
-    """It is asked about others later, and must say what it would have said before."""
+    """It must give the same answers when it is asked about other crystals later."""
     store = Store.open(dataset)
     teacher = make_teacher("random", store, encoder={**SMALL_ENCODER})
     teacher.prepare(store, np.arange(10))

@@ -1,4 +1,4 @@
-"""Losses between a student and its teacher, beside second, plain implementations."""
+"""Losses between a student and its teacher, against plain implementations."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_published_loss_is_two_minus_two_cosines(batch):
 def test_the_published_loss_sees_directions_and_weighs_crystals_alike(batch):
     atoms, scale = draw(8), torch.rand(8, 1) + 0.1
     assert float(atom_loss(atoms * scale, atoms, batch)) == pytest.approx(0, abs=1e-12)
-    # Opposite in one of three crystals: 4 / F there, whatever its number of atoms.
+    # If one of three crystals is opposite, its loss is 4 / F for any number of atoms.
     for b in range(3):
         sign = torch.where(batch.batch == b, -1.0, 1.0).unsqueeze(1)
         loss = atom_loss(atoms * sign, atoms, batch)
@@ -104,12 +104,12 @@ def test_standardised_crystals_equal_a_plain_second_implementation(batch):
 
 
 def test_the_scale_of_the_teacher_does_not_matter(batch):
-    """A student that knows nothing has loss 1, one that knows all has 0."""
+    """A student that learned nothing has loss 1; a perfect one has loss 0."""
     teacher = 1e3 + 1e-2 * draw(3, seed=2).double()
     mean, var = teacher.mean(0), teacher.var(0, unbiased=False)
     loss = standardised("crystals", mean, var)
     ignorant = loss(torch.zeros(3, 8), teacher.float(), batch)
-    assert ignorant.item() == pytest.approx(1.0, rel=0.02)  # float32 at 1000
+    assert ignorant.item() == pytest.approx(1.0, rel=0.02)  # float32 near 1000
     assert loss((teacher - mean) / var.sqrt(), teacher, batch).item() < 1e-3
 
 
@@ -168,7 +168,7 @@ def huber(a: float, b: float) -> float:
 def over_constant(
     pairs: list[tuple[float, float]], weights: list[float] | None = None
 ) -> float:
-    """The loss of (student, teacher) over that of always saying the teacher's mean."""
+    """The loss of (student, teacher) pairs, relative to predicting the teacher's mean."""
     w = np.array(weights or [1.0] * len(pairs))
     mean = sum(w * [t for _, t in pairs]) / sum(w)
     wrong = sum(w * [huber(s, t) for s, t in pairs])
@@ -192,7 +192,7 @@ def test_relations_of_crystals_equal_a_plain_second_implementation(batch):
 
     def cosines(x: np.ndarray) -> dict[tuple[int, int, int], float]:
         found = {}
-        for i, j, k in permutations(range(5), 3):  # the angle is at j
+        for i, j, k in permutations(range(5), 3):  # the angle is at atom j
             a, b = x[i] - x[j], x[k] - x[j]
             found[i, j, k] = float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
         return found
@@ -213,7 +213,7 @@ def test_relations_of_atoms_equal_a_plain_second_implementation(batch):
         for first, end in pairwise(ptr):
             inside = list(combinations(range(first, end), 2))
             far += [float(np.linalg.norm(x[i] - x[j])) for i, j in inside]
-            weights += [1 / max(1, len(inside))] * len(inside)  # crystals count alike
+            weights += [1 / max(1, len(inside))] * len(inside)  # each crystal has the same weight
         lists.append(np.array(far) / np.average(far, weights=weights))
     assert len(weights) == 1 + 10  # of 1, 2 and 5 atoms
     pairs = list(zip(lists[0].tolist(), lists[1].tolist(), strict=True))
@@ -222,14 +222,14 @@ def test_relations_of_atoms_equal_a_plain_second_implementation(batch):
 
 @pytest.mark.parametrize("name", RELATIONS)
 def test_relations_do_not_see_scale_place_or_turns(name, batch):
-    """And need no projector, however wide the two are."""
+    """They need no projector, even between different widths."""
     loss = Distillation(8, 12, loss=name)
     assert parameters(loss) == 0
     loss.standardize(torch.zeros(12), torch.ones(12))
     rows = 8 if loss.level == "atoms" else 3
     student = draw(rows, seed=1)
     turn, _ = torch.linalg.qr(draw(12, 12, seed=3))
-    teacher = torch.cat((student, torch.zeros(rows, 4)), dim=1)  # the same, in 12
+    teacher = torch.cat((student, torch.zeros(rows, 4)), dim=1)  # the same vectors in 12 dimensions
     assert loss(student, teacher, batch).item() == pytest.approx(0, abs=1e-6)
     assert loss(40 * student + 3, teacher @ turn, batch).item() == pytest.approx(
         0, abs=1e-5
@@ -240,12 +240,12 @@ def test_relations_do_not_see_scale_place_or_turns(name, batch):
 
 @pytest.mark.parametrize("name", RELATIONS)
 def test_relations_are_on_one_scale_with_the_others(name):
-    """A student that says the same of all pairs has about 1."""
+    """A student with equal values for all pairs has a loss near 1."""
     batch = some_batch(*[4] * 12)
     loss = Distillation(64, 64, loss=name)
     loss.standardize(torch.zeros(64), torch.ones(64))
     rows = batch.num_nodes if loss.level == "atoms" else 12
-    student = torch.eye(64)[torch.arange(rows) % 64]  # all equally far
+    student = torch.eye(64)[torch.arange(rows) % 64]  # all distances are equal
     teacher = draw(rows, 2, seed=2) @ draw(2, 64, seed=3)
     assert 0.7 < loss(student, teacher, batch).item() < 1.4
 
@@ -281,7 +281,7 @@ def test_relations_have_the_slopes_of_their_values(name):
 
 
 def _relate(name: str) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Value and slopes of this rank's crystals, out of five."""
+    """Value and gradient of this rank's share of five crystals."""
     seeds = (1, 4, 2, 0, 3)
     shares = {1: [5], 2: [3, 2], 3: [2, 0, 3]}[world_size()]
     first = sum(shares[: rank()])
@@ -292,7 +292,7 @@ def _relate(name: str) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     chosen = torch.tensor([int(b) in mine for b in owner])
     student, teacher = draw(len(owner), 6, seed=1), draw(len(owner), 9, seed=2)
     student = student[chosen].requires_grad_()
-    # A rank without crystals has a batch of none.
+    # A rank without crystals has an empty batch.
     batch = take(whole, list(mine))
     loss = relations.atom_relations if atoms else relations.crystal_relations
     value = loss(student, teacher[chosen], batch)
@@ -301,7 +301,7 @@ def _relate(name: str) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
 
 
 def take(whole: CrystalBatch, mine: list[int]) -> CrystalBatch:
-    """The part of a batch that relations look at."""
+    """The part of a batch that the relations need."""
     counts = whole.ptr.diff()[mine]
     return CrystalBatch(
         ptr=torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0))),
@@ -312,7 +312,7 @@ def take(whole: CrystalBatch, mine: list[int]) -> CrystalBatch:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RELATIONS)
 def test_relations_go_across_ranks(name):
-    """Also where one rank has no crystals; values and slopes add up."""
+    """Values add up and gradients agree, even if one rank has no crystals."""
     [(value, slope, _)] = together(1, _relate, name)
     for ranks in (2, 3):
         found = together(ranks, joined_call, _relate, name)
@@ -331,7 +331,7 @@ def test_a_fading_teacher_is_silent_at_the_end():
 
 
 def test_balanced_losses_need_no_common_scale():
-    """The direction of a step does not change where one loss is 1,000 times smaller."""
+    """Scaling one loss by 1,000 does not change the direction of a step."""
     x = torch.tensor([0.3, -1.2], requires_grad=True)
     balanced = Distillation(8, 8, 0.3, weighting="balanced")
 
@@ -381,7 +381,7 @@ def test_agreement_is_the_share_of_variance_and_the_cosine():
 
 @pytest.mark.parametrize("name", DISTILLATION_LOSSES)
 def test_what_is_compared_is_what_the_loss_is_about(name, batch):
-    """A student that says what the teacher says has loss 0 and R2 1."""
+    """A student that equals the teacher has loss 0 and R2 1."""
     loss = Distillation(8, 8, loss=name, projector=False)
     loss.standardize(torch.zeros(8), torch.ones(8))
     rows = 8 if loss.level == "atoms" else 3
@@ -403,7 +403,7 @@ def test_alpha_weighs_the_embedding_loss():
 def test_the_projector_is_there_where_it_is_needed_or_wanted(batch):
     assert parameters(Distillation(8, 8)) == 0
     assert parameters(Distillation(8, 8, projector=True)) == 8 * 8 + 8
-    # Embeddings behind a softplus cannot be negative, as standardised numbers are.
+    # Standardised targets can be negative; embeddings after a softplus cannot.
     assert parameters(Distillation(8, 8, loss="standardized_crystals")) == 8 * 8 + 8
     distillation = Distillation(8, 12)
     assert parameters(distillation) == 8 * 12 + 12

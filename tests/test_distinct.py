@@ -1,4 +1,4 @@
-"""Edges that are alike, and atoms whose first vectors are."""
+"""Distinct edges, and atoms with equal first vectors."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def test_distances_come_back(dtype):
     )
     found = distinct_distances(batch)
     assert found.distances.dtype == dtype
-    # Half a step, and what float32 rounds.
+    # Half a step, plus rounding in float32.
     tolerance = 1.6e-6 if dtype == torch.float32 else 6e-11
     torch.testing.assert_close(
         found.distances[found.place], distances(batch), rtol=0, atol=tolerance
     )
-    # Both directions of an edge are one.
+    # Both directions of an edge share a distance.
     assert len(found.distances) <= 0.6 * batch.num_edges
 
 
@@ -62,7 +62,7 @@ def test_distinct_edges_have_equal_ends_and_lengths():
     )
     assert torch.equal(found.place[found.example], torch.arange(len(found.distances)))
     assert len(found.distances) >= len(distinct_distances(batch).distances)
-    # A neighbour is not a centre: silicon that hears oxygen is not oxygen that does.
+    # The direction counts: O -> Si is not Si -> O.
     pairs = {*zip(*ends[:, found.example].tolist(), strict=True)}
     assert {(8, 14), (14, 8)} <= pairs
 
@@ -122,7 +122,7 @@ def test_a_masked_atom_has_the_bias():
     )
     for table, columns in (("onehot", 100), ("cgcnn92", 90)):
         embedding = AtomEmbedding(7, table)
-        # Two bins of the 92 hold no element.
+        # Two of the 92 bins hold no element.
         assert embedding.linear.in_features == columns
         torch.testing.assert_close(embedding(masked)[0], embedding.linear.bias)
         assert torch.equal(embedding.kinds(batch), batch.atomic_numbers)

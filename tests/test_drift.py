@@ -1,4 +1,4 @@
-"""Drift of weights and linear CKA, beside plain formulas."""
+"""Drift of weights and linear CKA, against plain formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edits of batches: against plain loops, and against graphs made from new crystals."""
+"""Edits of batches: against plain loops, and against graphs of new crystals."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_drop_edges_against_lists(mode):
 
 
 def test_drop_edges_may_leave_an_atom_without():
-    """The verb does what it is told; views see to it that each atom keeps one."""
+    """`drop_edges` drops all it is told to; views keep one edge for each atom."""
     batch = some()
     none = drop_edges(batch, torch.ones(batch.num_edges, dtype=torch.bool))
     assert none.num_edges == 0
@@ -124,7 +124,7 @@ def test_a_hydrostatic_strain_scales_all_distances():
 
 
 def repeated(crystal: Crystal, times: tuple[int, int, int]) -> Crystal:
-    """A large cell, copy by copy, the last axis the fastest."""
+    """A supercell, copy by copy; the last axis varies fastest."""
     places = list(itertools.product(*map(range, times)))
     frac = np.concatenate([(crystal.frac_coords + place) / times for place in places])
     return Crystal(
@@ -212,13 +212,13 @@ SETTINGS = (
     GraphSettings(mode="nearest"),
     GraphSettings(7.0, 40, "nearest"),
     GraphSettings(5.0, mode="radius"),
-    GraphSettings(11.0, mode="radius"),  # more than there is room for at first
+    GraphSettings(11.0, mode="radius"),  # more than the first buffer holds
 )
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_search_finds_what_one_search_for_each_crystal_finds(settings, crystals):
-    """Edges, order and all: ties fall alike."""
+    """The same edges in the same order, even for equal distances."""
     several = [random_crystal(seed, 1 + 3 * seed) for seed in range(8)]
     several = [*crystals, *several] if settings.cutoff > 4 else several[2:]
     for ours, theirs in zip(
@@ -228,7 +228,7 @@ def test_the_search_finds_what_one_search_for_each_crystal_finds(settings, cryst
 
 
 def test_the_search_takes_flat_and_skewed_cells():
-    """A cell of 2 x 3 x 40 Å, and one whose vectors are nearly parallel."""
+    """A cell of 2 x 3 x 40 Å, and one with nearly parallel vectors."""
     rng = np.random.default_rng(0)
     flat = Crystal("a", np.ones(5, np.uint8), rng.random((5, 3)), np.diag([2, 3, 40.0]))
     skewed = np.array([[3.0, 0, 0], [2.5, 1.5, 0], [2.5, 1.4, 2.0]])
@@ -245,7 +245,7 @@ def test_the_search_takes_flat_and_skewed_cells():
 
 
 def test_where_the_search_begins_does_not_matter():
-    """Not with too few inside, nor where a shell lies half inside, to 0.001 Å."""
+    """The first radius may hold too few atoms, or cut a shell of 0.001 Å."""
     cubic = np.eye(3)[None] * 6.0
     frac = np.array(list(itertools.product((0.0, 0.5), repeat=3)))
     frac += np.random.default_rng(0).uniform(-5e-4, 5e-4, frac.shape)  # 0.003 Å
@@ -319,7 +319,7 @@ def test_rebuilding_names_the_lonely_atom():
         rebuild(unnamed, GraphSettings(3.0))
     kept = rebuild(batch, GraphSettings(3.0), lonely="keep")
     check_batch(kept)
-    # The near pair hears itself alone, the far one what it heard within 8 Å.
+    # The near pair has edges to itself only; the far pair keeps its edges within 8 Å.
     assert lists(kept)[:2] == [[(1, (0, 0, 0))], [(0, (0, 0, 0))]]
     assert lists(kept)[2:] == lists(batch)[2:]
 
@@ -343,8 +343,8 @@ def test_the_search_on_real_crystals(shared_data):
     with gzip.open(shared_data / "mp36k" / "structures.jsonl.gz", "rt") as file:
         for line in itertools.islice(file, 0, None, 60):
             entry = json.loads(line)
-            # As a store keeps them. Lengths with six decimals are tied where rounding
-            # to five decides by the last bit of a float64, in either search.
+            # Rounded as in a store. Between lengths of six decimals, the last bit of
+            # a float64 would decide ties after rounding to five.
             frac = np.array(entry["frac"], np.float32).astype(np.float64)
             cell = np.array(entry["lattice"], np.float32).astype(np.float64)
             numbers = np.ones(len(frac), np.uint8)

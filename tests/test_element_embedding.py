@@ -31,7 +31,7 @@ def test_a_token_stands_for_masked_atoms_alone(table):
     rows = ours(table)
     assert torch.equal(rows[1:], plain(table)[1:])
     assert (rows[0] == 0).all()
-    # It learns from masked atoms, and from nothing else.
+    # The mask token learns only from masked atoms.
     rows[[0, 0, 6]].sum().backward()
     assert torch.equal(ours.token.grad, torch.full((8,), 2.0))
     assert torch.equal(ours.bias.grad, torch.ones(8))

@@ -1,4 +1,4 @@
-"""The labels of alloys: they agree with EMT as ASE has it, and with metals."""
+"""Labels of alloys agree with ASE's EMT, and with real metals."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ def test_copper_is_copper():
 
 def test_copper_gold_orders():
     ordered = make(["Au", "Cu", "Cu", "Cu"], FCC_SITES, 3.75 * np.eye(3))  # L1_2
-    # the same fcc sites, with gold in every fourth (001) layer
+    # the same fcc sites; every fourth (001) layer is gold
     half = [[0, 0, 0], [0.5, 0.5, 0.25], [0, 0, 0.5], [0.5, 0.5, 0.75]]
     layered = make(["Au", "Cu", "Cu", "Cu"], half, np.diag([2.65, 2.65, 7.5]))
     results = label_alloys([ordered, layered])
     energies = [crystal.properties["formation_energy"] for crystal in results]
-    # measured: about -0.07 eV/atom; EMT binds less, but has the sign and the order
+    # measured: about -0.07 eV/atom; EMT binds less, with the right sign and order
     assert -0.1 < energies[0] < -0.005
     assert energies[0] < energies[1] - 0.005
-    # between copper (134) and gold (174 in EMT)
+    # between EMT's values for copper (134) and gold (174)
     assert 130 < results[0].properties["bulk_modulus"] < 180
 
 

@@ -1,4 +1,4 @@
-"""Engines: one process or many, and nobody can tell from the result."""
+"""Engines: one process or many give the same result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_results_come_in_order(workers, chunk):
 
 
 def test_a_stream_is_not_read_far_ahead():
-    """Memory stays flat because little of a stream is held."""
+    """Memory stays flat, since the engine reads only a little ahead."""
     read = 0
 
     def stream() -> Iterator[int]:
@@ -100,7 +100,7 @@ if __name__ == "__main__":
     ["2", pytest.param("cluster='local:2'", marks=pytest.mark.slow)],
 )
 def test_workers_end_with_their_parent(tmp_path, arguments, ending):
-    """Killed, or interrupted as by a terminal, which reaches all its processes."""
+    """The parent is killed, or a terminal interrupts all processes."""
     if "cluster" in arguments:
         pytest.importorskip("distributed", reason=WITH_DASK)
     script = tmp_path / "sleepers.py"

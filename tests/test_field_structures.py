@@ -1,4 +1,4 @@
-"""Structure files of the field reports, and files of the same kinds."""
+"""Structure files from the field reports, and similar files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters: what they refuse, by known answers, and that it is counted."""
+"""Filters: what they refuse, and that every refusal is counted."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_loss_and_number_of_known_predictions():
     mean = wanted.mean(dim=0).expand_as(wanted)
 
     def share(answer):
-        """The unexplained share of the variance, entry by entry."""
+        """The unexplained share of the variance, by plain loops."""
         parts = []
         for d in range(wanted.shape[1]):
             wrong = sum(

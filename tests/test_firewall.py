@@ -1,4 +1,4 @@
-"""The firewall: crystals of a dataset stay out of a corpus, and users are told."""
+"""The firewall keeps a dataset's crystals out of a corpus, and tells users."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def judge(tmp_path: Path) -> Path:
-    """A store: rows 0 and 1 share an id with the corpus, 2 to 4 a structure."""
+    """A store; rows 0 and 1 share ids with the corpus, rows 2 to 4 structures."""
     planted = [
         *labelled(2),
         *(strained(c) for c in renamed(labelled(3, first=2), "copy")),
@@ -88,7 +88,7 @@ def test_what_a_dataset_holds_does_not_enter_the_store(corpus, judge, tmp_path):
         },
     }
     store.verify()
-    # What is left is the same as if the others had never been there.
+    # The result equals a build without those crystals.
     rest = write_lines(tmp_path / "rest" / "s.jsonl", bare(labelled(25, first=5)))
     assert make(rest, tmp_path / "rest.h5").hash == store.hash
     assert find_overlap(store, Store.open(judge)).statement == "clean"
@@ -138,7 +138,7 @@ def test_several_datasets_of_any_kind(corpus, judge, tmp_path):
     store = make(corpus, tmp_path / "clean.h5", exclude=[judge, folder])
     assert len(store) == 24
     assert quarantine(store)["random-7"] == "excluded: same id as random-7 of cifs"
-    # The first dataset that holds a crystal gives the reason.
+    # The first dataset with the crystal gives the reason.
     assert quarantine(store)["random-3"].endswith("copy-random-3 of judge.h5")
     first, second = read_checks(store.facts)
     assert (first.left_out, second.left_out) == (5, 3)
@@ -155,7 +155,7 @@ def test_duplicates_and_other_refusals_do_not_shift_rows(judge, tmp_path):
     store = make(
         source, tmp_path / "clean.h5", exclude=[judge], filters=Filters(max_atoms=3)
     )
-    # Sizes are 1 to 4 in turn; 3, 7, ... have four atoms.
+    # Crystals have 1 to 4 atoms in turn; numbers 3, 7, ... have four.
     kept = [n for n in range(5, 30) if n % 4 != 3]
     assert store.material_ids == [f"random-{n}" for n in kept]
     path = tmp_path / "clean.h5.quarantine.csv"
@@ -356,7 +356,7 @@ def test_what_one_dataset_takes_out_counts_for_the_other(tmp_path):
     other = open_side(write_lines(tmp_path / "b" / "s.jsonl", bare(two)))
     found = find_exclusion(corpus.crystals, [one, other], kinds=["id"])
     assert list(found.rows) == [0, 1]
-    # Two structures are shared; an id of the other dataset took out the first.
+    # Two structures are shared; the other dataset's ids already removed the first.
     assert [(c.shared, c.kept) for c in found.checks] == [(2, 0), (2, 1)]
 
 

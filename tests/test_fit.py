@@ -1,4 +1,4 @@
-"""`crysdistill fit`: candidates, the choice, and what it leaves behind."""
+"""`crysdistill fit`: candidates, the choice, and the files it writes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_validation_chooses_and_the_test_set_judges(store, weights, tmp_path, ca
     assert results["chosen"] == table["candidate"][0]
     assert results["val"] == pytest.approx(table["density"][0])
     assert f"chosen: {results['chosen']}" in said
-    # What was written is what was judged.
+    # The file holds the judged predictions.
     judged = pd.read_csv(tmp_path / "fit" / "predictions.csv").set_index("material_id")
     error = (judged["truth"] - judged["prediction"]).abs().mean()
     assert results["test"] == pytest.approx(error, rel=1e-5)
@@ -120,7 +120,7 @@ def test_every_candidate_is_what_its_name_says(store, weights, tmp_path, monkeyp
 
 
 def prefer_together(monkeypatch):
-    """Let the probe prefer all weights side by side."""
+    """Make the probe prefer all weights side by side."""
     real = module.probe
 
     def prefer(*given, **more):
@@ -157,7 +157,7 @@ def test_several_weights_are_also_frozen_side_by_side(
     results = json.loads((tmp_path / "fit" / "results.json").read_text())
     assert results["chosen"] == "frozen"
     assert results["probe"]["all together"] >= 0
-    # The network starts from one of them.
+    # The network starts from one of the weights.
     started = (tmp_path / "fit" / "finetuned-0" / "config.yaml").read_text()
     assert "known.safetensors" in started or "second.safetensors" in started
     judged_ = pd.read_csv(tmp_path / "fit" / "predictions.csv").set_index("material_id")
@@ -257,7 +257,7 @@ def test_probe_is_a_cross_validation(store):
         report=told.append,
     )
     assert found == told
-    # A fit to the crystals that it judges would know their labels almost exactly.
+    # A probe that saw the judged labels would predict them almost exactly.
     spread = np.abs(labels - labels.mean()).mean()
     assert 0.2 * spread < found[0].metrics["density"] < 2 * spread
 

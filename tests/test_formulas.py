@@ -1,4 +1,4 @@
-"""The formulas in weights: what they know of a corpus, and how they are kept."""
+"""The formulas in weights: what they tell of a corpus, and their storage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def shuffled(structure: Structure) -> Structure:
 
 
 def elsewhere(structure: Structure) -> Structure:
-    """Another setting (axes turned round) and another origin."""
+    """The crystal in another setting (axes permuted) and with another origin."""
     lattice = Lattice(structure.lattice.matrix[[1, 2, 0]])
     frac = structure.frac_coords[:, [1, 2, 0]] + [0.1, 0.2, 0.3]
     return Structure(lattice, structure.species, frac)
@@ -81,14 +81,14 @@ def test_other_compositions_are_not_known():
 
 
 def test_the_hash_is_the_documented_one():
-    """Files of one version mean the same to the next."""
+    """Later versions must read the same hashes."""
     written = np.array([14, 1, 12, 2, 8, 4], "<u4").tobytes()  # Si Mg2 O4
     digest = hashlib.blake2b(written, digest_size=4).digest()
     assert Formulas.of(of(OLIVINE)).hashes == digest
 
 
 def collections() -> tuple[CrystalList, CrystalList]:
-    """A corpus and a dataset that holds copies, strained copies and strangers."""
+    """A corpus, and a dataset of copies, strained copies and new crystals."""
     corpus = [random_crystal(seed, 1 + seed % 5) for seed in range(40)]
     dataset = []
     for seed in range(0, 40, 3):
@@ -127,7 +127,7 @@ def test_rows_and_unions():
 
 
 def many(count: int, seed: int = 0) -> Formulas:
-    """Formulas as a large corpus has them: hashes spread evenly."""
+    """Formulas like those of a large corpus: hashes are spread evenly."""
     draw = np.random.default_rng(seed).integers(0, 1 << 32, count, dtype=np.uint32)
     return Formulas(np.unique(draw).astype("<u4").tobytes())
 
@@ -143,7 +143,7 @@ def test_packed_and_unpacked(count):
 
 
 def three_atoms(elements: range) -> CrystalList:
-    """All choices of three atoms, without cells: no two have one reduced formula."""
+    """All choices of three atoms, without cells; reduced formulas are unique."""
     chosen = list(itertools.combinations_with_replacement(elements, 3))
     crystals = CrystalList([])
     crystals.atom_offsets = np.arange(len(chosen) + 1) * 3
@@ -152,12 +152,12 @@ def three_atoms(elements: range) -> CrystalList:
 
 
 def test_few_formulas_share_a_hash():
-    """A stranger is taken for one of n formulas with a probability of n / 2^32."""
+    """A new formula collides with one of n formulas with probability n / 2^32."""
     every = three_atoms(range(1, 91))
     formulas = Formulas.of(every)
     count = len(every.atom_offsets) - 1
     assert count == 125_580
-    # n^2 / 2^33 = 1.8 pairs share one if the hash is good; 10 or more, in one of 10^5.
+    # A good hash has n^2 / 2^33 = 1.8 collisions; 10 or more have probability 1e-5.
     assert count - 9 <= len(formulas) <= count
     odd = three_atoms(range(91, 101))
     assert formulas.has(odd).sum() <= 1
@@ -206,7 +206,7 @@ def read(path: Path, count: int, step: int = 1) -> CrystalList:
 
 @pytest.mark.slow
 def test_on_real_crystals(shared_data):
-    """Part of the Materials Project, and a task that it was never cleared of."""
+    """Part of the Materials Project against a task that was never excluded from it."""
     corpus = read(shared_data / "mp_corpus", 20_000, step=4)
     dataset = read(shared_data / "elasticity", 1300)
     found = find_overlap(corpus, dataset, kinds=["id", "structure"], workers=1).found

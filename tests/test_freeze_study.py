@@ -1,4 +1,4 @@
-"""`configs/freeze.yaml`: every number of frozen layers, and a sentence at the end."""
+"""`configs/freeze.yaml`: every number of frozen layers, and a final sentence."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_freezing_study(tmp_path, capsys):
     shown = capsys.readouterr().out
     table = pd.read_csv(out / "results.csv", keep_default_na=False)
     count = table.groupby("arm").size().to_dict()
-    # Nothing frozen, and two numbers of frozen layers with two policies each.
+    # None frozen, and two numbers of frozen layers with two policies each.
     assert count == {"scratch": 2, "finetuned": 10, "gradual": 2, "layerwise": 2,
                      "mean": 2}  # fmt: skip
     tuned = table[table["arm"] == "finetuned"]

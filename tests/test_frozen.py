@@ -1,4 +1,4 @@
-"""Readouts on frozen embeddings, and predictors that answer together."""
+"""Readouts on frozen embeddings, and ensembles of predictors."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_scaling():
 # ---------------------------------------------------------------------- readouts
 
 
-# Its search ends at a bound, as ours does.
+# scikit-learn's search ends at a bound, and so does ours.
 @pytest.mark.filterwarnings(
     "ignore:The optimal value found:sklearn.exceptions.ConvergenceWarning"
 )
@@ -150,14 +150,14 @@ def test_gaussian_process_is_that_of_scikit_learn():
     square = torch.tensor(cdist(x, x, "sqeuclidean"))
     likelihood = log_likelihood(square, torch.tensor(y), process.scales)
     assert float(likelihood) == pytest.approx(plain.log_marginal_likelihood(), 1e-6)
-    # No worse than where scikit-learn ends.
+    # At least as good as scikit-learn's optimum.
     bounds = ((1e-2, 1e3), (0.2, 200), (1e-2, 1e3))
     free = ConstantKernel(1, bounds[0]) * RationalQuadratic(2, 1, *bounds[1:])
     searched = GaussianProcessRegressor(free + WhiteKernel(0.1, (1e-5, 10))).fit(x, y)
     assert float(likelihood) > searched.log_marginal_likelihood() - 0.01
     found = process(torch.tensor(asked))[:, 0]
     np.testing.assert_allclose(found, plain.predict(asked), atol=1e-4)
-    # And by the formula.
+    # The same from the formula.
     k = a * (1 + cdist(x, x, "sqeuclidean") / (2 * s * length**2)) ** -s
     weights = np.linalg.solve(k + noise * np.eye(60), y)
     far = a * (1 + cdist(asked, x, "sqeuclidean") / (2 * s * length**2)) ** -s
@@ -238,7 +238,7 @@ def test_saved_and_loaded(own, tmp_path):
     assert torch.equal(again.answer(batch), predictor.answer(batch))
     assert header.kind == "frozen"
     assert [one["name"] for one in header.readouts] == ["gaussian_process", "logistic"]
-    assert seen(header, known_by_hash("x"))[0] == "unknown"  # it has learned labels
+    assert seen(header, known_by_hash("x"))[0] == "unknown"  # it learned from labels
     if own:
         assert torch.equal(
             load_encoder(path)(batch).atoms, predictor.encoder(batch).atoms

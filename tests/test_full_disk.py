@@ -1,4 +1,4 @@
-"""Runs on a disk without room, for real: a small one, and a limit to a file's size."""
+"""Runs on a disk that is really full: a small disk, and a limit of file sizes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dataset(tmp_path_factory) -> Path:
 
 
 def small_disk() -> bool:
-    """Whether this system lets anyone mount a small disk that only they see."""
+    """Whether users of this system can mount a small private disk."""
     if sys.platform != "linux" or shutil.which("unshare") is None:
         return False
     return subprocess.run(
@@ -55,7 +55,7 @@ def mount(disk: Path, *options: str) -> None:
 def on_a_small_disk(disk: Path, result: Path, filler: int, words: list[str]) -> None:
     """Mount a disk that only this process sees, and run a command on it twice.
 
-    It tells the exit codes and what the first run left, and copies what the second did.
+    It prints both exit codes and the newest checkpoint, and copies the second run.
     """
     user, group = os.getuid(), os.getgid()
     new_mounts, new_users = 0x20000, 0x10000000
@@ -82,12 +82,12 @@ def on_a_small_disk(disk: Path, result: Path, filler: int, words: list[str]) -> 
 @pytest.mark.skipif(not small_disk(), reason="needs user namespaces")
 @pytest.mark.parametrize("filled_by", ["checkpoints", "a neighbour"])
 def test_a_disk_that_fills_up(dataset, tmp_path, filled_by):
-    """With more room, the run goes on to the bits of one that had it from the start."""
+    """With more space, the run ends with the same bits as an undisturbed run."""
     disk = tmp_path / "disk"
     disk.mkdir()
     config = training_config(dataset, disk / "run")
     config.trainer = replace(SHORT, checkpoint_every=1)
-    filler = 1_150_000  # two checkpoints fit in beside it
+    filler = 1_150_000  # leaves space for two checkpoints
     if filled_by == "checkpoints":
         config.trainer.keep_checkpoints, filler = 1000, 300_000
     twice = partial(on_a_small_disk, disk, tmp_path / "result", filler, command(config))
@@ -100,7 +100,7 @@ def test_a_disk_that_fills_up(dataset, tmp_path, filled_by):
     where, what = said.split(": No space left on device; ")
     assert what == f"the checkpoint of step {step} is kept; {ROOM}"
     folder = f"error: {disk}/run/checkpoints"
-    # After an epoch the checkpoint of its last step is written once more.
+    # After an epoch, the run writes the checkpoint of its last step again.
     assert where in [f"{folder}/step-{step + n:08d}.ckpt" for n in (0, 1)]
     assert second == "code 0", done.stderr
     whole = replace(config, out=tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""Thousands of spoiled files: none ends in a traceback, and every entry is counted."""
+"""Thousands of damaged files: no traceback, and every entry is counted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORDS = (b"null", b"NaN", b"1e999", b'"1,5"', b"[]", b"{}", b"-", b'"', b";", b"
 
 
 def spoil(data: bytes, rng: random.Random) -> bytes:
-    """Cut, repeat, swap, flip or insert; one to four times."""
+    """Cut, repeat, swap, flip or insert bytes, one to four times."""
     for _ in range(rng.randint(1, 4)):
         start = rng.randrange(len(data) + 1)
         end = min(len(data), start + rng.choice((1, 1, 2, 8, 40)))

@@ -1,4 +1,4 @@
-"""The compiled gate against its twin in PyTorch, and what it must not depend on."""
+"""The compiled gate against its PyTorch twin; what must not change the result."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def plainly(encoder: CGCNN, batch, monkeypatch) -> torch.Tensor:
 
 
 def run(encoder: CGCNN, output: torch.Tensor) -> list[torch.Tensor]:
-    """Return the gradients of all that has some."""
+    """Return the gradients of all trainable parameters."""
     along = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
     wanted = [p for p in encoder.parameters() if p.requires_grad]
     return list(torch.autograd.grad((output * along).sum(), wanted, allow_unused=True))
@@ -74,8 +74,8 @@ def run(encoder: CGCNN, output: torch.Tensor) -> list[torch.Tensor]:
 def check_equal(encoder: CGCNN, batch, monkeypatch) -> None:
     """Compare values, gradients and running statistics with those of the twin.
 
-    The twin in double precision says what is right, the twin in single precision how
-    wrong one may be.
+    The twin in double precision gives the right values. The error of the twin in
+    single precision gives the tolerance.
     """
     twin, exact = copy.deepcopy(encoder), copy.deepcopy(encoder).double()
     wide = replace(
@@ -94,7 +94,7 @@ def check_equal(encoder: CGCNN, batch, monkeypatch) -> None:
         run(e, output)
         for e, output in zip((encoder, twin, exact), outputs, strict=True)
     ]
-    # Some gradients, as that of a bias before a batch norm, are zero but for rounding.
+    # Some gradients are zero up to rounding, as for a bias before a batch norm.
     scale = max(g.abs().max().item() for g in several[-1] if g is not None)
     names = [name for name, p in encoder.named_parameters() if p.requires_grad]
     both = {}
@@ -142,10 +142,10 @@ def test_any_width_will_do(width, monkeypatch):
 def test_frozen_weights_and_norms(monkeypatch):
     torch.manual_seed(0)
     encoder = CGCNN(width=16, convolutions=3)
-    encoder(some_batch())  # so that the running statistics are not those of the start
+    encoder(some_batch())  # changes the running statistics
     encoder.convolutions[0].requires_grad_(False).eval()
     encoder.embedding.requires_grad_(False)
-    encoder.convolutions[1].eval()  # normalises with fixed statistics, and learns
+    encoder.convolutions[1].eval()  # fixed statistics, trainable weights
     encoder.convolutions[2].gate.linear.weight.requires_grad_(False)
     before = encoder.convolutions[1].gate_norm.running_mean.clone()
     check_equal(encoder, some_batch(), monkeypatch)
@@ -158,7 +158,7 @@ def test_a_bias_before_a_norm_has_no_gradient_not_even_rounding():
     encoder = CGCNN(width=16, convolutions=1)
     encoder(some_batch()).atoms.square().sum().backward()
     for part in (encoder.convolutions[0].gate, encoder.convolutions[0].core):
-        assert part.linear.bias.grad is not None  # which several ranks need
+        assert part.linear.bias.grad is not None  # several ranks need it
         assert not part.linear.bias.grad.any()
 
 
@@ -188,7 +188,7 @@ def test_edges_that_say_the_same_are_counted(monkeypatch):
     batch = make_batch([cubic(29, 2.5), cubic(13, 3.0)], GraphSettings(mode="nearest"))
     edges = find_edges(batch, encoder.table)
     assert edges.count == 24
-    # Six neighbours at a and six of the twelve at a times the root of two.
+    # Six neighbours at a, and six of the twelve at a * sqrt(2).
     assert edges.merged.times[: edges.merged.first[-1]].tolist() == [6, 6] * 2
     check_equal(encoder, batch, monkeypatch)
 
@@ -281,7 +281,7 @@ def test_nan_is_not_hidden():
 
 
 def everything(batch) -> list[torch.Tensor]:
-    """Return what a gate gives for given products, its gradients and statistics."""
+    """Return output, gradients and statistics of a gate for given products."""
     source = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -409,7 +409,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def share_of_step(ranks: int) -> list[np.ndarray]:
-    """One step over this rank's share of six crystals; the last of four has none."""
+    """One step over this rank's share of six crystals; the last of three has none."""
     shares = {1: [range(6)], 3: [range(4), range(4, 6), range(0)]}[ranks]
     crystals = [random_crystal(i, 1 + i % 4) for i in shares[rank()]]
     if crystals:

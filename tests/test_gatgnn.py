@@ -1,4 +1,4 @@
-"""GATGNN against the published program, a plain second form, and its invariances."""
+"""GATGNN against the published program and a plain form; its invariances."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from crysdistill.transfer.heads import PropertyHead
 from tests.conftest import random_crystal
 from tests.reference_outputs import Reference, agree, load_reference
 
-# Tensors of the published program that it never uses, at its published settings.
+# Tensors that the published program never uses at its published settings.
 IDLE = {
     "cluster_att.layer_1.weight": (64, 64),
     "cluster_att.layer_1.bias": (64,),
@@ -120,7 +120,7 @@ SETTINGS = {
 def read(shared_data, folder: str) -> tuple[Reference, GATGNN]:
     reference = load_reference(shared_data, folder, receiver=0)
     encoder = ours(reference.weights, **SETTINGS[folder])
-    # What the program was given is what our own features say.
+    # Our features equal the inputs of the published program.
     table = encoder.embedding.element_table[reference.batch.atomic_numbers]
     assert torch.equal(table, reference.inputs["x"])
     shares = composition(reference.batch, 104)[:, 1:]
@@ -163,12 +163,12 @@ def test_crystals_equal_those_of_the_published_program(shared_data, folder):
 
 
 def test_the_composition_is_joined_as_in_the_published_program(shared_data):
-    """Behind the published attention by clusters, which is not ours."""
+    """Checked after the published cluster attention, which we do not have."""
     (weights, inputs, outputs, batch), encoder = read(
         shared_data, "GATGNN_cluster_fixed"
     )
     x = outputs["atoms_after_block_1"] * outputs["cluster_attention"]
-    # The shares of that attention sum to one as well.
+    # The cluster attention also sums to one.
     total = sum_over_atoms(outputs["cluster_attention"], batch)
     torch.testing.assert_close(total, torch.ones_like(total))
     with torch.no_grad():
@@ -205,9 +205,9 @@ def test_equals_the_plain_form(mode, training, join):
     encoder = GATGNN(width=12, cutoff=5.0, join_composition=join).double()
     with torch.no_grad():
         for name, weight in encoder.named_parameters():
-            if weight.dim() == 1:  # else a swap of norms would not be seen
+            if weight.dim() == 1:  # to notice swapped norms
                 weight.add_(0.2 * torch.randn_like(weight))
-            elif "score" in name:  # attention that tells neighbours apart
+            elif "score" in name:  # make attention uneven
                 weight.mul_(5)
     plain = PlainGATGNN(encoder)
     encoder.train(training), plain.train(training)

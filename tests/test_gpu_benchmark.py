@@ -1,4 +1,4 @@
-"""The benchmark for GPUs runs without one, or says that there is none."""
+"""The GPU benchmark runs on a CPU, or reports that there is no GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Differentiable group normalisation against plain forms, and over ranks."""
+"""Differentiable group normalisation, against plain forms and over ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def group_norm(seed: int = 0) -> DifferentiableGroupNorm:
 
 
 def plain(layer: DifferentiableGroupNorm, x: Tensor) -> Tensor:
-    """One group and one column after the other, as the equations stand."""
+    """Follow the equations for one group and column after the other."""
     shares = torch.exp(x @ layer.assign.weight.T)
     shares = shares / shares.sum(1, keepdim=True)
     result = x.clone()
@@ -59,7 +59,7 @@ def test_equals_that_of_pyg_in_training_and_after():
     theirs.lin.load_state_dict(layer.assign.state_dict())
     theirs.norm.load_state_dict(layer.norm.state_dict())
     for _ in range(3):
-        # Far from zero, where a difference of squares is least exact.
+        # Far from zero, where differences of squares lose precision.
         x = (torch.randn(50, WIDTH) + 30).requires_grad_()
         one, other = layer(x), theirs(x)
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
@@ -82,7 +82,7 @@ def test_one_group_is_a_batch_norm():
 
 
 def test_weights_are_those_of_the_published_program():
-    # DeeperGATGNN: 10 groups of 64, a matrix and one batch norm.
+    # DeeperGATGNN: 10 groups of 64 columns, a matrix and a batch norm.
     layer = DifferentiableGroupNorm(64)
     assert sum(p.numel() for p in layer.parameters()) == 64 * 10 + 2 * 640
 
@@ -94,7 +94,7 @@ def test_a_single_atom_and_none():
     layer(x).sum().backward()
     assert torch.equal(layer.norm.running_mean, before)
     assert int(layer.norm.num_batches_tracked) == 0
-    # An atom alone is its own mean: what is left are the biases.
+    # A single atom equals its mean, so only the biases remain.
     one = torch.randn(1, WIDTH, dtype=torch.float64)
     bias = layer.norm.bias.view(GROUPS, WIDTH).sum(0)
     torch.testing.assert_close(layer(one), one + SCALE * bias)
@@ -136,9 +136,9 @@ def test_ranks_make_one_batch(rows):
     expected += [alone.norm.running_mean, alone.norm.running_var]
     first, second = together(2, joined_call, _share, rows)
     for k, (one, other, whole) in enumerate(zip(first, second, expected, strict=True)):
-        if k < 2:  # rows: outputs, and the gradients of inputs
+        if k < 2:  # outputs and gradients of inputs, by row
             found = torch.cat((one, other))
-        elif k < 5:  # gradients of weights, which add up
+        elif k < 5:  # gradients of weights add up
             found = one + other
         else:
             torch.testing.assert_close(other, whole)

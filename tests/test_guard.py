@@ -1,4 +1,4 @@
-"""Diverging runs stop with the crystals at hand; healthy ones are left alone."""
+"""Diverging runs stop and name their crystals; healthy runs are not changed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def record_of(toy: ToyRun) -> dict:
 
 
 def spoil(store: Store, monkeypatch: pytest.MonkeyPatch, *rows: int) -> list[str]:
-    """Let crystals have no place in space, as a bug might; return their names."""
+    """Set the cells of crystals to NaN, as a bug might; return their ids."""
     plain = Store.batch
 
     def batch(self, chosen, *rest, **options):
@@ -86,7 +86,7 @@ class TestLossWatch:
             assert watch.add(0.5) is None
         for _ in range(STREAK - 1):
             assert watch.add(1e6) is None
-        assert watch.add(0.5) is None  # only a spike
+        assert watch.add(0.5) is None  # a spike is no explosion
         for _ in range(STREAK - 1):
             assert watch.add(1e6) is None
         said = watch.add(1e6)
@@ -99,7 +99,7 @@ class TestLossWatch:
         watch, loss = LossWatch(), 1.0
         while not watch.add(loss):
             loss *= growth
-        assert loss < 1e14  # long before the end of single precision
+        assert loss < 1e14  # long before single precision overflows
 
     def test_an_explosion_at_the_first_steps(self):
         watch = LossWatch()
@@ -110,8 +110,8 @@ class TestLossWatch:
     @pytest.mark.parametrize(
         "losses",
         [
-            np.geomspace(1, 1e-12, 300),  # converges to nothing
-            np.r_[np.geomspace(1, 1e-9, 200), np.full(50, 0.9)],  # and forgets it all
+            np.geomspace(1, 1e-12, 300),  # converges to zero
+            np.r_[np.geomspace(1, 1e-9, 200), np.full(50, 0.9)],  # and loses all of it
             np.r_[
                 np.geomspace(1e-3, 300, 200), np.geomspace(300, 1e-2, 200)
             ],  # warm-up
@@ -156,13 +156,13 @@ class TestFindCulprits:
 
 
 def told_by_ranks(store: Store, out: Path, row: int, lr: float) -> list[dict]:
-    """Run on two processes; return what each says."""
+    """Run on two processes; return the report of each."""
     return together(2, joined_call, run_spoiled, store.path, out, row, lr)
 
 
 @pytest.mark.slow
 def test_ranks_stop_together(store, tmp_path):
-    """Batches of 3 on 2 ranks: one alone has the crystal, and both say so."""
+    """Only one of two ranks has the crystal, and both name it."""
     first, second = told_by_ranks(store, tmp_path / "run", row=17, lr=0.01)
     assert first["error"] == second["error"]
     name = store.material_ids[17]
@@ -194,14 +194,14 @@ def test_ranks_see_one_loss_and_count_all_crystals(store, tmp_path):
         toy.train.batches.imbalance(2), rel=0.3
     )
     assert report["covers"] == "all ranks"
-    # The largest of both, and not their sum: what they share would be counted twice.
+    # The maximum and not the sum, which would count shared memory twice.
     peaks = [one["report"]["memory"]["peak_bytes"] for one in told]
     assert peaks[0] == peaks[1]
     assert 2e8 < peaks[0] < 1.5 * speed.report["memory"]["peak_bytes"]
 
 
 def test_a_crystal_that_spoils_its_batch(store, tmp_path, monkeypatch):
-    """It is named; no weight has moved; the batch and the one before are written."""
+    """It is named, no weight changes, and the last two batches are recorded."""
     toy = ToyRun(store, tmp_path / "run")
     (name,) = spoil(store, monkeypatch, 17)
     remember = Remember()
@@ -250,7 +250,7 @@ def test_advice_knows_what_is_set(store, tmp_path):
 
 
 def test_a_gradient_that_is_not_finite(store, tmp_path):
-    """The loss is 0, but its root has no slope there."""
+    """The loss is the square root of 0, which has no finite gradient."""
     toy = ToyRun(store, tmp_path / "run")
     remember = Remember()
     plain = toy.module.losses
@@ -279,7 +279,7 @@ def test_a_crystal_that_spoils_validation(store, tmp_path, monkeypatch):
 
 
 def test_no_checkpoint_of_what_has_diverged(store, tmp_path):
-    """A weight that has become infinite unseen is found before it is kept."""
+    """An infinite weight is found before it reaches a checkpoint."""
     toy = ToyRun(store, tmp_path / "run")
     path = tmp_path / "kept.ckpt"
 
@@ -294,7 +294,7 @@ def test_no_checkpoint_of_what_has_diverged(store, tmp_path):
 
 
 def test_accumulated_losses_are_those_of_batches(store, tmp_path):
-    """Lightning divides them by the number that it adds up."""
+    """Lightning divides each loss by the number of accumulated batches."""
     seen = []
     for accumulate in (1, 3):
         toy = ToyRun(
@@ -308,7 +308,7 @@ def test_accumulated_losses_are_those_of_batches(store, tmp_path):
 
 @pytest.fixture
 def as_on_gpu(monkeypatch) -> list[torch.Tensor]:
-    """Let guards do as on a GPU; return the losses that they send for."""
+    """Make guards behave as on a GPU; return the losses that they fetch."""
     sent = []
 
     def send_for(value):
@@ -324,7 +324,7 @@ def as_on_gpu(monkeypatch) -> list[torch.Tensor]:
 def test_on_a_gpu_the_loss_is_seen_a_step_later(
     store, tmp_path, monkeypatch, as_on_gpu, row
 ):
-    """But before the epoch's end; what it says is about the step that was bad."""
+    """The message comes within the epoch and names the bad step."""
     toy = ToyRun(store, tmp_path / "run", batch_size=10)
     (name,) = spoil(store, monkeypatch, row)
     order = toy.train.order(0).tolist()
@@ -343,7 +343,7 @@ def test_on_a_gpu_the_loss_is_seen_a_step_later(
     assert record["alone_not_finite"] == [name]
     before = remember.all_weights[bad]
     moved = zip(before, toy.module.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in moved)  # put back, though steps went on
+    assert all(torch.equal(a, b) for a, b in moved)  # restored, although a step followed
 
 
 def test_on_a_gpu_healthy_losses_are_all_seen(store, tmp_path, as_on_gpu):
@@ -357,7 +357,7 @@ def test_on_a_gpu_healthy_losses_are_all_seen(store, tmp_path, as_on_gpu):
 
 @pytest.mark.parametrize("schedule", ["onecycle", "constant", "cosine"])
 def test_healthy_runs_are_left_alone(store, tmp_path, schedule):
-    """And do to the bit what they do without it."""
+    """With and without the guard, the weights are equal bit for bit."""
     weights = []
     for guarded in (True, False):
         optimizer = OptimizerSettings(lr=0.02, schedule=schedule)

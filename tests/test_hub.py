@@ -1,4 +1,4 @@
-"""Weights that are pushed and pulled: card, checksum, and what can go wrong."""
+"""Weights pushed to and pulled from a hub: card, checksum, and failures."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_nothing_to_pull(weights, tmp_path):
 
 
 class Hub:
-    """The client of Hugging Face, whose server is a folder."""
+    """A fake Hugging Face client whose server is a folder."""
 
     def __init__(self, folder: Path) -> None:
         import huggingface_hub.errors

@@ -1,4 +1,4 @@
-"""Hugging Face: the real client, on tables that the tests write; no hub."""
+"""Hugging Face: the real client on tables from the tests, without a hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .test_sources import outcome  # noqa: E402
 
 
 def row(number: int, **changes) -> dict:
-    """A row as LeMat-Bulk has it."""
+    """A row in the format of LeMat-Bulk."""
     kinds = [
         {"name": n, "chemical_symbols": [n], "concentration": [1]} for n in ("Cs", "Cl")
     ]
@@ -46,7 +46,7 @@ def write(folder: Path, rows: list[dict], files: int = 2, licence="cc-by-4.0") -
 
 
 def built(service, path: Path, **options) -> tuple[dict, dict]:
-    """What a build reads of the pages of a service."""
+    """The result of a build from the pages of a service."""
     entries = [entry for page in service.pages() for entry in page.entries]
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     good, refused = outcome(path, **options)
@@ -183,7 +183,7 @@ def test_what_cannot_be_opened(tmp_path, rest, reason):
 
 
 def test_the_hub_is_asked_for_its_newest_revision(monkeypatch):
-    """The hub is a fake: what it is asked for, and what is said when it fails."""
+    """The hub is a fake; checks the requests, and the message of a failure."""
     import huggingface_hub
 
     asked = []

@@ -104,7 +104,7 @@ def made_up_pair(folder: Path) -> list[Path]:
 
 
 def test_ids_that_were_made_up_are_no_identity(tmp_path):
-    """In sources, in stores, and in stores of stores."""
+    """Neither in sources, nor in stores, nor in stores made from stores."""
     paths = made_up_pair(tmp_path)
     stores = []
     for path in paths:
@@ -116,7 +116,7 @@ def test_ids_that_were_made_up_are_no_identity(tmp_path):
     for sides in (paths, stores):
         corpus, dataset = (open_side(path).crystals for path in sides)
         overlap = find_overlap(corpus, dataset, kinds=["id"])
-        assert overlap.statement.startswith("unknown")  # structures were not looked for
+        assert overlap.statement.startswith("unknown")  # structures were not compared
         assert overlap.counts["id"]["pairs"] == 0
         assert list(corpus.material_ids) == ["data-0", "data-1"]
     report = build(

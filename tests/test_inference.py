@@ -44,7 +44,7 @@ def make_predictor(target: Target, normalizer: Normalizer) -> Predictor:
     head = PropertyHead(encoder.width, 8, outputs=normalizer.outputs)
     outputs = Outputs([target], [normalizer])
     predictor = Predictor(encoder, head, outputs, SMALL_GRAPH).eval()
-    for module in predictor.modules():  # batch norms that have seen something
+    for module in predictor.modules():  # give batch norms running statistics
         if hasattr(module, "running_mean") and module.running_mean is not None:
             module.running_mean.normal_(0, 0.1)
     return predictor
@@ -96,7 +96,7 @@ def check(found: dict[str, float], wanted: dict[str, float]) -> None:
     assert list(found) == list(wanted)
     values = np.array(list(found.values()))
     assert np.allclose(values, list(wanted.values()), rtol=0, atol=2e-5)
-    assert np.ptp(values) > 1e-3  # else the test shows nothing
+    assert np.ptp(values) > 1e-3  # otherwise the test proves nothing
 
 
 class TestPredict:
@@ -120,7 +120,7 @@ class TestPredict:
         check(told(out), expected(predictor, plain))
 
     def test_a_store(self, weights, predictor, tmp_path, monkeypatch):
-        """One with the graph of the weights is read as it is."""
+        """A store with the graph of the weights is read without a build."""
         store = write_store(tmp_path / "s.h5", CRYSTALS)
         monkeypatch.setattr(inference, "build", None)
         out = predict(weights, [store], tmp_path / "out.csv", batch_size=4, **QUIET)

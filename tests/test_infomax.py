@@ -1,4 +1,4 @@
-"""The infomax objective: plain loops, drawn atoms, retrieval of the own crystal."""
+"""The infomax objective: plain loops, drawn atoms, retrieval of an atom's crystal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_loss_against_plain_loops():
     own, others = [], []
     for atom, home in zip(atoms, batch.batch.tolist(), strict=True):
         for k, crystal in enumerate(crystals):
-            p = torch.sigmoid(atom @ crystal / math.sqrt(6))  # that it is at home there
+            p = torch.sigmoid(atom @ crystal / math.sqrt(6))  # that atom is in crystal
             (own if k == home else others).append(-torch.log(p if k == home else 1 - p))
     plain = sum(own) / len(own) + sum(others) / len(others)
     plain = plain / (2 * math.log(2))
@@ -69,7 +69,7 @@ def test_half_precision_regions_compute_scores_in_full():
 
 
 def test_one_atom_of_each_crystal_is_judged():
-    """Atoms know their crystals, but for the last; whichever atom is drawn."""
+    """All atoms match their crystal except in the last one, so draws do not matter."""
     objective = Infomax(4, 4)
     objective.of_atoms = objective.of_crystals = torch.nn.Identity()
     objective.found = OwnIsBest(4)

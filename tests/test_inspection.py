@@ -1,4 +1,4 @@
-"""What `crysdistill inspect` says of a store whose contents are known."""
+"""The output of `crysdistill inspect` for a store with known contents."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ GAPS = {"diamond": 5.4, "NaCl": 8.5, "TiO2": 3.0}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Eight textbook structures; one of them once more, a little out of place."""
+    """Eight textbook structures, and one of them slightly distorted."""
     folder = tmp_path_factory.mktemp("inspection")
     entries = dict(structures())
-    # 0.04 Å: no symmetry for the tight tolerance, the old one for the loose one.
+    # Moved by 0.04 Å: P1 at the tight tolerance, unchanged at the loose one.
     entries["CsCl-bent"] = entries["CsCl"].copy()
     entries["CsCl-bent"].translate_sites([0], [0.008, 0.005, 0.003])
     lines = [
@@ -185,7 +185,7 @@ def test_without_symmetry_or_labels(folder, tmp_path):
 
 def test_what_is_printed(inspection):
     shown = printed(inspection, width=60)
-    assert inspection.facts["hash"] in shown  # in one piece: it may be copied
+    assert inspection.facts["hash"] in shown  # unbroken, so that users can copy it
     assert "Fm-3m (225)" in shown
     assert re.search(r"gap +3 +33.3%", shown)
 
@@ -244,7 +244,7 @@ def test_the_page_holds_everything_and_needs_nothing(inspection, tmp_path):
     assert text.count("<svg") == 7
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    # the heat map names all elements, and counts those that are there
+    # the heat map shows all elements, and counts those present
     assert all(f">{symbol}<" in text for symbol in symbols()[1:])
     again = write_page(inspection, tmp_path / "again.html")
     assert again.read_text(encoding="utf-8") == text

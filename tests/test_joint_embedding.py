@@ -58,7 +58,7 @@ def test_loss_against_plain_loops():
 
 
 def test_targets_get_no_gradient():
-    """Where the clean embeddings spread, they learn nothing from the prediction."""
+    """If clean embeddings have enough variance, their gradient is zero."""
     objective = made(covariance=1e-9).double()
     batch = batch_of(TOYS)
     masked, clean = shown(objective, batch)
@@ -73,14 +73,14 @@ def test_targets_get_no_gradient():
 
 
 class Says(torch.nn.Module):
-    """Answers with what it was shown."""
+    """Returns its input."""
 
     def forward(self, atoms):
         return atoms
 
 
 def numbers(objective, said, clean, parts: int) -> dict[str, float]:
-    """The numbers where hidden atoms are embedded as what is said of them."""
+    """The metrics when the prediction for each atom is `said`."""
     objective.predictor = Says()
     objective.reset()
     first = 0
@@ -113,7 +113,7 @@ def test_r2_of_known_answers():
     assert found["joint_embedding_r2"] == pytest.approx(1, abs=1e-2)
     half = numbers(objective, standard.float() / 2, clean, 1)
     assert half["joint_embedding_r2"] == pytest.approx(0.75, abs=1e-2)
-    # Of columns that do not vary nothing can be explained.
+    # The R2 of constant columns is unknown.
     flat = numbers(objective, nothing, torch.ones_like(clean), 1)
     assert math.isnan(flat["joint_embedding_r2"])
 

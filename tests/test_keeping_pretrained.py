@@ -1,4 +1,4 @@
-"""Fine-tuning that keeps what was learned, each way of it alone and all at once."""
+"""Ways of fine-tuning that keep pretrained knowledge, one by one and combined."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def outputs_of(labels: np.ndarray, *targets: Target) -> Outputs:
 
 
 def leave_one_out(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
-    """Return the squared error of the fit without each crystal in turn."""
+    """Return each crystal's squared error under a fit without that crystal."""
     errors = []
     for i in range(len(x)):
         kept = np.arange(len(x)) != i
@@ -151,7 +151,7 @@ def test_features_are_what_the_last_layer_sees():
 
 @pytest.mark.parametrize("verb", ["train", "finetune"])
 def test_a_fitted_head_is_better_from_the_first_step(config, pretrained, verb):
-    """Also from scratch: what lifts one arm is there for the other."""
+    """Training from scratch has the same option, so that arms stay comparable."""
     errors = {}
     for start in ("ridge", "random"):
         changed = replace(
@@ -294,9 +294,9 @@ def test_of_equal_ones_the_end_is_taken():
 
 
 def test_a_run_that_spoils_the_weights_goes_back_to_its_start(config, pretrained):
-    """The zero end is the pretrained encoder with the fitted head.
+    """Interpolation at 0 gives the pretrained encoder with the fitted head.
 
-    Batch norms have the statistics of the training crystals.
+    Its batch norms have the statistics of the training crystals.
     """
     config.optimizer = OptimizerSettings(lr=1.0, schedule="constant")
     config.head = RIDGE

@@ -1,4 +1,4 @@
-"""What is kept beside a store: computed once, never in the way."""
+"""Arrays kept beside a store: computed once, and failures do no harm."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_another_key_or_store_is_computed_anew(store):
         assert made["n"] == number
     for number, (where, key) in enumerate((s, k) for s in stores for k in keys):
         assert kept(where, key, never)["n"] == number
-    # Equal values are equal keys, however they are held and ordered.
+    # Equal values give equal keys, in any type and order.
     same = {"size": 5, "what": "x"}
     assert kept(store, same, never)["n"] == 5
 

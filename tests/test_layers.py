@@ -1,4 +1,4 @@
-"""The order of the modules: each imports only what stands above it."""
+"""The order of the modules: each imports only modules above it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The highest first. A folder stands for all modules in it.
+# From the highest to the lowest. A folder stands for all its modules.
 LAYERS = (
     "errors",
     "files",
@@ -48,7 +48,7 @@ LAYERS = (
     "cli",
     "__main__",
 )
-# Beside the order: who may import these at all.
+# Apart from the order: the only modules that may import these.
 ONLY_FOR = {
     "lightning": ("training",),
     "crysdistill.configs": ("configured", "studies"),
@@ -68,7 +68,7 @@ MODULES = {
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield line and module of every import, those inside of functions as well."""
+    """Yield line and module of every import, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -119,7 +119,7 @@ def test_some_things_are_for_few(package):
 
 
 def children(folder: str) -> dict[str, set[str]]:
-    """Return what each file and folder in a folder imports of the others there."""
+    """Return, for each entry of a folder, the entries there that it imports."""
     found: dict[str, set[str]] = {}
     depth = folder.count(".") + 1
     for name, path in MODULES.items():
@@ -198,6 +198,6 @@ def test_files_are_short_enough_to_read(folder):
 
 
 def test_a_build_does_not_load_torch():
-    """Every worker would: some 200 MB, and seconds to start."""
+    """In every worker, torch would take 200 MB and seconds to start."""
     code = "import crysdistill.corpus.build, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

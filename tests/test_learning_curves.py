@@ -1,4 +1,4 @@
-"""Learning curves, saved labels and closed gaps: closed forms, and beside scipy."""
+"""Learning curves, saved labels and closed gaps, against closed forms and scipy."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_labels_needed():
     assert labels_needed(SIZES, errors, errors[-1]) == pytest.approx(800)
     assert labels_needed(SIZES, errors, 0.9 * errors[-1]) == math.inf
     assert labels_needed(SIZES, errors, 1.1 * errors[0]) == 0
-    # A curve that rises again: its best so far counts.
+    # If a curve rises again, its lowest value so far counts.
     assert labels_needed(SIZES, np.array([1.0, 0.5, 0.7, 0.4]), 0.5) == (
         pytest.approx(200)
     )
@@ -88,7 +88,7 @@ def test_an_arm_that_costs_labels():
     scratch = 2.0 * SIZES**-0.5
     table = study(scratch=scratch, bad=2.0 * (SIZES / 2) ** -0.5)
     found = label_efficiency(table).set_index("labels")
-    assert found.loc[100, "factor"] == 0  # below what the study tried
+    assert found.loc[100, "factor"] == 0  # fewer labels than in the study
     assert found.loc[400, "factor"] == pytest.approx(0.5, rel=0.05)
 
 
@@ -116,7 +116,7 @@ def test_share_of_a_closed_gap():
     taught = alone - [0.20, 0.22, 0.18, 0.23]
     share, (low, high) = gap_closed(alone, taught, teacher)
     assert share == pytest.approx(0.2075 / 0.4025)
-    # The ends are the shares that a paired t test just does not refuse.
+    # A paired t test just fails to reject the ends of the interval.
     for end in (low, high):
         p = stats.ttest_1samp((alone - taught) - end * (alone - teacher), 0).pvalue
         assert p == pytest.approx(0.05)

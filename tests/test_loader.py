@@ -1,4 +1,4 @@
-"""Loaders: an order that follows from seed and epoch, every crystal once."""
+"""Loaders: seed and epoch fix the order, and every crystal comes once."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_without_shuffling_the_order_is_that_of_the_rows(store):
 @pytest.mark.parametrize(
     ("count", "size", "sizes"),
     [
-        (11, 5, [5, 6]),  # a last one of one is joined to the one before
+        (11, 5, [5, 6]),  # a last batch of one joins the batch before
         (12, 5, [5, 5, 2]),
         (10, 5, [5, 5]),
         (6, 5, [6]),
@@ -99,7 +99,7 @@ def test_go_to_the_middle_of_an_epoch(store):
     jumping = shuffled(store)
     jumping.go_to(2, 3)
     assert an_epoch(jumping) == epochs[2][3:]
-    assert an_epoch(jumping) == epochs[3]  # the next one is whole
+    assert an_epoch(jumping) == epochs[3]  # the next epoch is complete
     jumping.go_to(1, 0)
     assert an_epoch(jumping) == epochs[1]
 
@@ -138,7 +138,7 @@ def test_ranks_take_parts_of_the_same_batches(store, budget):
         ranks.append(an_epoch(loader))
     for batch, *parts in zip(whole, *ranks, strict=True):
         assert sorted(batch) == sorted(flat(parts))
-        # In the order of the batch: the first of two crystals stays the first.
+        # Each part keeps the order of the batch.
         assert all(part == [row for row in batch if row in part] for part in parts)
 
 
@@ -152,7 +152,7 @@ def test_a_rank_may_have_nothing_to_do(store):
 
 
 def test_batches_made_ahead_are_the_same(store, monkeypatch):
-    """What a device without room for the store gets."""
+    """Used when the store does not fit on the device."""
     ahead = shuffled(store)
     ahead._device = torch.device("meta")
     moved = []

@@ -1,4 +1,4 @@
-"""Compiled functions, also where nothing can be kept."""
+"""Compiled functions, even where no cache can be written."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_without_a_folder_to_keep_it_in(monkeypatch):
 
 
 def test_an_installation_that_cannot_be_written(tmp_path):
-    """Its folder is not writable, nor is there a home."""
+    """The package folder is read-only, and there is no home folder."""
     package = tmp_path / "only_read"
     package.mkdir()
     source = Path(machine_code.__code__.co_filename).read_text()
@@ -102,7 +102,7 @@ def tiny(tmp_path):
 
 
 def run(package: Path, **environment: str) -> tuple[int, int]:
-    """Return what a new process computes, and how many functions it found compiled."""
+    """Return a new process's result, and how many cached functions it found."""
     done = subprocess.run(
         [sys.executable, "-m", "tiny.loop"],
         env={"PATH": "/usr/bin", "HOME": str(package.parent), **environment},

@@ -1,4 +1,4 @@
-"""MEGNet against published weights and programs, a plain second form, and by hand."""
+"""MEGNet against published weights and programs, a plain form, and by hand."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def matgl(weights: dict[str, Tensor], symbols: list[str]) -> MEGNet:
 
 
 def energies(weights: dict[str, Tensor], crystals: Tensor) -> Tensor:
-    """Return what the published head makes of crystals (B, 160), (B,)."""
+    """Return the published head's output (B,) for crystals (B, 160)."""
     for k in (0, 2, 4):
         name = f"model.output_proj.layers.{k}"
         crystals = F.linear(
@@ -117,7 +117,7 @@ def published(shared_data):
 
 def test_answers_of_matgl(published):
     weights, inputs, outputs, encoder = published
-    # Edges are averaged at the destination.
+    # The program averages edges at their destination.
     order = np.argsort(inputs["edge_dst"], kind="stable")
     source, destination = (
         torch.from_numpy(inputs[name][order]).long()
@@ -144,7 +144,7 @@ def test_answers_of_matgl(published):
         x, e, u = encoder.embedding(given)
         found = encoder.encode(given, batch, layers=True)
         one = encoder.convolutions[0](x, e, u, batch)
-    # The first thirty edges are those of the first two crystals.
+    # The first thirty edges belong to the first two crystals.
     first = torch.from_numpy(np.argsort(order, kind="stable"))[:30]
     agree(x, outputs["node_encoder"])
     agree(u, outputs["state_encoder"])
@@ -180,7 +180,7 @@ def test_matgl_predicts_formation_energies_from_our_own_graph(published, shared_
     agree(found, outputs["output_ev_per_atom"])
     label = outputs["label_formation_energy_per_atom"]
     assert (found - label).abs().mean() == pytest.approx(0.062, abs=1e-3)
-    # The other side of the edges is not the same.
+    # Averaging at the source gives other values.
     other = outputs["output_ev_per_atom_matgl_4_1_2_source_side"]
     assert (found - other).abs().mean() > 0.1
 
@@ -229,7 +229,7 @@ def matdeeplearn(weights: dict[str, Tensor]) -> MEGNet:
 
 
 def test_answers_of_matdeeplearn(shared_data):
-    # It averages edges where they start, at row 0.
+    # The program averages edges at their source, row 0.
     reference = load_reference(shared_data, "MEGNet_MatDeepLearn", receiver=0)
     weights, inputs, outputs, batch = reference
     encoder = matdeeplearn(weights)
@@ -279,11 +279,11 @@ def test_equals_the_plain_form(form, training, convolutions):
     batch = batch_of(8, torch.float64)
     settings = {**FORMS[form], **SMALL, "convolutions": convolutions}
     encoder = MEGNet(**settings).double()
-    encoder(batch)  # so that batch norms have seen something
+    encoder(batch)  # gives batch norms running statistics
     plain = PlainMEGNet(encoder).double().train(training)
     found = encoder.train(training)(batch)
     atoms, crystals = plain(batch)
-    # Lengths are rounded to 1e-10 Å, which batch norms of few states make larger.
+    # Batch norms over few states amplify the rounding of lengths to 1e-10 Å.
     torch.testing.assert_close(found.atoms, atoms, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.crystals, crystals, rtol=0, atol=1e-6)
     assert found.edges.shape == (batch.num_edges, 6)
@@ -337,7 +337,7 @@ def test_atoms_and_crystals_without_edges():
     )
     found = encoder(alone)
     assert torch.isfinite(found.crystals).all()
-    # What is read of no edges is nothing; the question still differs from zero.
+    # Without edges, set2set reads zeros, but its query is not zero.
     assert not found.crystals[:, 18:24].any()
     assert found.crystals[:, 12:18].any()
 

@@ -1,4 +1,4 @@
-"""What a process holds of a store: pages of the file, which all processes share."""
+"""A process holds only pages of a store's file, which all processes share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ print(len(store), private() - before)
 
 
 def tiled(path: Path, copies: int) -> Path:
-    """Return a store that holds the crystals of another many times."""
+    """Return a store that repeats the crystals of another store many times."""
     out = path.with_name("tiled.h5")
     with h5py.File(path) as one, h5py.File(out, "w") as many:
         for key, value in one.attrs.items():

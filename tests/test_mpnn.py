@@ -63,7 +63,7 @@ def ours(weights: dict[str, Tensor]) -> MPNN:
 
 
 def test_answers_of_the_published_program(shared_data):
-    # It searched the neighbours of row 0, and sends messages to row 1.
+    # The program searches the neighbours of row 0, and sends messages to row 1.
     weights, inputs, outputs, batch = load_reference(shared_data, FOLDER, receiver=1)
     encoder = ours(weights)
     check_features(load_reference(shared_data, FOLDER, receiver=0), encoder.embedding)
@@ -97,11 +97,11 @@ def test_equals_the_layers_of_pyg(training, skip):
     torch.manual_seed(0)
     batch = batch_of(dtype=torch.float64)
     encoder = MPNN(8, 6, 2, cutoff=5.0, skip=skip).double()
-    encoder(batch)  # so that the batch norms have seen something
+    encoder(batch)  # gives the batch norms running statistics
     plain = PlainMPNN(encoder).double().train(training)
     found = encoder.train(training)(batch)
     atoms, crystals = plain(batch)
-    # Lengths are rounded to 1e-10 Å, which batch norms of few atoms make larger.
+    # Batch norms over few atoms amplify the rounding of lengths to 1e-10 Å.
     torch.testing.assert_close(found.atoms, atoms, rtol=0, atol=1e-7)
     torch.testing.assert_close(found.crystals, crystals, rtol=0, atol=1e-7)
     (found.atoms.square().sum() + found.crystals.sin().sum()).backward()
@@ -168,7 +168,7 @@ def test_atoms_without_neighbours_hear_themselves_alone():
 
 
 def test_no_tensor_has_a_matrix_for_each_edge(monkeypatch):
-    """Nor one for each atom, beyond the group that is being worked on."""
+    """Only one group of atoms has matrices at a time."""
     torch.manual_seed(0)
     batch, width, hidden = batch_of(12), 16, 16
     encoder = MPNN(width, hidden, 2, cutoff=5.0)

@@ -1,4 +1,4 @@
-"""Names that stay in the file behave as the list of them."""
+"""Names that stay in the file behave like a list."""
 
 from __future__ import annotations
 

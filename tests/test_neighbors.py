@@ -1,4 +1,4 @@
-"""Neighbours: known coordination, a plain second search, invariances, padding."""
+"""Neighbours: known coordination, a brute-force search, invariances, padding."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_mode_radius_does_not_count_neighbours():
     assert GraphSettings(5.0, 99, "radius") == GraphSettings(5.0, 1, "radius")
 
 
-# Atoms up to and including the shell that holds the twelfth neighbour.
+# All atoms up to the end of the shell with the twelfth neighbour.
 SHELLS = {
     "fcc-Cu": 12,
     "bcc-Fe": 14,  # 8 + 6
@@ -90,7 +90,7 @@ def test_whole_shells_of_textbook_structures(name, count):
 
 
 def signature(structure: Structure, settings: GraphSettings) -> list:
-    """Per atom: its element and the elements and distances around it; cell-free."""
+    """For each atom, its element and its neighbours' elements and distances."""
     c = from_structure("x", structure)
     g = find_neighbors(c.frac_coords, c.cell, settings)
     centre = np.repeat(np.arange(len(g.counts)), g.counts)

@@ -180,6 +180,22 @@ class TestGoingOn:
         same = ["arm", "seed", "value", "run"]
         pd.testing.assert_frame_equal(table[same], whole[same])
 
+    def test_an_interruption_leaves_a_table_of_what_is_finished(
+        self, config, monkeypatch
+    ):
+        first = study(with_axes(config, arm=["scratch"], seed=[1]), progress=False)
+
+        def stopped(given):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setitem(KINDS, "finetune", KINDS["finetune"]._replace(run=stopped))
+            with pytest.raises(KeyboardInterrupt):
+                study(with_axes(config, arm=["finetuned", "scratch"]), progress=False)
+        kept = pd.read_csv(config.out / "results.csv")
+        assert list(kept["run"]) == list(first["run"])
+        assert list(kept["value"]) == pytest.approx(list(first["value"]))
+
     def test_a_run_without_its_numbers_is_finished(self, config):
         first = study(config, progress=False)
         folder = config.out / first["run"][0]

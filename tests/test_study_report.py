@@ -177,6 +177,29 @@ def test_errors_by_distance_to_training():
     assert error_by_distance({"a": part.assign(distance=np.nan)}, group) is None
 
 
+def test_arms_may_have_other_numbers_of_labels(tmp_path):
+    """The overview shows the labels with the most arms, and no arm is lost."""
+    tasks, labels = ("modulus", "gap", "energy"), (100, 200, 400, 800)
+    folder = write_study(tmp_path / "study", tasks=tasks, labels=labels, seeds=2)
+    table = pd.read_csv(folder / "results.csv")
+    here = {"random-teacher": (100, 200), "distilled": (200, 800)}
+    gone = [
+        labels not in here.get(arm, (labels,))
+        for arm, labels in zip(table["arm"], table["labels"], strict=True)
+    ]
+    table.loc[~np.array(gone)].to_csv(folder / "results.csv", index=False)
+    text = text_of(report_study(folder))
+    assert (
+        "Change of the error of each arm against scratch, in percent, with 200" in text
+    )
+    fewer = table["labels"] != 200
+    table.loc[~np.array(gone) & fewer].to_csv(folder / "results.csv", index=False)
+    text = text_of(report_study(folder))
+    assert "with 800 labels" in text
+    arms = pd.read_csv(folder / "report" / "over-tasks.csv")["arm"]
+    assert list(arms) == ["finetuned", "distilled", "random-teacher"]
+
+
 def test_every_table_and_figure_is_a_file(page):
     folder = page.parent / "report"
     listed = pd.read_csv(folder / "contents.csv")

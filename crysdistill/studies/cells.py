@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import json
 import re
@@ -12,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from crysdistill.encoders import find_encoder
 from crysdistill.errors import InputError
 from crysdistill.studies.arms import Arm, controls_of, make_arm
 from crysdistill.studies.axes import read_exclusions, text_of
@@ -263,4 +265,10 @@ def _without_copies(cells: Any, added: set[str]) -> Iterator[Cell]:
 
 
 def _digest(cell: Cell) -> str:
-    return json.dumps(cell.identity, sort_keys=True, default=str)
+    """Return all that a result depends on; defaults of encoders count as given."""
+    known = dict(cell.identity)
+    if name := known.get("encoder.name"):
+        own = inspect.signature(find_encoder(name)).parameters
+        defaults = {f"encoder.{key}": one.default for key, one in own.items()}
+        known = {**defaults, **known}
+    return json.dumps(known, sort_keys=True, default=str)

@@ -38,7 +38,7 @@ from crysdistill.studies.sections.freezing import freezing
 from crysdistill.studies.sections.gap import share_of_gap
 from crysdistill.studies.sections.labels import learning_curves
 from crysdistill.studies.sections.overlap import overlap, overlap_of_tasks
-from crysdistill.studies.sections.overview import largest, overview
+from crysdistill.studies.sections.overview import fullest, overview
 from crysdistill.studies.sections.predictions import predictions_sections
 from crysdistill.studies.sections.search import SHARED, searched
 from crysdistill.studies.sections.training import pretraining as pretraining_numbers
@@ -57,7 +57,7 @@ _SHOWN_ELSEWHERE = {
     "arms", "overlap", "settings", "versions", "measured", "controls", "tasks",
     "command", "tune", "not_fair", "roles",
 }  # fmt: skip
-_ALL_DRAWN = 8  # of more groups, only those with the most labels have figures
+_ALL_DRAWN = 8  # of more groups, only those of the overview have figures
 
 
 def write_report(
@@ -133,7 +133,7 @@ def write_report(
     first = overview(groups, table, reference)
     roles = facts.get("roles") or {}
     middle = [
-        gains(largest(groups), table),
+        gains(fullest(groups), table),
         share_of_gap(groups, table, roles),
         freezing(groups, table, blocks),
     ]
@@ -207,7 +207,7 @@ def _targets(
     groups: Sequence[ResultGroup], table: pd.DataFrame, reference: str
 ) -> list[dict[str, Any]]:
     """Return the result tables and figures, task by task."""
-    drawn = list(groups) if len(groups) <= _ALL_DRAWN else largest(groups)
+    drawn = list(groups) if len(groups) <= _ALL_DRAWN else fullest(groups)
     shown = []
     for _, found in groupby(groups, lambda g: g.key):
         of_task = list(found)

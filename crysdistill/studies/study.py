@@ -137,14 +137,22 @@ def study(config: StudyConfig, progress: bool = True) -> pd.DataFrame:
             rich.print(escape(line))
         facts = study_facts(cells, draws, overlap, lines, _command(config))
         _write_facts(config.out, facts)
-        rows = [
-            _row(config.out, cell, draws[cell.name], error)
-            for cell, error in _run(config, cells, progress)
-        ]
-        table = _table(rows, axes)
+        rows = []
+        try:
+            for cell, error in _run(config, cells, progress):
+                rows.append(_row(config.out, cell, draws[cell.name], error))
+        except BaseException:  # a report can be made of what is finished
+            rows = [
+                _row(config.out, cell, draws[cell.name], "")
+                for cell in cells
+                if (config.out / "runs" / cell.name / "results.json").exists()
+            ]
+            raise
+        finally:
+            if rows:
+                _table(rows, axes).to_csv(config.out / "results.csv", index=False)
         _write_facts(config.out, {**facts, **_tuned(config, cells)})
-        table.to_csv(config.out / "results.csv", index=False)
-    return table
+    return _table(rows, axes)
 
 
 @contextmanager

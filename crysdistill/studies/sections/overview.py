@@ -15,7 +15,7 @@ from crysdistill.studies.statistics import MARGIN, compare_paired, over_tasks
 from crysdistill.studies.statistics.results import records
 from crysdistill.studies.tables import ResultGroup, ResultRow, metric_name
 
-_COLUMNS = 6  # more would not fit; then only the largest number of labels is shown
+_COLUMNS = 6  # more would not fit; then each task has one number of labels
 _SERIES = 6
 
 
@@ -31,7 +31,7 @@ def overview(
     """
     if len(groups) < 2 or not any(group.reference for group in groups):
         return None
-    shown = list(groups) if len(groups) <= _COLUMNS else largest(groups)
+    shown = list(groups) if len(groups) <= _COLUMNS else fullest(groups)
     arms = _arms(shown)
     rows = [_row(arm, shown) for arm in arms]
     tones = {
@@ -49,7 +49,9 @@ def overview(
     if len({group.labels for group in shown}) == 1:
         title += f", with {shown[0].labels:,} labels"
     tests = records(over_tasks(compare_paired(table, reference)))
-    tests.sort(key=lambda row: arms.index(row["arm"]))
+    # An arm that only other numbers of labels have comes last.
+    places = {arm: place for place, arm in enumerate(arms)}
+    tests.sort(key=lambda row: places.get(row["arm"], len(arms)))
     return Section(
         "Overview",
         note=f"Change against {reference} in percent, with its 95 % interval; the row "
@@ -65,10 +67,19 @@ def overview(
     )
 
 
-def largest(groups: Sequence[ResultGroup]) -> list[ResultGroup]:
-    """Return of each task the group with the most labels."""
-    found = {group.key: group for group in sorted(groups, key=lambda g: g.labels)}
+def fullest(groups: Sequence[ResultGroup]) -> list[ResultGroup]:
+    """Return of each task the group with the most arms, and the most labels of these.
+
+    A study may run some arms with a few numbers of labels only.
+    """
+    found: dict[tuple[str, ...], ResultGroup] = {}
+    for group in sorted(groups, key=lambda g: (_arms_of(g), g.labels)):
+        found[group.key] = group
     return [found[key] for key in dict.fromkeys(group.key for group in groups)]
+
+
+def _arms_of(group: ResultGroup) -> int:
+    return sum(row.n > 0 for row in group.rows)
 
 
 def _arms(groups: Sequence[ResultGroup]) -> list[str]:
