@@ -17,7 +17,7 @@ from crysdistill.graphs.neighbors import GraphSettings
 from crysdistill.sources import Record
 
 COUNT = 150
-EVERY = 1000  # every so many lines of the corpus, one is measured
+EVERY = 1000  # measure one line in this many
 
 
 def lines() -> list[bytes]:

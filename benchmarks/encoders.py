@@ -64,7 +64,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "deeper_gatgnn": {"convolutions": 5},
     "alignn": {"symmetric": False},
 }
-"""Changes of our defaults, so that both forms read the same graph within seconds."""
+"""Changes to our defaults, so that both forms read the same graph within seconds."""
 
 REPEATS_PER_EDGE = ("attention_cgcnn", "deeper_gatgnn", "gatgnn", "megnet", "mpnn")
 

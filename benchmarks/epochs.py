@@ -1,10 +1,9 @@
 """Whole training epochs on real crystals: the published program, and ours.
 
 Both train the same model on the same crystals and the same graph. Each epoch is
-complete: batches, steps, validation, logs, a checkpoint. The published program has
-    every crystal's
-arrays in memory before an epoch is timed. Each run has its own process. The processes
-take turns, and medians over epochs are compared.
+complete: batches, steps, validation, logs, a checkpoint. The published program has all
+crystals in memory as arrays before an epoch is timed. Each run has its own process. The
+processes take turns, and medians over epochs are compared.
 """
 
 from __future__ import annotations

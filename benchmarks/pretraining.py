@@ -43,7 +43,7 @@ SIZES = ((9, 11), (48, 52), (190, 210), (440, 1000))
 """Ranges of crystal sizes, in atoms, whose cost per atom is compared."""
 
 ATOMS = 3000
-"""Atoms in a batch of that comparison, about."""
+"""About how many atoms a batch of that comparison has."""
 
 
 def measure() -> Iterator[Row]:

@@ -12,7 +12,8 @@ crystals that are in none of the development tasks of `pretrain.evidence`:
 
 FOLDER holds the tasks, each as a source of `build`. After an interruption, run it
 again: it goes on. `OUT/shipped/` then holds a weights file and a card of each. The
-files carry the formulas of all crystals of the stores, also of those held out.
+files carry the formulas of all crystals of the stores, also of those held out; except
+`taught-by-chgnet`, because nobody knows the formulas that CHGNet has seen.
 `--names` makes only some of them; `--smoke` runs every step on a few alloys that it
 makes itself.
 """

@@ -28,7 +28,7 @@ LONGEST_FIRST = (
     *("keeping_pretrained", "resume_ranks", "freeze_study", "duplicates", "edits"),
     "ase_files",
 )
-"""Files whose tests take longest. Begun first, none keeps one worker at the end."""
+"""Files with the longest tests. They start first, so none runs alone at the end."""
 
 
 def _same_operation(one: SymmOp, other: object) -> bool:

@@ -15,7 +15,7 @@ from crysdistill.structures.crystal import Crystal
 from tests.conftest import from_structure
 
 NAMES = ("mp-39", "mp-30496", "mp-29677", "mp-29752", "mp-29644", "mp-31515")
-"""In the order of the known answers."""
+"""Names in the order of the known answers."""
 
 
 def six_crystals(shared_data: Path) -> list[Crystal]:

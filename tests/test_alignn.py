@@ -53,7 +53,7 @@ def doubled(batch: CrystalBatch) -> CrystalBatch:
     )
 
 
-# ------------------------------------------------------------------- what was published
+# -------------------------------------------------------------------- published numbers
 
 
 def test_parameter_counts_of_the_published_classes():
@@ -360,7 +360,7 @@ def test_silu_of_norm_has_the_gradients_of_differences(norm):
     assert layer.bias.grad is not None
 
 
-# --------------------------------------------------------------------------- promises
+# --------------------------------------------------------------------------- guarantees
 
 
 def kept_rows(encoder: ALIGNN, batch: CrystalBatch, rows: int) -> int:

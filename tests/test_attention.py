@@ -79,7 +79,7 @@ def by_loops(
 
 @pytest.mark.parametrize("at_once", [1 << 17, 64])
 def test_augmented_attention(batch, monkeypatch, at_once):
-    """Compute edge by edge, all at once, and in small blocks."""
+    """Compute all edges at once, and in blocks of a few edges."""
     monkeypatch.setattr(attention, "_NUMBERS_AT_ONCE", at_once)
     layer, x, rows = layer_and_inputs(batch)
     place = places(batch)

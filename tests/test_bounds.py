@@ -25,6 +25,7 @@ from crysdistill.studies.study import StudyConfig, study
 from crysdistill.training.distill import DistillConfig, distill
 from crysdistill.training.finetune import FinetuneConfig, finetune
 from crysdistill.training.fit import FitConfig, fit
+from crysdistill.training.overlap import overlap_line
 from crysdistill.training.pretrain import pretrain
 from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.card import write_card
@@ -139,6 +140,17 @@ def test_the_bound_goes_into_results_and_weights(
     assert found["overlap"] == NONE
     assert found["overlap_at_most"]["test_crystals"] == 0
     assert read_header(made).provenance.overlap == "clean"
+
+
+def test_a_bound_does_not_qualify_what_is_known():
+    """It is of pretraining; here the run itself learned from test crystals."""
+    numbers = {"crystals": 4, "of_crystals": 9, "test_crystals": 2}
+    known = {"overlap_at_most": {**numbers, "of_test_crystals": 3}}
+    said = "transductive (1 of 3 test crystals are also in the training set)"
+    assert overlap_line({"overlap": said, **known}) == f"overlap: {said}"
+    assert overlap_line({"overlap": "unknown (at most 4)", **known}) == (
+        "overlap: unknown (at most 4); of the 3 test crystals at most 2"
+    )
 
 
 def test_fit_says_it_too(folder, weights, tmp_path):

@@ -1,4 +1,4 @@
-"""CIF: agreement with pymatgen, and refusals."""
+"""CIF: agreement with pymatgen, and refused files."""
 
 from __future__ import annotations
 

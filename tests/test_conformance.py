@@ -81,7 +81,7 @@ def outputs(encoder: Encoder, batch: CrystalBatch) -> list[torch.Tensor]:
     return [found.atoms, found.crystals]
 
 
-# ------------------------------------------------------------------- what it declares
+# ------------------------------------------------------------------------- declarations
 
 
 @EVERY

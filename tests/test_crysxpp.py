@@ -276,7 +276,7 @@ def test_equals_a_plain_implementation(training):
         torch.testing.assert_close(mine.grad, theirs.grad, atol=2e-4, rtol=1e-4)
 
 
-# ----------------------------------------------------------------------------- promises
+# --------------------------------------------------------------------------- guarantees
 
 
 def test_it_starts_as_the_cgcnn_of_the_same_weights():

@@ -168,7 +168,7 @@ def huber(a: float, b: float) -> float:
 def over_constant(
     pairs: list[tuple[float, float]], weights: list[float] | None = None
 ) -> float:
-    """The loss of (student, teacher) pairs, relative to predicting the teacher's mean."""
+    """The loss of (student, teacher) pairs, relative to a constant student."""
     w = np.array(weights or [1.0] * len(pairs))
     mean = sum(w * [t for _, t in pairs]) / sum(w)
     wrong = sum(w * [huber(s, t) for s, t in pairs])
@@ -213,7 +213,7 @@ def test_relations_of_atoms_equal_a_plain_second_implementation(batch):
         for first, end in pairwise(ptr):
             inside = list(combinations(range(first, end), 2))
             far += [float(np.linalg.norm(x[i] - x[j])) for i, j in inside]
-            weights += [1 / max(1, len(inside))] * len(inside)  # each crystal has the same weight
+            weights += [1 / max(1, len(inside))] * len(inside)  # equal crystals
         lists.append(np.array(far) / np.average(far, weights=weights))
     assert len(weights) == 1 + 10  # of 1, 2 and 5 atoms
     pairs = list(zip(lists[0].tolist(), lists[1].tolist(), strict=True))
@@ -229,7 +229,7 @@ def test_relations_do_not_see_scale_place_or_turns(name, batch):
     rows = 8 if loss.level == "atoms" else 3
     student = draw(rows, seed=1)
     turn, _ = torch.linalg.qr(draw(12, 12, seed=3))
-    teacher = torch.cat((student, torch.zeros(rows, 4)), dim=1)  # the same vectors in 12 dimensions
+    teacher = torch.cat((student, torch.zeros(rows, 4)), dim=1)  # zero-padded
     assert loss(student, teacher, batch).item() == pytest.approx(0, abs=1e-6)
     assert loss(40 * student + 3, teacher @ turn, batch).item() == pytest.approx(
         0, abs=1e-5
@@ -320,7 +320,7 @@ def test_relations_go_across_ranks(name):
         torch.testing.assert_close(torch.cat([g for _, g, _ in found]), slope)
 
 
-# ----------------------------------------------------------- beside the property's loss
+# ------------------------------------------------------------- with the property's loss
 
 
 def test_a_fading_teacher_is_silent_at_the_end():
@@ -360,7 +360,7 @@ def test_ranks_share_balanced_losses(monkeypatch):
     torch.testing.assert_close(sum(shares), whole)
 
 
-# ------------------------------------------------------------------- what was learned
+# ---------------------------------------------------------------------------- agreement
 
 
 def test_agreement_is_the_share_of_variance_and_the_cosine():
@@ -391,7 +391,7 @@ def test_what_is_compared_is_what_the_loss_is_about(name, batch):
     assert agreement(*loss.compared(other, same, batch))["r2"] < 0.9
 
 
-# ------------------------------------------------------------------ of a student
+# ---------------------------------------------------------------- projector and weights
 
 
 def test_alpha_weighs_the_embedding_loss():

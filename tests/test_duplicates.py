@@ -40,7 +40,7 @@ def test_polymorphs_and_other_chemistry_are_no_duplicates():
     known = [from_structure(name, s) for name, s in structures().items()]
     hcp = next(c for c in known if c.material_id == "hcp-Mg")
     # fcc magnesium at the same volume per atom, and rock salt of other elements.
-    edge = (hcp.volume / 4) ** (1 / 3)  # hcp has 2 atoms; this cell has 1 and holds 2 edge³
+    edge = (hcp.volume / 4) ** (1 / 3)  # 2 atoms; this cell: 1 atom, 2 edge³
     cell = edge * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]])
     fcc = Crystal("fcc-Mg", np.array([12], np.uint8), np.zeros((1, 3)), cell)
     assert find_duplicates(CrystalList([*known, fcc])) == {}

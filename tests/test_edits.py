@@ -184,7 +184,7 @@ def test_copies_of_copies_know_the_first():
     assert torch.equal(distances(once).sort().values, distances(twice).sort().values)
 
 
-# ------------------------------------------------------------ graphs found anew
+# ----------------------------------------------------------------------- rebuilt graphs
 
 
 def found_one_by_one(crystals, settings):
@@ -245,7 +245,7 @@ def test_the_search_takes_flat_and_skewed_cells():
 
 
 def test_where_the_search_begins_does_not_matter():
-    """The first radius may hold too few atoms, or cut a shell of 0.001 Å."""
+    """The start radius may hold too few atoms, or cut a shell, in steps of 0.001 Å."""
     cubic = np.eye(3)[None] * 6.0
     frac = np.array(list(itertools.product((0.0, 0.5), repeat=3)))
     frac += np.random.default_rng(0).uniform(-5e-4, 5e-4, frac.shape)  # 0.003 Å

@@ -343,7 +343,7 @@ def test_on_a_gpu_the_loss_is_seen_a_step_later(
     assert record["alone_not_finite"] == [name]
     before = remember.all_weights[bad]
     moved = zip(before, toy.module.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in moved)  # restored, although a step followed
+    assert all(torch.equal(a, b) for a, b in moved)  # restored after the next step
 
 
 def test_on_a_gpu_healthy_losses_are_all_seen(store, tmp_path, as_on_gpu):

@@ -262,7 +262,7 @@ def test_what_starts_anew_has_no_anchor(config, pretrained, dataset):
     assert held == {id(p) for p in blocks[0].parameters()}
 
 
-# ---------------------------------------------------------------------- the way back
+# ------------------------------------------------------------------------ interpolation
 
 
 def test_between_two_states():

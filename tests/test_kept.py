@@ -58,7 +58,7 @@ def test_another_key_or_store_is_computed_anew(store):
         assert made["n"] == number
     for number, (where, key) in enumerate((s, k) for s in stores for k in keys):
         assert kept(where, key, never)["n"] == number
-    # Equal values give equal keys, in any type and order.
+    # Equal values give equal keys: NumPy or Python numbers, in any order.
     same = {"size": 5, "what": "x"}
     assert kept(store, same, never)["n"] == 5
 

@@ -261,7 +261,7 @@ def test_answers_of_matdeeplearn(shared_data):
     assert (outputs["output_u_random"] - outputs["output"]).abs().max() > 1e-3
 
 
-# ------------------------------------------------------------------- by our own graph
+# --------------------------------------------------------------------- on our own graph
 
 SMALL = {"width": 6, "hidden": 10, "atom_width": 5, "cutoff": 5.0, "gaussians": 20}
 FORMS = {

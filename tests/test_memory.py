@@ -13,7 +13,7 @@ import pytest
 from tests.toy_stores import labelled, write_store
 
 COPIES = 12_500
-"""Of 12 crystals: a store of 150,000."""
+"""Copies of 12 crystals, which make a store of 150,000."""
 
 READ = """
 import re, sys

@@ -1,4 +1,4 @@
-"""What all objectives share; reconstructed elements; space groups."""
+"""What all objectives share; element reconstruction; space groups."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ TOYS = [toy(row, atoms) for row, atoms in ((7, 5), (3, 1), (12, 40), (0, 2), (5,
 
 LABEL_FREE = [n for n in OBJECTIVES if n not in ("properties", "teacher")]
 COMPARING = [
-    *("space_group", "crystal_system", "surrogate"),  # with what is not known here
-    *("barlow", "vicreg", "simsiam", "infomax"),  # with other crystals of the batch
+    *("space_group", "crystal_system", "surrogate"),  # no labels here
+    *("barlow", "vicreg", "simsiam", "infomax"),  # compare crystals of a batch
 ]
 
 
@@ -54,7 +54,7 @@ def made(name: str, width: int = 8, **settings) -> Objective:
 
 
 def shown(objective: Objective, batch: CrystalBatch, seed: int) -> tuple[Embedded, ...]:
-    """What an objective sees of a batch, with random embeddings."""
+    """The input of an objective for a batch, with random embeddings."""
     return tuple(
         embed(view(batch, seed), dtype=torch.float32) for view in objective.views
     )
@@ -64,7 +64,7 @@ def parameters(*modules: torch.nn.Module) -> int:
     return sum(p.numel() for m in modules for p in m.parameters())
 
 
-# ----------------------------------------------------------- what they all share
+# --------------------------------------------------------------------- shared behaviour
 
 
 def test_parameter_counts_of_crysgnn():
@@ -101,7 +101,7 @@ def test_numbers_are_no_part_of_the_weights(name, published):
 @pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize("name", LABEL_FREE)
 def test_a_batch_with_nothing_to_say_gives_a_connected_zero(name, published):
-    """One crystal of unknown symmetry: nothing to classify, no pair of crystals."""
+    """One crystal of unknown symmetry: no label to classify, no pair to contrast."""
     objective = made(name, published=published)
     batch = batch_of([toy(1, 3)])
     seen = shown(objective, batch, 0)
@@ -124,7 +124,7 @@ def test_a_batch_with_nothing_to_say_gives_a_connected_zero(name, published):
 def within(name: str, value: float) -> bool:
     """Return whether a number is possible.
 
-    An R2 may be as bad as it likes, and is unknown where nothing varies.
+    An R2 has no lower bound, and is NaN for constant targets.
     """
     if name.endswith("_r2"):
         return math.isnan(value) or value <= 1
@@ -132,7 +132,7 @@ def within(name: str, value: float) -> bool:
 
 
 def picked(objective, whole, part, batch, order, seed) -> tuple[Embedded, ...]:
-    """The same embeddings for some crystals of a batch in another one."""
+    """The embeddings of some crystals, moved from one batch to another."""
     return tuple(
         embedded(
             view(part, seed),
@@ -174,7 +174,7 @@ def test_the_loss_does_not_depend_on_the_order_of_crystals(name, published):
 
 @pytest.mark.parametrize("name", LABEL_FREE)
 def test_the_loss_does_not_depend_on_the_order_of_atoms(name):
-    """Views and embeddings keep to their atoms, and no bond is left to chance."""
+    """Views and embeddings follow their atoms; the settings avoid random pairs."""
     everything = {"denoising": {"bonds": 1.0}, "connectivity": {"pairs": "all"}}
     objective = made(name, **everything.get(name, {}))
     batch = batch_of(with_space_groups(TOYS, [225, 221, 2, 14, 11]))
@@ -198,7 +198,7 @@ def test_all_objectives_on_a_real_graph_and_encoder(published):
     batch = make_batch(crystals, GraphSettings(cutoff=5.0, mode=mode))
     batch.space_groups = torch.tensor([225, 225, 14, 11])
     encoder = CGCNN(width=16, convolutions=2, normalize=True)
-    # Of these four crystals no two have one formula.
+    # The four crystals have four different formulas.
     settings = {"surrogate": {"classes": "space_group"}}
     every = torch.nn.ModuleList(
         make_objective(name, encoder, published=published, **settings.get(name, {}))
@@ -219,7 +219,7 @@ def test_all_objectives_on_a_real_graph_and_encoder(published):
     assert (history[-1] < history[0]).all()
 
 
-# ------------------------------------------------------ what each of them asks for
+# -------------------------------------------------------------------- views and columns
 
 
 def test_the_default_pretraining_costs_one_pass():
@@ -260,7 +260,7 @@ def test_widths_and_elements_are_those_of_the_encoder():
 
 
 class Agreement(Objective):
-    """Two views of a crystal are alike, and their sum is the label `b` less `a`."""
+    """Two views of a crystal should agree, and their sum should be `b` - `a`."""
 
     name = "agreement"
     views = (MaskedAtoms(0.3), DroppedEdges(0.4))
@@ -354,7 +354,7 @@ def test_a_setting_out_of_range(name, settings, text):
 
 
 def plain_bce(objective, atoms, numbers):
-    """Every bit of every atom asked for, one after the other."""
+    """Loop over every bit of every requested atom."""
     table = torch.from_numpy(cgcnn92()).double()
     terms = []
     for h, z in zip(atoms, numbers.tolist(), strict=True):
@@ -389,7 +389,7 @@ def test_node_features_against_plain_loops(published):
 
 
 def test_node_feature_numbers_of_a_perfect_and_a_constant_decoder():
-    # La and Ce share a row: answering La for Ce is right.
+    # La and Ce share a row, so answering La for Ce is right.
     batch = batch_of([toy(1, 4)])
     batch.atomic_numbers = torch.tensor([57, 58, 57, 8])
     table = torch.from_numpy(cgcnn92())
@@ -405,8 +405,8 @@ def test_node_feature_numbers_of_a_perfect_and_a_constant_decoder():
     perfect = numbers(20 * table[batch.atomic_numbers] - 10)
     assert perfect["feature_accuracy"] == 1
     assert perfect["element_accuracy"] == 1
-    # Three of four atoms have the commonest row, and the bits that differ between
-    # the two rows have a majority of 3/4.
+    # Three of four atoms have the commonest row, so bits that differ between the two
+    # rows have a majority of 3/4.
     differ = (table[57] != table[8]).sum().item()
     assert perfect["element_accuracy_chance"] == 0.75
     assert perfect["feature_accuracy_chance"] == pytest.approx(1 - differ / 92 / 4)
@@ -444,7 +444,7 @@ def test_element_accuracy_picks_the_likeliest_row():
 
 
 class Groups:
-    """A store of which only the space groups are known, at two tolerances."""
+    """A store with only space groups, at two tolerances."""
 
     def __init__(self, groups: list[int]) -> None:
         self.space_groups = np.array([[g, 1] for g in groups], np.uint8)
@@ -456,7 +456,7 @@ def test_space_group_against_plain_loops(balance):
     objective = SpaceGroup(8, balance=balance).double()
     counts = {2: 4, 221: 1, 225: 100}
     found = [group for group, count in counts.items() for _ in range(count)]
-    # Rows that are not learned from do not count, nor does the second tolerance.
+    # Only training rows and the first tolerance count.
     store = Groups([0] * 7 + found + [221] * 9)
     objective.prepare(store, np.arange(len(found) + 7))
     batch = batch_of(with_space_groups(TOYS, groups))
@@ -496,7 +496,7 @@ def test_balanced_weights():
 
 
 def test_space_group_numbers():
-    """Known logits: the first crystal right, the second among five, the third not."""
+    """Known logits: right at the first guess, within five guesses, and wrong."""
     objective = SpaceGroup(230)
     objective.decoder.weight.data = torch.eye(230)
     objective.decoder.bias.data = torch.linspace(0, -1e-3, 230)  # ties go to group 1

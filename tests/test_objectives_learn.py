@@ -1,4 +1,4 @@
-"""Objectives that have to learn something: losses fall, held-out numbers rise."""
+"""Every objective learns: losses fall, and held-out numbers rise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crysdistill.graphs.batch import CrystalBatch, GraphSettings, make_batch
 from crysdistill.objectives import Embedded, Objective, make_objective
 
 CRYSTALS = 160
-"""Of which the last 32 judge; only 32 are shown in a step."""
+"""The last 32 are held out, and a step has 32."""
 
 
 @cache
@@ -62,7 +62,7 @@ def judged(objective, encoder, batch) -> tuple[float, dict[str, float]]:
     ],
 )
 def test_learns_of_a_few_alloys(name, steps, settings, rises):
-    """The loss falls on crystals never shown, and numbers rise above chance."""
+    """On unseen crystals, the loss falls and the numbers rise above chance."""
     torch.manual_seed(0)
     encoder = CGCNN(width=24, convolutions=2, cutoff=4.5)
     objective = make_objective(name, encoder, **settings)

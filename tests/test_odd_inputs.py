@@ -1,4 +1,4 @@
-"""Mistaken inputs lead to a message or a row, never to a traceback."""
+"""Bad inputs lead to a message or a quarantine row, never to a traceback."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def folder(tmp_path) -> Path:
 def test_links_that_lead_nowhere_or_in_a_circle(folder):
     (folder / "dead.cif").symlink_to("gone.cif")
     (folder / "self.cif").symlink_to("self.cif")
-    (folder / "here").symlink_to(".")  # its files are read anyway
+    (folder / "here").symlink_to(".")  # its files are read in any case
     (folder / "up").symlink_to("..")
     (folder / "lost").symlink_to("no/such/folder")
     assert refused(folder) == {
@@ -163,7 +163,7 @@ def test_paths_in_zips(tmp_path):
     assert not (tmp_path.parent / "up.cif").exists()
 
 
-# ------------------------------------------------------------------ what is no store
+# ------------------------------------------------------------ files that are not stores
 
 
 @pytest.mark.parametrize("name", ["cifs", "s.jsonl", "two words.json", "x.cif"])
@@ -328,7 +328,7 @@ def test_names_are_no_markup(weights, folder, tmp_path, capsys):
     assert "a[/b]:smile:" in capsys.readouterr().out.replace("\n", "")
 
 
-# -------------------------------------------------------- runs that go on, by content
+# ---------------------------------------------------- resumed runs, compared by content
 
 
 def test_a_run_goes_on_with_its_dataset_named_another_way(tmp_path, monkeypatch):

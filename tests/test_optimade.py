@@ -1,4 +1,4 @@
-"""OPTIMADE: against the reference server, with the faults that servers have."""
+"""OPTIMADE: against the reference server, with typical faults of servers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ELEMENTS = ("Si", "O", "Fe", "Na", "Cl", "Ti", "La", "S")
 
 
 def random_structure(rng: np.random.Generator) -> Structure:
-    """Return a structure without any symmetry, some atoms outside of the cell."""
+    """Return a structure without symmetry and with some atoms outside the cell."""
     while True:
         lengths, angles = rng.uniform(3, 9, 3), rng.uniform(70, 110, 3)
         number = int(rng.integers(1, 9))
@@ -136,7 +136,7 @@ def out(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(server, tmp_path_factory) -> bytes:
-    """What an undisturbed download gives."""
+    """The result of an undisturbed download."""
     path = tmp_path_factory.mktemp("whole") / "got.jsonl.gz"
     spec = f"optimade:http://127.0.0.1:{server}?page_limit={PAGE}"
     return fetch(spec, path, progress=False).read_bytes()
@@ -165,7 +165,7 @@ def read(path: Path) -> tuple[dict, dict[str, str]]:
     return good, refused
 
 
-# ------------------------------------------------------------------- what comes out
+# ------------------------------------------------------------------------------ results
 
 
 def test_structures_come_out_as_they_went_in(spec, out, proxy):
@@ -266,7 +266,7 @@ def test_a_service_that_takes_too_long_is_asked_again(
 
 @pytest.mark.parametrize("as_date", [False, True])
 def test_we_wait_as_long_as_the_service_asks(spec, out, proxy, whole, as_date):
-    # A date counts in whole seconds, so that two may be one and a bit.
+    # Dates have whole seconds, so a wait of two may last just over one second.
     after = (
         formatdate(time.time() + 2, usegmt=True).replace(" ", "_") if as_date else "1"
     )
@@ -359,7 +359,7 @@ def test_nobody_there(out, monkeypatch):
 
 def test_killed_again_and_again_it_ends_the_same(spec, out, proxy, whole):
     proxy.delay = 0.1
-    # Always in the middle of a page: while the service thinks, or while it is written.
+    # Always within a page: while the service computes, or while we write the page.
     for pages, later in ((2, 0.05), (3, 0.0), (2, 0.11)):
         begun = len(proxy.pages_asked())
         process = Command("fetch", spec, "-o", out)
@@ -374,7 +374,7 @@ def test_killed_again_and_again_it_ends_the_same(spec, out, proxy, whole):
     assert done.returncode == 0, done.stderr
     assert f"{len(RESOURCES)} entries of Example provider (licence not" in done.stdout
     assert out.read_bytes() == whole
-    # At most the page that was under way is asked for again.
+    # At most the interrupted page is requested again.
     assert len(proxy.pages_asked()) <= PAGES + 3
     assert [p.name for p in out.parent.iterdir() if "parts" in p.name] == []
 
@@ -478,7 +478,7 @@ def test_a_query_may_be_encoded_or_not(proxy):
 
 
 class Answers:
-    """A web of given answers."""
+    """A fake web with given answers."""
 
     def __init__(self, *answers: dict) -> None:
         self.answers = list(answers)

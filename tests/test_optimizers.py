@@ -1,4 +1,4 @@
-"""Schedules, in runs of any length."""
+"""Schedules in runs of any length."""
 
 from __future__ import annotations
 

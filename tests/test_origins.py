@@ -1,4 +1,4 @@
-"""Licences travel: from a source to the store, the weights and who reads them."""
+"""Licences pass from a source to the store, the weights and their readers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_licence_that_is_no_identifier(tmp_path):
 
 
 def test_a_store_keeps_the_origins_of_all_it_was_made_from(tmp_path):
-    """Directly, and by way of another store."""
+    """Also those of sources behind another store."""
     crystals = labelled(6)
     first = write_lines(tmp_path / "a" / "ours.jsonl", crystals[:3])
     second = write_lines(tmp_path / "b" / "theirs.jsonl", crystals[3:])

@@ -36,7 +36,7 @@ def output() -> torch.Tensor:
 
 
 def plain_losses(output) -> list[float]:
-    """The same crystal by crystal, in plain Python."""
+    """The same losses, crystal by crystal in plain Python."""
     rows, labels = output.tolist(), LABELS.tolist()
 
     def cross_entropy(scores, chosen):
@@ -123,7 +123,7 @@ def test_learned_variances_as_in_the_paper():
 
 
 def test_learned_variances_settle_at_the_losses():
-    """d/ds (L exp(-s) / 2 + s / 2) = 0 at exp(s) = L."""
+    """The derivative d/ds (L exp(-s) / 2 + s / 2) is 0 at exp(s) = L."""
     balance = Balance([GAP, MODULUS])
     losses, counts = torch.tensor([0.01, 9.0]), torch.tensor([1, 1])
     optimizer = torch.optim.Adam(balance.parameters(), lr=0.05)

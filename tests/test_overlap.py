@@ -32,9 +32,9 @@ make = Structure.from_spacegroup
 HEXAGONAL, CUBIC, TETRAGONAL = Lattice.hexagonal, Lattice.cubic, Lattice.tetragonal
 
 
-@cache  # pymatgen takes a second for a cubic group
+@cache  # pymatgen takes a second for each cubic group
 def parents() -> dict[str, Structure]:
-    """One structure of each of many types, in its conventional cell."""
+    """One structure of each type, in its conventional cell."""
     low = random_crystal(3, atoms=7)
     return {
         "NaCl": make("Fm-3m", CUBIC(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3]),
@@ -80,7 +80,7 @@ def parents() -> dict[str, Structure]:
 
 
 def disguises(structure: Structure, seed: int) -> dict[str, Structure]:
-    """The same crystal, described in other ways."""
+    """Other descriptions of the same crystal."""
     rng = np.random.default_rng(seed)
 
     def sites(cell: np.ndarray, frac: np.ndarray, order: np.ndarray) -> Structure:
@@ -139,7 +139,7 @@ def kinds_of(overlap: Overlap) -> dict[tuple[str, str], str]:
 
 @cache
 def polymorphs() -> dict[str, dict[str, Structure]]:
-    """Real polymorphs by formula, from the literature."""
+    """Real polymorphs from the literature, by formula."""
     third = [1 / 3, 2 / 3]
     perovskite = ["Ba", "Ti", "O"]
     return {
@@ -256,7 +256,7 @@ def polymorphs() -> dict[str, dict[str, Structure]]:
 
 @pytest.fixture(scope="module")
 def planted() -> tuple[Overlap, dict[str, str]]:
-    """The parents as corpus, all their disguises as dataset."""
+    """The parents as the corpus, and all their disguises as the dataset."""
     corpus = parents()
     dataset = {
         f"{name} {clothes}": structure
@@ -359,7 +359,7 @@ def test_real_crystals_in_disguise_are_found(shared_data) -> None:
         ("MoS2", {"Mo": "W", "S": "Se"}, 1.04),
         ("quartz", {"Si": "Ge"}, 1.02),
         ("P1", {"Si": "Ti", "Fe": "Ru"}, 1.05),
-        ("SrTiO3", {"Sr": "Ti", "Ti": "Sr"}, 1.0),  # the same formula, sites exchanged
+        ("SrTiO3", {"Sr": "Ti", "Ti": "Sr"}, 1.0),  # same formula, exchanged sites
     ],
 )
 def test_prototypes_are_found_in_any_cell(parent, species, scale) -> None:
@@ -383,7 +383,7 @@ def test_other_types_with_the_same_anonymised_formula_make_no_pair() -> None:
     overlap = find_overlap(collection(corpus), collection({"NaCl": parents()["NaCl"]}))
     assert overlap.pairs.empty
     assert overlap.statement == "clean"
-    assert len(overlap.nearest) == 1  # they are near, but not alike
+    assert len(overlap.nearest) == 1  # near, but not equivalent
 
 
 def test_the_same_crystal_at_quite_another_density_is_not_the_same() -> None:
@@ -398,7 +398,7 @@ def test_the_same_crystal_at_quite_another_density_is_not_the_same() -> None:
 
 
 def small() -> tuple[CrystalList, CrystalList]:
-    """A corpus and a dataset with one pair of each kind, and one without any."""
+    """A corpus, and a dataset with one pair of each kind and one unmatched crystal."""
     forms = polymorphs()
     corpus = {
         "mp-1": parents()["NaCl"],
@@ -512,7 +512,7 @@ def test_long_lists_of_prototypes_are_cut_but_counted() -> None:
         "left_out": 5,
     }
     listed = overlap.pairs[overlap.pairs["kind"] == "prototype"]
-    # Equally near ones are chosen by name.
+    # Ties are decided by name.
     assert listed["corpus_id"].tolist() == ["KCl", "NaBr", "KCl", "NaBr"]
     np.testing.assert_array_equal(overlap.corpus_rows(["prototype"]), range(5))
     assert "5 `prototype` pairs counted but not listed" in overlap.table().caption
@@ -542,7 +542,7 @@ def test_cells_too_large_for_the_matcher_are_judged_by_fingerprint(monkeypatch) 
     monkeypatch.setattr(matching, "MAX_ATOMS", 0)
     overlap = find_overlap(*small())
     assert kinds_of(overlap)["mp-4", "x-4"] == "formula"
-    assert overlap.found.by_fingerprint == 0  # strained by 5 %: too far to be sure
+    assert overlap.found.by_fingerprint == 0  # a strain of 5 % is too large to be sure
     corpus, dataset = collection(parents()), collection(parents())
     dataset.material_ids = [f"x-{name}" for name in dataset.material_ids]
     overlap = find_overlap(corpus, dataset, kinds=["structure"])
@@ -587,7 +587,7 @@ def test_fingerprint_of_rock_salt_is_textbook_knowledge() -> None:
     # a simple cubic lattice has 6, 12 and 8 neighbours at 1, √2 and √3.
     shells = np.repeat(np.sqrt([1, 2, 3, 4]), [6, 12, 8, 6])
     np.testing.assert_allclose(profiles[0, :NEIGHBORS], shells, rtol=1e-6)
-    # Each species alone is an fcc lattice: 12 and 6 at a / √2 and a.
+    # Each species forms an fcc lattice: 12 and 6 neighbours at a / √2 and a.
     length = np.cbrt(4) * np.sqrt([1 / 2, 1, 3 / 2])
     np.testing.assert_allclose(
         profiles[1, NEIGHBORS:], np.repeat(length, [12, 6, 14]), rtol=1e-6

@@ -1,4 +1,4 @@
-"""The compiled matcher agrees with pymatgen's, and refuses no true match."""
+"""The compiled matcher agrees with pymatgen's, and rejects no true match."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TESTS = ("same", "supercell", "strained", "averaged", "anonymous")
 
 
 def by_pymatgen(first: Crystal, second: Crystal, test: str) -> bool:
-    """The verdict of the former search: pymatgen alone, on its own primitive cells."""
+    """The verdict of pymatgen alone, on its own primitive cells."""
     return matching.agree_by_pymatgen(first, second, test)
 
 
@@ -52,7 +52,7 @@ def comparable(first: Crystal, second: Crystal, test: str) -> bool:
 
 
 def old_primitive(crystal: Crystal, test: str) -> Crystal:
-    """The cell by spglib and pymatgen, even if the given cell is primitive."""
+    """The primitive cell by spglib and pymatgen, even if the given one is primitive."""
     cell, frac, numbers = spglib.find_primitive(
         (crystal.cell, crystal.frac_coords, crystal.atomic_numbers), 1e-3, 5.0
     )
@@ -152,7 +152,7 @@ def test_niggli_cells_equal_those_of_pymatgen(seed: int) -> None:
 @pytest.mark.parametrize("name", [*parents(), "tilted", "random"])
 def test_no_cell_that_repeats_is_taken_for_primitive(name: str) -> None:
     structure = parents().get(name)
-    if name == "tilted":  # repeats within 0.25 Å, not within 0.02 Å
+    if name == "tilted":  # periodic within 0.25 Å, not within 0.02 Å
         structure = polymorphs()["SrTiO3"]["tilted"]
     structure = structure or random_crystal(5, atoms=6).to_pymatgen()
     dressed = disguises(structure, 3)
@@ -187,7 +187,7 @@ def test_all_pairs_that_are_alike_are_found(amounts: tuple[int, ...]) -> None:
     rng = np.random.default_rng(1)
     size = len(amounts)
     first = 1 + rng.random((9, size, 64)).astype(np.float32)
-    # From nearly equal to quite different, species exchanged where they may be.
+    # From nearly equal to very different, with allowed exchanges of species.
     orders = exchanges(amounts)
     scale = np.geomspace(1e-3, 0.3, 40)[:, None, None]
     source = first[rng.integers(0, 9, 40)]
@@ -308,7 +308,7 @@ def test_real_pairs_get_the_verdicts_of_pymatgen(shared_data) -> None:
     cells: dict[tuple[str, bool], Crystal] = {}
 
     def cell(one: Crystal, exact: bool) -> Crystal:
-        """Return the cell that tests of one tolerance share, found once."""
+        """Return the cell that all tests of one tolerance share; cached."""
         key = one.material_id, exact
         if key not in cells:
             cells[key] = old_primitive(one, "strained" if exact else "same")

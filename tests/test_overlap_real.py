@@ -23,8 +23,8 @@ from crysdistill.structures.crystal import Crystal
 
 pytestmark = pytest.mark.slow
 
-PER_TEST = 60  # structures; five tests make 300
-DIFFERENT = 0.02  # eV/atom: no two relaxations of one crystal are so far apart
+PER_TEST = 60  # structures a test; five tests make 300
+DIFFERENT = 0.02  # eV/atom, more than two relaxations of one crystal differ
 
 
 @cache
@@ -45,7 +45,7 @@ def collection(structures: dict[str, Structure]) -> CrystalList:
 
 
 def supercell(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Any supercell of that size, as its Hermite normal form."""
+    """Any supercell of this size, as a Hermite normal form."""
     shapes = [
         (a, b, size // (a * b))
         for a in range(1, size + 1)
@@ -79,7 +79,7 @@ def shear(rng: np.random.Generator) -> np.ndarray:
 def disguises(
     parent: Structure, rng: np.random.Generator
 ) -> Iterator[tuple[str, Structure]]:
-    """Yield the same crystal, described in other ways."""
+    """Yield other descriptions of the same crystal."""
     cell, frac = parent.lattice.matrix, parent.frac_coords
     plain = np.arange(len(parent))
 

@@ -1,4 +1,4 @@
-"""Small sums of the processes of one machine."""
+"""Small sums over the processes of one machine."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tests.together import joined_call, together
 
 
 def asking(number: int, seen: Callable[[int, Any], Any]) -> list[Callable]:
-    """What `ask_all` is to each of some threads that stand for processes.
+    """Return an `ask_all` for each of `number` threads that stand for processes.
 
-    `seen` is what another machine would make of what a process says.
+    `seen(own, value)` returns what process `own` receives for `value`.
     """
     said: list[Any] = [None] * number
     barrier = threading.Barrier(number, timeout=20)
@@ -91,7 +91,7 @@ def test_a_part_of_a_larger_array():
 
 
 def test_nobody_waits_for_another_to_read():
-    """Each may be a whole message ahead, of the largest size."""
+    """Each process may be one message of the largest size ahead."""
     with connected(4) as (pool, ends):
         for turn in range(50):
             parts = [np.full(MOST // 8, float(turn * own)) for own in range(4)]
@@ -127,7 +127,7 @@ def test_what_is_no_number_comes_without_a_warning():
 
 @pytest.mark.parametrize("lonely", [1, 2])
 def test_on_several_machines_there_are_none(lonely):
-    """The files of the others are not there for one of them."""
+    """One process does not see the files of the others."""
 
     def seen(own: int, value: Any) -> Any:
         return f"{value}-elsewhere" if own == lonely and type(value) is str else value
@@ -143,7 +143,7 @@ def test_many_processes_have_none(monkeypatch):
 
 
 def test_a_folder_with_too_long_a_name(monkeypatch, tmp_path):
-    """The name of a socket may have about a hundred characters."""
+    """A socket's name is limited to about a hundred characters."""
     folder = tmp_path / ("x" * 120)
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -153,7 +153,7 @@ def test_a_folder_with_too_long_a_name(monkeypatch, tmp_path):
 
 
 def test_no_file_is_left(monkeypatch, tmp_path):
-    """Whatever ends a process later."""
+    """However a process ends later."""
     with tempfile.TemporaryDirectory() as short:
         monkeypatch.setattr(tempfile, "tempdir", short)
         with connected(2) as (_, ends):
@@ -162,7 +162,7 @@ def test_no_file_is_left(monkeypatch, tmp_path):
 
 
 def _by_both_ways() -> list[tuple[bytes, bytes]]:
-    """Sum by pipes and by gloo; `joined` has made the pipes."""
+    """Sum by pipes and by gloo; `joined` makes the pipes."""
     assert ranks._pipes is not None
     torch.manual_seed(ranks.rank())
     found = []
@@ -191,7 +191,7 @@ def _by_both_ways() -> list[tuple[bytes, bytes]]:
 
 
 def test_ranks_use_them_and_get_what_gloo_gives():
-    """Of two numbers the sum does not depend on who adds them up."""
+    """A sum of two numbers does not depend on the order."""
     first, second = together(2, joined_call, _by_both_ways)
     assert first == second, first
     assert len(first) == 24
@@ -217,7 +217,7 @@ def test_ranks_do_without_them():
 
 
 def _compiled() -> tuple[torch.Tensor, ...]:
-    """A batch norm that sums over ranks, as it is and by torch.compile."""
+    """A batch norm that sums over ranks, plain and with torch.compile."""
     assert ranks._pipes is not None
     torch.manual_seed(ranks.rank())
     rows = torch.randn(5 + ranks.rank(), 3)

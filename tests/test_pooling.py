@@ -1,4 +1,4 @@
-"""Pooling: set2set against the published answers and PyG's, and its invariances."""
+"""Pooling: set2set against published outputs and PyG; its invariances."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_set2set_over_edges(batch):
     of_crystal = torch.arange(3.0).unsqueeze(1)
     assert torch.equal(gather_crystals(of_crystal, edges).squeeze(1), owner.float())
     assert batch.num_graphs == 3
-    assert len(batch.batch) == 10  # the batch itself is as it was
+    assert len(batch.batch) == 10  # the batch itself is unchanged
 
 
 def test_set2set_of_the_published_deeper_gatgnn(shared_data):
@@ -91,7 +91,7 @@ def test_set2set_of_the_published_deeper_gatgnn(shared_data):
 
 
 def twice(batch: CrystalBatch, x: Tensor) -> tuple[CrystalBatch, Tensor]:
-    """Every crystal's atoms a second time, in reverse order."""
+    """Repeat every crystal's atoms in reverse order."""
     parts = x.split(batch.ptr.diff().tolist())
     x = torch.cat([torch.cat((part, part.flip(0))) for part in parts])
     owner = torch.arange(3).repeat_interleave(2 * batch.ptr.diff())

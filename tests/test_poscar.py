@@ -1,4 +1,4 @@
-"""POSCAR in all the ways that VASP reads and programs write."""
+"""POSCAR in all forms that VASP reads and programs write."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_cartesian_coordinates_are_scaled_like_the_cell(scale, cell, place, word
 
 
 def test_three_scales_stretch_the_axes_of_space():
-    """Each factor belongs to x, y or z: columns, not lattice vectors."""
+    """Each factor scales x, y or z, thus columns and not lattice vectors."""
     crystal = changed(
         ("1.0", "1 2 3"), ("4.0 0.0 0.0", "4.0 1.0 0.0"), ("1.6 2 2", "1.6 2 2"),
         text=CARTESIAN,
@@ -230,19 +230,19 @@ def test_two_thousand_mutations():
 
 
 EXPLAINED = {
-    # Words of its own invention that neither knows: comments, flags, run-together
-    # numbers, species that go on in the next line. `test_dialects` has their values.
+    # Dialects that neither reads: comments, flags, numbers without spaces, species that
+    # continue on the next line. `test_dialects` has their values.
     "neither of the others reads it",
-    # Comments, Fortran's numbers, three factors: pymatgen stops, ASE reads the same.
+    # Comments, Fortran numbers, three factors: pymatgen stops, ASE reads the same.
     "pymatgen reads nothing, ASE the same",
-    # The scale is a volume: pymatgen multiplies Cartesian coordinates by it, and ASE
-    # turns left-handed cells over. The fraction of a cell does not depend on its scale.
+    # The scale is a volume. pymatgen multiplies Cartesian coordinates by it, and ASE
+    # inverts left-handed cells. Fractional coordinates do not depend on the scale.
     "pymatgen takes a volume for a length",
 }
 
 
 def _differs(text: str, crystal: Crystal) -> str | None:
-    """Return in what the others differ, None if pymatgen reads the same."""
+    """Return how the others differ; None if pymatgen reads the same."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -274,7 +274,7 @@ def _differs(text: str, crystal: Crystal) -> str | None:
 
 
 def _by_arithmetic(text: str, crystal: Crystal) -> bool:
-    """Whether fractions are right where the scale is a volume."""
+    """Whether fractions are right if the scale is a volume."""
     lines = text.split("\n")
     if not lines[1].strip().startswith("-"):
         return False

@@ -1,4 +1,4 @@
-"""Structure types: each is listed once, and so is each way of decorating it."""
+"""Structure types: each type and each of its decorations is listed once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def test_smaller_cells_come_first_whatever_the_limit():
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("B2", 21),  # both sites alike: 7 * 6 / 2
+        ("B2", 21),  # equivalent sites: 7 * 6 / 2
         ("L1_0", 21),
         ("L1_2", 42),  # 7 * 6
-        ("L2_1", 105),  # X2YZ with Y and Z alike: 7 * 6 * 5 / 2
+        ("L2_1", 105),  # X2YZ with equivalent Y and Z: 7 * 6 * 5 / 2
         ("E2_1", 210),  # perovskite: 7 * 6 * 5
     ],
 )
@@ -33,7 +33,7 @@ def test_one_structure_has_one_prototype():
     names = {prototype.name for prototype in prototypes(16)}
     assert len(names) == len(prototypes(16))
     assert {"B1", "B2", "B3", "B4", "L1_2", "A15", "C14", "C15"} <= names
-    # pyrite once more without symmetry; L1_2 once more as tetragonal; 6H as zincblende
+    # pyrite also without symmetry; L1_2 also as tetragonal; 6H as zincblende
     assert not names & {"AB2_aP12_1_4a_8a", "D0_c", "B6"}
-    # quartz and carbon monoxide are no alloys
+    # quartz and carbon monoxide are not alloys
     assert not names & {"A2B_hP9_152_c_a", "C8", "B21"}

@@ -1,4 +1,4 @@
-"""Published checkpoints: read without executing them, and predicting the same."""
+"""Published checkpoints: read without executing code, with equal predictions."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ MODELS = (
 )
 
 
-# ------------------------------------------------- the real ones, where at hand
+# --------------------------------------------------------------------- real checkpoints
 
 
 @pytest.fixture(scope="module")
 def reference(shared_data):
-    """The 120 structures and what the published code predicts for them."""
+    """The 120 structures and the predictions of the published code."""
     folder = shared_data / "cgcnn_published"
     text = (folder / "reference_predictions.csv").read_text("utf-8")
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -95,11 +95,11 @@ def test_published_targets_have_names_and_units(shared_data):
     assert [t.name for t in targets if t.task == "classification"] == ["is_metal"]
 
 
-# ------------------------------------------------------- one that we write here
+# ---------------------------------------------------------- a checkpoint from the tests
 
 
 def published_state(width=8, convolutions=2, hidden=5, layers=2, outputs=1, seed=0):
-    """Random weights under the names and in the shapes of the published code."""
+    """Random weights with the names and shapes of the published code."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -136,7 +136,7 @@ def published_checkpoint(task="regression", **sizes):
 
 
 def test_the_command_says_how_to_build_for_it(tmp_path, capsys):
-    """A store that is built as it says has the graph of the weights."""
+    """A store built with the suggested command has the graph of the weights."""
     torch.save(published_checkpoint(), tmp_path / "p.pth.tar")
     weights = tmp_path / "w.safetensors"
     assert main(["import-cgcnn", f"{tmp_path}/p.pth.tar", "-o", str(weights)]) == 0
@@ -150,7 +150,7 @@ def test_the_command_says_how_to_build_for_it(tmp_path, capsys):
 
 
 def plain_cgcnn(state, batch, table, layers=2):
-    """The published model in its own layout: 12 neighbours to an atom, concatenated."""
+    """The published model in its own layout: 12 neighbours per atom, concatenated."""
     n = batch.num_nodes
     neighbours = batch.edge_index[0].view(n, 12)
     centres = torch.arange(41) * 0.2

@@ -1,4 +1,4 @@
-"""Several processes, for real, give what one gives."""
+"""Real runs on several processes give the same result as one process."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ from tests.test_layers import ROOT
 from tests.together import joined_call, together
 from tests.toy_stores import SMALL_ENCODER, labelled, write_store
 
-# Plain gradient descent: Adam divides a gradient by its size, so that one which is zero
-# but for rounding (a bias before a batch norm has none) moves its weight at full speed.
+# Plain gradient descent. Adam divides a gradient by its size, so one that is zero up to
+# rounding, as for a bias before a batch norm, would move its weight at full speed.
 PLAIN = OptimizerSettings(name="sgd", lr=0.02, schedule="constant")
 SHORT = TrainerSettings(
     epochs=2, batch_size=9, accelerator="cpu", progress=False, threads=1
@@ -74,7 +74,7 @@ def tensors(weights: Path) -> dict[str, torch.Tensor]:
 
 
 def check_alike(one: Path, several: Path) -> None:
-    """Compare loss curves, weights and what was measured, up to rounding."""
+    """Compare loss curves, weights and results, up to rounding."""
     for expected, found in zip(log(one.parent), log(several.parent), strict=True):
         assert found == pytest.approx(expected, rel=2e-4, abs=1e-6)
     theirs = tensors(several)
@@ -91,8 +91,8 @@ def check_alike(one: Path, several: Path) -> None:
 # ------------------------------------------------------------------------ whole runs
 
 
-# 28 of 46 crystals train in batches of 9: the last has one and is joined, and with
-# `batch_size=13` the last has two, fewer than four ranks.
+# 28 of 46 crystals train in batches of 9. The last batch has one crystal and joins the
+# batch before. With `batch_size=13` the last has two, fewer than four ranks.
 @pytest.mark.parametrize(
     "changes",
     [
@@ -127,7 +127,7 @@ MORE = {
     "teacher": {
         "teachers": ["random"],
         "levels": ["atoms", "crystals"],
-        "max_atoms": 3,  # of half of the batches' crystals nothing is known
+        "max_atoms": 3,  # half of the crystals have no answer
         "teacher_encoder": SMALL_ENCODER,
     },
 }
@@ -137,7 +137,7 @@ MORE = {
 def test_pretraining_does_not_depend_on_the_number_of_processes(
     store, tmp_path, published
 ):
-    """All objectives, contrastive ones among them; two views, drawn per crystal."""
+    """All objectives, also contrastive ones, with two views drawn per crystal."""
     names = CRYSGNN if published else OBJECTIVES
     config = PretrainConfig(
         corpus=store,
@@ -147,7 +147,7 @@ def test_pretraining_does_not_depend_on_the_number_of_processes(
         },
         held_out=0.2,
         optimizer=PLAIN,
-        trainer=replace(SHORT, batch_size=7),  # the last has fewer than four ranks
+        trainer=replace(SHORT, batch_size=7),  # the last: fewer crystals than ranks
     )
     one = pretrain(replace(config, out=tmp_path / "one"))
     for ranks in (2, 4):
@@ -219,7 +219,7 @@ def _normalize(rows: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return [y.detach(), x.grad], [*amounts, norm.running_mean, norm.running_var]
 
 
-@pytest.mark.parametrize("rows", [5, 12])  # with 12 the second rank has none
+@pytest.mark.parametrize("rows", [5, 12])  # with 12, rank 1 has none
 def test_batch_norm_sees_the_rows_of_all_ranks(rows):
     one = joined_call(_normalize, 12)
     two = together(2, joined_call, _normalize, rows)
@@ -382,7 +382,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_devices_and_torchrun_on_the_command_line(store, tmp_path):
-    """One tells, the others are silent; a mistake is one line."""
+    """Only one process prints, and a mistake gives one line."""
     line = f"""train dataset={store} target.name=density encoder.width=8
         split.train=28 split.val=9 split.test=9 optimizer.name=sgd optimizer.lr=0.02
         trainer.epochs=2 trainer.batch_size=9 trainer.accelerator=cpu
@@ -394,7 +394,7 @@ def test_devices_and_torchrun_on_the_command_line(store, tmp_path):
         words = [*line, *more, f"out={tmp_path / name}"]
         if name == "torchrun":
             done = command(*torchrun, "-m", "crysdistill", *words)
-        else:  # what it starts, Lightning starts afresh
+        else:  # Lightning starts fresh processes
             done = run(*words)
         assert done.returncode == 0, done.stderr
         said[name] = done
@@ -412,7 +412,7 @@ def test_devices_and_torchrun_on_the_command_line(store, tmp_path):
 @pytest.mark.slow
 @needs_proc
 def test_a_process_that_dies_in_training(store, tmp_path):
-    """As for want of memory: one line, and what is saved goes on."""
+    """As when memory runs out: one line, and the run can be resumed."""
     line = f"""train dataset={store} target.name=density encoder.width=8
         split.train=28 split.val=9 split.test=9 trainer.epochs=2000 trainer.devices=2
         trainer.accelerator=cpu trainer.progress=false out={tmp_path / "run"}""".split()
@@ -434,7 +434,7 @@ def test_a_process_that_dies_in_training(store, tmp_path):
 @needs_proc
 @pytest.mark.parametrize("delay", [0, 4])
 def test_an_interrupt_while_a_run_starts(store, tmp_path, delay):
-    """One line, however far the processes are; a terminal interrupts all of them."""
+    """One line at any stage of the start; a terminal interrupts all processes."""
     line = f"""train dataset={store} target.name=density encoder.width=8
         split.train=28 split.val=9 split.test=9 trainer.epochs=9000 trainer.devices=2
         trainer.accelerator=cpu trainer.progress=false out={tmp_path / "run"}""".split()
@@ -455,7 +455,7 @@ def test_an_interrupt_while_a_run_starts(store, tmp_path, delay):
 
 
 OPENED = 99
-"""A descriptor that a process has, and those that it starts have not."""
+"""A file descriptor that started processes do not inherit."""
 
 
 def _open(path: Path) -> None:
@@ -465,7 +465,7 @@ def _open(path: Path) -> None:
 @pytest.mark.slow
 @needs_proc
 def test_an_error_that_only_a_started_process_meets(store, tmp_path):
-    """It is told, and the one that waits for it ends."""
+    """The error is reported, and the waiting process ends."""
     config = tmp_path / "config.yaml"
     config.write_text(f"dataset: {store}\n")
     name = f"/dev/fd/{OPENED}"

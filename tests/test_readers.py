@@ -1,4 +1,4 @@
-"""POSCAR and JSON: agreement with pymatgen, and refusals."""
+"""POSCAR and JSON: agreement with pymatgen, and refused files."""
 
 from __future__ import annotations
 

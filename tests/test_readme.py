@@ -1,4 +1,4 @@
-"""The README: its blocks run, and what it names is there."""
+"""The README: its blocks run, and all names in it exist."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ README = (ROOT / "README.md").read_text("utf-8")
 PAGES = ("README.md", "CONTRIBUTING.md")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
 
-# What keeps a run small: later overrides count. Several processes are tested on the
-# command line in test_ranks.py; here all commands are lines of one process.
+# Settings that keep a run small; later overrides win. test_ranks.py tests several
+# processes on the command line; here one process runs all commands.
 SMALL = ["trainer.epochs=1", "trainer.progress=false", "trainer.devices=1"]
 SMALLER = {
     "pretrain": SMALL,
@@ -42,8 +42,8 @@ SMALLER = {
 }
 LABELLED, UNLABELLED, NEW = 40, 50, 10
 
-# One process for all lines. No network: the database that the README asks is the
-# reference server, at argv[1].
+# One process runs all lines, without a network. The reference server at argv[1] stands
+# for the database in the README.
 RUN = """
 import json, sys
 from crysdistill.cli import main
@@ -82,7 +82,7 @@ def run(folder: Path, code: str, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def crystals(tmp_path_factory) -> Path:
-    """The folders of CIFs that the README speaks of."""
+    """The folders of CIFs that the README names."""
     folder = tmp_path_factory.mktemp("crystals")
     corpus, dataset = demo_sets(
         seed=0, corpus_size=UNLABELLED + NEW, dataset_size=LABELLED
@@ -105,7 +105,7 @@ def crystals(tmp_path_factory) -> Path:
 
 
 def prepared(crystals: Path, folder: Path) -> Path:
-    """Return a checkout as the README finds it."""
+    """Return a checkout in which the README's commands work."""
     shutil.copytree(crystals, folder, dirs_exist_ok=True)
     shutil.copytree(ROOT / "configs", folder / "configs")
     checkpoint = folder / "formation-energy-per-atom.pth.tar"

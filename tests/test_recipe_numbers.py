@@ -1,4 +1,4 @@
-"""The recipes: what they compute beside training has known answers."""
+"""The recipes: numbers that they compute besides training, by known answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.toy_stores import labelled
 
 @pytest.fixture
 def perovskites(tmp_path) -> Store:
-    """SrTiO3 as it is, with its atoms in another order and place, and two others."""
+    """SrTiO3, the same with reordered and shifted atoms, and two others."""
     strontium = from_structure("SrTiO3", structures()["SrTiO3"])
     order = [3, 1, 4, 0, 2]
     moved = replace(
@@ -35,7 +35,7 @@ def perovskites(tmp_path) -> Store:
         atomic_numbers=strontium.atomic_numbers[order],
         frac_coords=(strontium.frac_coords[order] + [0.3, 0.1, 0.7]) % 1,
     )
-    # Without oxygen there are no anions; halfway between, no site is nearer.
+    # Without oxygen there are no anions; a halfway atom has no nearest site.
     salt = from_structure("NaCl", structures()["NaCl"])
     frac = np.array(
         [[0.0, 0, 0], [0.5] * 3, [0.25] * 3, [0.75] * 3, [0.25, 0.75, 0.25]]
@@ -109,7 +109,7 @@ def test_areas_and_accuracies():
         }
     )
     found = metal_or_semiconductor.numbers(predicted)
-    assert found["AUC"] == pytest.approx(7 / 8)  # of 8 pairs, one is in wrong order
+    assert found["AUC"] == pytest.approx(7 / 8)  # one of 8 pairs is in the wrong order
     assert found["metals"] == pytest.approx(3 / 4)
     assert found["semiconductors"] == pytest.approx(1 / 2)
     assert found["all"] == pytest.approx(4 / 6)
@@ -125,7 +125,7 @@ def test_the_class_of_a_gap(gap, expected):
 
 def test_a_store_with_classes(tmp_path):
     crystals = [labelled(1, n, gap=float(n % 3))[0] for n in range(9)]
-    crystals.append(labelled(1, 9)[0])  # its gap is not known
+    crystals.append(labelled(1, 9)[0])  # without a gap
     path = tmp_path / "gaps.h5"
     build(crystals, path, symmetry=None, workers=1, progress=False)
     made = metal_or_semiconductor.with_classes(path, "gap", None, tmp_path)
@@ -187,7 +187,7 @@ def test_numbers_of_labels_that_cannot_be(labels, message, base, tmp_path):
 
 
 def test_a_finished_run_is_not_repeated(base, tmp_path):
-    """Only the missing runs are run: their numbers are read from the folders."""
+    """Only missing runs start; the other numbers come from the folders."""
     for n, error in ((8, 0.4), (16, 0.2)):
         folder = tmp_path / "runs" / f"scratch-{n}-3-epochs-0"
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The recipes: each runs in small, and does nothing before it is told to."""
+"""The recipes: each has a small run, and does nothing without arguments."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_it_runs_in_small(name, capsys, tmp_path, monkeypatch):
     try:
         assert importlib.import_module(name).main(["--smoke"]) == 0
     finally:
-        torch.set_flush_denormal(False)  # a process of its own would end here
+        torch.set_flush_denormal(False)  # a separate process would end here
     shown = capsys.readouterr().out
     for pattern in SHOWN.get(name, ()):
         assert re.search(pattern, shown), shown
@@ -67,7 +67,7 @@ def test_commands_in_its_docstring_are_understood(name, capsys, tmp_path, monkey
         if words[0] == "crysdistill":
             VERBS[words[1]].parser(words[1]).parse(words[2:])
             continue
-        # Arguments are understood where only the named files are missing.
+        # The arguments are valid if only the named files are missing.
         with pytest.raises(SystemExit) as stop:
             importlib.import_module(words[2]).main(words[3:])
         torch.set_flush_denormal(False)

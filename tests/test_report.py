@@ -1,4 +1,4 @@
-"""The report: what it says, that it needs nothing else, and that names are harmless."""
+"""The report: its content, one self-contained file, and safe names."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from crysdistill.errors import InputError
 from crysdistill.studies.findings import findings, tally
+from crysdistill.studies.forest import Change, forest_figure
 from crysdistill.studies.numbers import number, percent
 from crysdistill.studies.report import console_table, write_report
 from crysdistill.studies.tables import result_groups
@@ -86,7 +87,7 @@ FACTS = {
 
 
 class Page(HTMLParser):
-    """Text, tags and attributes; that all tags close is checked on the way."""
+    """Text, tags and attributes; checks that all tags close."""
 
     VOID = frozenset({"meta", "br", "link", "img"})
 
@@ -211,7 +212,7 @@ def test_pictures_follow_the_page_and_do_not_share_ids(full):
     assert len(ids) == len(set(ids))
     for target in re.findall(r'href="#([^"]+)"', full):
         assert target in ids
-    # Every colour of a picture is one that the style sheet defines.
+    # The style sheet defines every colour of a picture.
     svgs = "".join(re.findall(r"<svg.*?</svg>", full, flags=re.DOTALL))
     used = set(re.findall(r"var\(--([\w-]+)\)", svgs))
     assert used <= set(re.findall(r"--([\w-]+):", full))
@@ -422,3 +423,11 @@ def test_console_table_takes_names_as_they_are():
 )
 def test_numbers_as_people_write_them(value, decimals, text):
     assert number(value, decimals) == text
+
+
+def test_a_large_fall_is_drawn_and_a_large_rise_becomes_an_arrow():
+    middles = {"best": -60.0, "a": -8.0, "b": 5.0, "c": 7.0, "mean": 300.0}
+    changes = [Change(row, "", m, (m - 1, m + 1)) for row, m in middles.items()]
+    figure = str(forest_figure(changes, "change (%)"))
+    assert "+300 % →" in figure
+    assert "←" not in figure

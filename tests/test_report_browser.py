@@ -1,4 +1,4 @@
-"""The report in a browser: nothing is too wide, nothing fails, it can be printed."""
+"""The report in a browser: nothing is too wide or fails, and it prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far test crystals are from what was learned, and maps of their embeddings."""
+"""Distances of test crystals from training crystals, and maps of embeddings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.toy_studies import BASE
 
 
 def of(name: str, numbers: list[int]) -> Crystal:
-    """Return a crystal of some atoms, in a row."""
+    """Return a crystal of the given atoms, in a row."""
     places = [[(i + 0.5) / len(numbers), 0.1 * i, 0.0] for i in range(len(numbers))]
     made = labelled(1)[0]
     cell = np.diag([3.0 * len(numbers), 4.0, 4.0])
@@ -69,7 +69,7 @@ class TestNearest:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A corpus, weights that left crystals out of it, and a study with them."""
+    """A corpus, weights that left out some of its crystals, and a study with them."""
     folder = tmp_path_factory.mktemp("made")
     crystals = labelled(48)
     corpus = write_store(folder / "corpus.h5", labelled(12, first=100) + crystals[:8])
@@ -109,6 +109,10 @@ def test_distance_to_what_pretraining_kept_of_its_corpus(made):
         ({"corpus": "gone.h5"}, "the corpus of {weights} is not on this machine"),
         ({"corpus": "other"}, "the corpus of {weights} is not on this machine"),
         ({"subset": 10}, "{run} learned from a part of its corpus"),
+        (
+            {"weights": "first.safetensors"},
+            "{run} began with weights that have a corpus of their own",
+        ),
         (None, "{run} does not say which crystals it left out of its corpus"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The share of the gap to the teacher, in the report."""
+"""The report's share of the gap to the teacher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LUCK = np.array([0.0, 0.1, -0.1, 0.05])
 
 
 def study(arms: Mapping[str, object], metric: str = "mae", **more) -> pd.DataFrame:
-    """Return runs with four seeds, whose arms share the luck of the seed."""
+    """Return runs with four seeds; a seed shifts all arms alike."""
     rows = [
         {"arm": arm, "target": "gap", "metric": metric, "labels": 100, "seed": seed}
         | {"value": value, **more}

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed or damaged, and go on as if nothing had been."""
+"""Stopped, killed or damaged runs that resume to the undisturbed result."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("each_epoch_is_saved")
 
 
 def stop_at(step: int, how: Callable[[], None]) -> type[engine.SeededSteps]:
-    """A callback of the engine that does something before a step."""
+    """A callback that calls `how` before a step."""
 
     class Stopping(engine.SeededSteps):
         def on_train_batch_start(self, trainer, *rest):
@@ -69,7 +69,7 @@ def terminate() -> None:
 
 
 class CrashError(Exception):
-    """Stands for whatever ends a process without a word."""
+    """Stands for whatever ends a process without a message."""
 
 
 def crash() -> None:
@@ -122,7 +122,7 @@ class TestResume:
 
     @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
     def test_signals_that_come_at_once_are_one(self, config, monkeypatch, again):
-        """As SLURM and torchrun send them; the step is finished, and saved."""
+        """SLURM and torchrun send two; the run finishes the step and saves it."""
         whole = train(replace(config, out=config.out.with_name("whole")))
 
         def press_twice() -> None:
@@ -134,7 +134,7 @@ class TestResume:
         assert same(train(replace(config, resume=True)), whole)
 
     def test_a_second_ctrl_c_leaves_no_half_step(self, config, monkeypatch):
-        """It may come in the middle of a step: the last epoch's checkpoint counts."""
+        """It may come within a step, so the run resumes from the last epoch."""
         whole = train(replace(config, out=config.out.with_name("whole")))
         real = torch.optim.AdamW.step
         calls = 0
@@ -160,9 +160,9 @@ class TestResume:
     @pytest.mark.parametrize(
         ("validation_step", "position"),
         [
-            (1, (0, 6)),  # before the last batch of the first validation: there
-            (2, (1, 0)),  # in its last batch: after the epoch
-            (6, (3, 0)),  # in the very last: with nothing to do but to judge
+            (1, (0, 6)),  # before the last batch of validation: resumes there
+            (2, (1, 0)),  # in its last batch: resumes after the epoch
+            (6, (3, 0)),  # in the very last: only the test remains
         ],
     )
     def test_a_signal_in_validation(
@@ -207,7 +207,7 @@ class TestResume:
         assert found == [f"step-{step:08d}.ckpt" for step in steps]
 
     def test_short_epochs_are_not_all_saved(self, config, monkeypatch):
-        """A checkpoint waits until it takes no more than its share of the time."""
+        """A checkpoint waits until saving takes no more than its share of time."""
         now = 0.0
 
         def passes(seconds):
@@ -223,8 +223,8 @@ class TestResume:
         monkeypatch.setattr(
             torch.optim.AdamW, "step", lambda *a, **k: (passes(6.0), step(*a, **k))[1]
         )
-        # An epoch of three steps takes 18 s, a checkpoint 5 s: at least 50 s lie
-        # between two.
+        # An epoch of three steps takes 18 s and a checkpoint 5 s, so checkpoints are
+        # at least 50 s apart.
         config.trainer = replace(SHORT, epochs=9, keep_checkpoints=99)
         train(config)
         found = [path.name for path in checkpoints(config.out)]
@@ -240,7 +240,7 @@ class TestResume:
     def test_the_best_epoch_before_the_stop_is_remembered(
         self, config, monkeypatch, how
     ):
-        """Validation is made to be 3, 1, 2, 4, ...: the second epoch is the best."""
+        """Validation errors are set to 3, 1, 2, 4, ..., so the second epoch is best."""
         values = {3: 3.0, 6: 1.0, 9: 2.0, 12: 4.0}
 
         def log_planned(self):
@@ -259,7 +259,7 @@ class TestResume:
     @pytest.mark.parametrize("step", [6, 7, 9])
     @pytest.mark.parametrize("how", [press_ctrl_c, crash])
     def test_patience(self, config, monkeypatch, step, how):
-        """The epochs that did not help before the stop count as well."""
+        """Epochs without progress before the stop count as well."""
 
         def log_planned(self):
             value = max(1.0, 4.0 - self.trainer.global_step)  # best after one epoch
@@ -314,12 +314,12 @@ class TestResume:
         assert same(pretrain(replace(config, resume=True)), whole)
         assert results(config.out)["numbers"] == results(whole.parent)["numbers"]
 
-    # A step that overflows moves the schedule and no weight.
+    # A step that overflows advances the schedule but changes no weight.
     @pytest.mark.filterwarnings(
         "ignore:Detected call of `lr_scheduler.step:UserWarning"
     )
     def test_the_scale_of_small_gradients(self, config, monkeypatch):
-        """It begins so large that the first steps overflow and only make it smaller."""
+        """It starts so large that the first steps overflow and only reduce it."""
         scales, real = [], L.Trainer
 
         def trainer(precision, **options):
@@ -329,7 +329,7 @@ class TestResume:
             return real(**{**options, "plugins": [plugin]})
 
         monkeypatch.setattr(engine.L, "Trainer", trainer)
-        # Which stops at such a step where there is no scale, as on any CPU.
+        # On a CPU there is usually no scale, so the guard would stop at such a step.
         monkeypatch.delattr(engine.Guard, "on_before_optimizer_step")
         whole = train(replace(config, out=config.out.with_name("whole")))
         assert 1 < scales[0].get_scale() < 2.0**17
@@ -345,7 +345,7 @@ class TestResume:
         assert same(distill(replace(helped, resume=True)), whole)
 
 
-# -------------------------------------------------------------- what does not go on
+# -------------------------------------------------------------------- what cannot resume
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -452,7 +452,7 @@ def garbage(path: Path) -> None:
 
 
 def zeros(path: Path) -> None:
-    """What a power cut may leave: the right length, a page of zeros."""
+    """A power cut may leave the right length with a page of zeros."""
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 4096] = bytes(4096)
@@ -486,7 +486,7 @@ class TestDamage:
             train(replace(config, resume=True))
 
     def test_metrics(self, config, monkeypatch):
-        """A checkpoint holds them: what became of the file does not matter."""
+        """The checkpoint holds the metrics, so damage to the file does no harm."""
         config.trainer = replace(SHORT, epochs=4)
         whole = train(replace(config, out=config.out.with_name("whole")))
         stopped(monkeypatch, train, config, 8, crash)
@@ -523,7 +523,7 @@ FILES = ("weights.safetensors", "metrics.csv", "results.json", "predictions.csv"
 
 
 def left_alike(run: Path, whole: Path) -> None:
-    """Check that two runs left the same, bit for bit, and nothing half done."""
+    """Check that two runs left equal files, bit for bit, and no unfinished ones."""
     for name in FILES:
         if name == "weights.safetensors":  # its header names the folder
             assert same(run / name, whole / name)
@@ -573,7 +573,7 @@ class TestKilled:
 
     @pytest.mark.slow
     def test_again_and_again(self, config, undisturbed):
-        """A process that dies after one more step, or in its second write, gets on."""
+        """A process that dies after a step, or in its second write, still advances."""
         config = replace(often(config), resume=True)
         config.trainer = replace(SHORT, checkpoint_every=1)
         for attempt in range(40):
@@ -586,7 +586,7 @@ class TestKilled:
 
     @pytest.mark.parametrize("death", [Death("step", 9), Death("written", 1)])
     def test_gradients_being_added_up(self, config, death):
-        """Six batches an epoch, whose gradients move weights after the 4th and 6th."""
+        """An epoch has six batches; weights change after the 4th and the 6th."""
         config.trainer = replace(
             SHORT, batch_size=4, accumulate=4, checkpoint_every=1, clip=0.5
         )
@@ -625,11 +625,11 @@ class TestKilled:
         left_alike(begun.out, tmp_path / "whole")
 
 
-# ---------------------------------------------------------- the command, as users have
+# ----------------------------------------------------------------- the command of users
 
 
 def signalled(config: TrainConfig, number: int, *more: str, lines: int = 8, **env: str):
-    """Run the command, send a signal after some more lines of metrics; what it says."""
+    """Run the command and send a signal after `lines` lines; return its output."""
     log = config.out / "metrics.csv"
 
     def written() -> int:
@@ -657,7 +657,7 @@ SLURM = {
 
 @pytest.mark.slow
 def test_a_command_stopped_by_signals(config):
-    """Ctrl-C, then both signals that SLURM may send, then one without an answer."""
+    """Ctrl-C, then both signals of SLURM, then one that the run cannot catch."""
     config.trainer = replace(SHORT, epochs=40, checkpoint_every=3)
     whole = replace(config, out=config.out.with_name("whole"))
     for number, of_job, more, env in (
@@ -682,7 +682,7 @@ def test_a_command_stopped_by_signals(config):
 
 @pytest.mark.slow
 def test_killed_at_20_random_moments(config):
-    """Whatever the moment, the run goes on and ends with the bits of a quiet one."""
+    """The run always resumes and ends with the bits of an undisturbed run."""
     config.trainer = replace(SHORT, epochs=15, checkpoint_every=2)
     quiet = replace(config, out=config.out.with_name("quiet"))
     begun = time.monotonic()
@@ -692,7 +692,7 @@ def test_killed_at_20_random_moments(config):
     kills = finished = 0
     while kills < 20 or not finished:
         run = replace(config, resume=True)
-        if kills < 5:  # the true command, killed after it has begun
+        if kills < 5:  # the real command, killed after its start
             lines = rng.randrange(1, 12)
             code = signalled(run, signal.SIGKILL, "resume=true", lines=lines)[1]
         else:

@@ -1,4 +1,4 @@
-"""Several processes that are stopped together, and go on, also as another number."""
+"""Several processes stop together, and resume, also with another number."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def config(dataset, tmp_path) -> TrainConfig:
     config = training_config(dataset, tmp_path / "run")
     config.split = SplitSettings(train=25, val=7, test=8)
     config.trainer = replace(SHORT, batch_size=7, checkpoint_every=3)
-    # Steps that do not blow up rounding, see test_ranks.py.
+    # Steps that do not amplify rounding, see test_ranks.py.
     config.optimizer = OptimizerSettings(name="sgd", lr=0.02, schedule="cosine")
     return config
 
 
 def _with_signal(config: TrainConfig, who: int, number: int, step: int) -> Path:
-    """Train, and send a signal to one of the processes, or to all of them (-1)."""
+    """Train, and send a signal to one rank, or to all (-1)."""
 
     class Sending(engine.SeededSteps):
         def on_train_batch_start(self, trainer, *rest):
@@ -60,7 +60,7 @@ def left_alike(run: Path, whole: Path) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(dataset, tmp_path_factory):
-    """The folder that two processes leave, made once."""
+    """The folder of an undisturbed run on two processes."""
     made = {}
 
     def find(config: TrainConfig) -> Path:
@@ -74,7 +74,7 @@ def undisturbed(dataset, tmp_path_factory):
 
 
 def _leave_another_behind(config: TrainConfig) -> Path:
-    """One has been asked to stop; the other has understood that as twice."""
+    """All ranks are asked to stop, but rank 1 stops at once."""
 
     class Leaving(engine.SeededSteps):
         def on_train_batch_start(self, trainer, *rest):
@@ -116,7 +116,7 @@ def test_killed_and_gone_on_with_another_number(config, undisturbed):
     together(2, train, replace(config, resume=True))
     whole = undisturbed(config)
     left_alike(config.out, whole)
-    # One process finds the same crystals in the same order; sums are rounded otherwise.
+    # One process has the same crystals in the same order; only sums round differently.
     train(replace(config, resume=True, out=other))
     for expected, found in zip(
         rows(whole / "metrics.csv"), rows(other / "metrics.csv"), strict=True
@@ -146,7 +146,7 @@ def _on_a_full_disk(config: TrainConfig) -> Path:
 
 
 def test_a_full_disk_stops_all(config, undisturbed):
-    """The first alone writes, and the others wait for it."""
+    """Only rank 0 writes, and the others wait for it."""
     said = together(2, _on_a_full_disk, config)
     for each in said:
         assert isinstance(each, InputError), each

@@ -72,7 +72,7 @@ def ours(weights: dict[str, Tensor], pooling: str) -> SchNet:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_answers_of_the_published_program(shared_data, folder):
-    # It searched the neighbours of row 0, and sends messages to row 1.
+    # The program searches the neighbours of row 0, and sends messages to row 1.
     weights, inputs, outputs, batch = load_reference(shared_data, folder, receiver=1)
     encoder = ours(weights, FOLDERS[folder])
     check_features(load_reference(shared_data, folder, receiver=0), encoder.embedding)
@@ -103,11 +103,11 @@ def test_equals_the_blocks_of_pyg(training, pooling):
     torch.manual_seed(0)
     batch = batch_of(dtype=torch.float64)
     encoder = SchNet(16, 12, 2, cutoff=5.0, pooling=pooling).double()
-    encoder(batch)  # so that the batch norms have seen something
+    encoder(batch)  # gives the batch norms running statistics
     plain = PlainSchNet(encoder).double().train(training)
     found = encoder.train(training)(batch)
     atoms, crystals = plain(batch)
-    # Lengths are rounded to 1e-10 Å, which batch norms of few atoms make larger.
+    # Batch norms over few atoms amplify the rounding of lengths to 1e-10 Å.
     torch.testing.assert_close(found.atoms, atoms, rtol=0, atol=1e-7)
     torch.testing.assert_close(found.crystals, crystals, rtol=0, atol=1e-7)
     (found.atoms.square().sum() + found.crystals.sin().sum()).backward()

@@ -42,7 +42,7 @@ def config(dataset, tmp_path) -> StudyConfig:
 
 @pytest.fixture
 def tried(monkeypatch) -> list:
-    """The configurations of all runs, of trials and cells."""
+    """The configurations of all runs, both trials and cells."""
     found = []
     for name, kind in KINDS.items():
 
@@ -125,14 +125,14 @@ def test_an_interrupted_search_goes_on(config, monkeypatch):
         searching, "_tried", lambda *given: again.append(given[2]) or real(*given)
     )
     cut = study(config, progress=False)
-    assert len(again) == 2  # the first trial is not repeated
-    assert again[0] == count[1]  # and the next one is what it would have been
+    assert len(again) == 2  # the finished trial is not repeated
+    assert again[0] == count[1]  # the next trial is the one that was due
     whole = study(replace(config, out=config.out / "whole"), progress=False)
     assert list(cut["value"]) == list(whole["value"])
 
 
 def test_halving_gives_up_bad_settings(config, monkeypatch):
-    """The value of a trial is its place in the range: most are given up early."""
+    """A trial's value is its place in the range, so most trials stop early."""
     calls = []
 
     def tried(kind, config, given, file, work):

@@ -135,7 +135,7 @@ def mutated(text: str, rng: random.Random) -> str:
         rows = [n for n in range(len(lines)) if n not in tags and len(lines[n]) > 6]
         row = rng.randrange(len(lines))
         what = rng.choice(KINDS)
-        if not rows or not tags:  # cut before
+        if not rows or not tags:  # an earlier cut removed them
             continue
         if what == "value":  # of a pair, a row of atoms or an operation
             row = rng.choice(tags + rows)
@@ -227,8 +227,8 @@ def same(one: Summary, other: Summary) -> bool:
     return one[:2] == other[:2] and abs(one[2] / other[2] - 1) < 1e-6
 
 
-# Cases in which two readers differ and ours is right: who is wrong, why, and what the
-# text must contain.
+# Cases where two readers differ and ours is right: the wrong reader, the reason, and a
+# pattern that the text must contain.
 EXPLAINED = (
     ("both", "magnetic operations are not known: P1", r"(?i)symop.magn_operation"),
     ("gemmi", "a symbol without origin: always the second", r"F d -3 m'"),
@@ -253,7 +253,7 @@ def explanation(text: str, reader: str, ours: Summary, theirs: Summary) -> str |
     return None
 
 
-# The same for the shared files.
+# Known differences in the shared files.
 FOREIGN = {
     "magnetic_older_tags.cif": "gemmi: magnetic operations are not known",
     "origin_code_2.cif": "pymatgen: the coordinate system code is not known",
@@ -277,7 +277,7 @@ def test_two_thousand_mutations():
             continue
         counts["read"] += 1
         others = {"gemmi": by_gemmi(text)}
-        # Groups of 192 operations take pymatgen a while.
+        # pymatgen is slow for groups of 192 operations.
         if number % 10 == 0 or not re.search("F [dm] -3 m", text):
             others["pymatgen"] = by_pymatgen(text)
         for reader, theirs in others.items():
@@ -316,7 +316,7 @@ def test_all_shared_files(shared_data):
             continue
         text = data.decode("utf-16" if data[:1] == b"\xff" else "utf-8")
         others = [by_gemmi(text)]
-        if number % 3 == 0 or "field_reports" in name:  # pymatgen takes its time
+        if number % 3 == 0 or "field_reports" in name:  # pymatgen is slow
             others.append(by_pymatgen(text))
         for theirs in others:
             agrees = theirs is None or same(ours, theirs)

@@ -87,7 +87,7 @@ def labels(folder: Path, out: Path, dataset: str = "judge.h5") -> dict:
 
 
 def said(weights: Path) -> tuple[str, str]:
-    """The word in the weights and the sentence in the results beside them."""
+    """The word in the weights, and the sentence in the results beside them."""
     results = json.loads((weights.parent / "results.json").read_text())
     return read_header(weights).provenance.overlap, results["overlap"]
 

@@ -1,4 +1,4 @@
-"""The weighted mean that `fit` makes of its candidates."""
+"""The weighted mean of candidates in `fit`."""
 
 from __future__ import annotations
 

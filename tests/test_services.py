@@ -3,7 +3,7 @@
 The real clients run where they are installed: `jarvis-tools` and `matminer` on files in
 their caches, `mp-api` against a server on this machine. Elsewhere - in the development
 environment, with which the last two do not agree - a fake of the client's module stands
-in for them; each test says which.
+in for them. Each test says which client it uses.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def atoms(key: str, cartesian: bool = False) -> dict:
 
 
 def jarvis_entries() -> list:
-    """As in `dft_3d`: "na" for what is not known, keys of mixed content, garbage."""
+    """Entries as in `dft_3d`: "na" for unknown values, mixed types, garbage."""
     collapsed = atoms("NaCl")
     collapsed["coords"] = [[0, 0, 0]] * len(collapsed["coords"])
     return [
@@ -156,7 +156,7 @@ def test_jarvis_with_a_fake_client(tmp_path, monkeypatch, capsys):
 
 
 def test_jarvis_with_its_client(tmp_path, monkeypatch):
-    """The client is real; its cache holds the file, so that it asks no network."""
+    """The client is real; its cache holds the file, so it needs no network."""
     figshare = pytest.importorskip("jarvis.db.figshare", reason="no jarvis-tools")
     _, name, *_ = figshare.get_db_info()["dft_3d"]
     monkeypatch.setattr(figshare, "get_cache_dir", lambda *_: str(tmp_path))
@@ -206,7 +206,7 @@ def test_ids_of_matbench_are_as_long_as_the_number_of_rows():
 
 
 def test_matbench_with_a_fake_loader(tmp_path, monkeypatch):
-    """matminer's loader is a fake; the table that it returns is as its own."""
+    """matminer's loader is a fake that returns a table in matminer's form."""
     table = pd.DataFrame(
         {
             "last phdos peak": [98.5, 7.0, float("inf"), 2.0],
@@ -247,7 +247,7 @@ def test_matbench_with_a_fake_loader(tmp_path, monkeypatch):
 
 
 def test_matbench_with_its_loader(tmp_path, monkeypatch):
-    """matminer is real; its folder holds the file, so that it asks no network."""
+    """matminer is real; its folder holds the file, so it needs no network."""
     retrieval = pytest.importorskip(
         "matminer.datasets.dataset_retrieval", reason="no matminer"
     )
@@ -292,7 +292,7 @@ def test_unknown_tasks(task, reason):
 
 
 def documents(count: int) -> list[dict]:
-    """Answers of the summary endpoint, one of them without a structure."""
+    """Documents of the summary endpoint, one of them without a structure."""
     found = [
         {
             "material_id": f"mp-{n}",
@@ -306,7 +306,7 @@ def documents(count: int) -> list[dict]:
 
 
 class FakeSearch:
-    """A fake of `SummaryRester`, with the arguments of the real one that are used."""
+    """A fake of `SummaryRester`, with those arguments of the real one that we use."""
 
     def __init__(self):
         self.asked, self.fails = [], False
@@ -449,7 +449,7 @@ def test_no_key(fake_mp, monkeypatch):
 
 
 class Summaries(BaseHTTPRequestHandler):
-    """The summary endpoint as `mp-api` asks it; the second answer is an error."""
+    """A summary endpoint for `mp-api`; its second response is an error."""
 
     asked: list[dict]
 

@@ -1,4 +1,4 @@
-"""Encoders side by side: what each of them says, in one vector and in one file."""
+"""Encoders side by side: their embeddings in one vector, their weights in one file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from crysdistill.encoders import make_encoder
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import make_batch
+from crysdistill.training.pretrained import load_pretrained
 from crysdistill.transfer.features import CrystalFeatures
 from crysdistill.transfer.side_by_side import SideBySide
 from crysdistill.transfer.tensors import read_metadata
 from crysdistill.transfer.weights import load_encoder, read_header, save_weights
 from tests.conftest import random_crystal
 from tests.test_frozen import GRAPH
+from tests.toy_stores import labelled, open_store
 
 
 @pytest.fixture
@@ -85,3 +87,14 @@ def test_refusals(encoders, tmp_path):
     text = "the settings of encoder `side_by_side` do not fit crysdistill"
     with pytest.raises(InputError, match=text):
         load_encoder(path)
+
+
+def test_no_run_starts_from_them(encoders, tmp_path):
+    path = save_weights(tmp_path / "both.safetensors", SideBySide(encoders), GRAPH)
+    store = open_store(tmp_path / "s.h5", labelled(4), graph=GRAPH)
+    with pytest.raises(InputError) as caught:
+        load_pretrained(path, store)
+    assert str(caught.value) == (
+        f"{path} holds 2 encoders side by side, and a run starts from one; give the "
+        "weights that they came from"
+    )

@@ -1,4 +1,4 @@
-"""Probes of small tasks while an encoder learns."""
+"""Probes on small tasks during pretraining."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_whoever_knows_the_label_makes_no_error(task):
 
 def test_whoever_knows_nothing_is_as_good_as_a_constant(task):
     alike = torch.ones(len(task.train) + len(task.val), 3)
-    # The mean of the training labels; the control is their median.
+    # It predicts the mean of the training labels; the control predicts the median.
     y, wanted = task.labels[task.train], task.labels[task.val]
     expected = np.abs(y.mean() - wanted).mean() / np.abs(np.median(y) - wanted).mean()
     assert task.errors(alike)["ridge"] == pytest.approx(expected)
@@ -80,7 +80,7 @@ def test_test_crystals_are_not_looked_at(dataset):
     )
     assert set(few.train) <= set(one.train)
     assert len(few.train) == 5
-    # Also of a split that keeps the order of ids, they are no run of neighbours.
+    # Even from a split in the order of ids, the drawn crystals are not consecutive.
     ordered = replace(settings(dataset, by="id"), labels=5)
     assert np.ptp(SmallTask.open(ordered, store).train) > 5
 
@@ -102,13 +102,13 @@ def test_effective_rank_and_uniformity_of_known_shapes():
     axes = torch.cat((torch.eye(6), -torch.eye(6)))
     assert effective_rank(axes) == pytest.approx(6)
     assert uniformity(torch.ones(5, 3)) == pytest.approx(0)
-    # Two opposite points: one pair, at distance 2.
+    # Two opposite points: one pair at distance 2.
     assert uniformity(torch.tensor([[1.0, 0.0], [-2.0, 0.0]])) == pytest.approx(-8)
 
 
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory):
-    """A run with two probes, in which the loss and the probes like different epochs."""
+    """A run with two probes, where the loss and the probes favour different epochs."""
     config = pretraining_config(dataset, tmp_path_factory.mktemp("probed") / "run")
     config = replace(config, probes=[settings(dataset)])
     config.trainer = replace(config.trainer, epochs=4)
@@ -123,7 +123,7 @@ def test_the_epoch_is_chosen_by_the_probes(run, dataset):
     results = json.loads((run.out / "results.json").read_text())["probes"]
     assert results["pretrained"][PROBED] == pytest.approx(min(errors), rel=1e-5)
     assert set(results) == {"composition", "untrained", "pretrained"}
-    # And the weights in the file are those.
+    # The file holds the weights of that epoch.
     store = Store.open(dataset)
     encoder = load_encoder(run.out / "weights.safetensors")
     tasks = SmallTasks([SmallTask.open(run.probes[0], store)], store, np.arange(10))

@@ -1,4 +1,4 @@
-"""Snapshots: a download that is killed anywhere ends as if nothing had happened."""
+"""Snapshots: a download that is killed anywhere resumes to the same result."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ SPEC = "fake:all"
 
 
 class Killed(BaseException):
-    """What no code of ours catches, as if the process had gone."""
+    """Not caught by our code, as if the process was killed."""
 
 
 @dataclass
 class Fake:
-    """A service of eleven entries, three on a page, that may fail before a page."""
+    """A service with eleven entries, three per page; it may fail before a page."""
 
     fails: dict[int, BaseException] = field(default_factory=dict)
     origin: Origin = ORIGIN
@@ -84,7 +84,7 @@ def out(tmp_path) -> Path:
 
 @pytest.fixture
 def whole(fake, tmp_path) -> bytes:
-    """What an uninterrupted download gives."""
+    """The result of an uninterrupted download."""
     path = tmp_path / "whole.jsonl.gz"
     content = fetch(SPEC, path, progress=False).read_bytes()
     path.unlink()
@@ -106,7 +106,7 @@ def test_a_download_becomes_one_file_with_its_origin(fake, out, capsys):
     assert fetch(SPEC, out) == out
     assert "11/11" in capsys.readouterr().out
     assert [json.loads(line) for line in lines(out)] == ENTRIES
-    assert out.read_bytes()[4:8] == bytes(4)  # no time of day in it
+    assert out.read_bytes()[4:8] == bytes(4)  # contains no time
     assert sorted(p.name for p in out.parent.iterdir()) == [
         out.name,
         "fake.origin.json",
@@ -133,7 +133,7 @@ def test_an_interrupted_download_goes_on_after_its_last_page(
         fetch(SPEC, out, progress=False)
     assert not out.exists()
     fetch(SPEC, out, progress=False)
-    assert fake.served == [0, 1, 2, 3]  # no page twice
+    assert fake.served == [0, 1, 2, 3]  # requests no page twice
     assert out.read_bytes() == whole
 
 
@@ -356,7 +356,7 @@ def test_what_is_a_spec(tmp_path, monkeypatch):
     assert is_spec("zzz:1")
     for name in ("cifs/", "a/b:c", "C:\\data", "corpus.h5", Path("optimade:mp")):
         assert not is_spec(name)
-    Path("mp:1").write_text("")  # a file of that name
+    Path("mp:1").write_text("")  # a file has that name
     assert not is_spec("mp:1")
 
 

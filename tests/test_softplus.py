@@ -1,4 +1,4 @@
-"""Compiled softplus, and the exp and log that it is made of."""
+"""Compiled softplus, and the exp and log in it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_nan_stays_nan(function):
 
 @pytest.mark.parametrize("function", [_exp, _log])
 def test_loops_become_vectors(function):
-    # Compiled anew: what another process compiled is kept without its listing.
+    # Compile again: code from the cache has no assembly listing.
     anew = njit(**looped.keywords)(function.py_func)
     apply(anew, np.zeros(1))
     (code,) = anew.inspect_llvm().values()

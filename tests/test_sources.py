@@ -1,4 +1,4 @@
-"""Sources: nothing is lost, everything refused says why."""
+"""Sources: nothing is lost, and every refusal has a reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FLAT = {
 
 
 def outcome(path: Path, **options) -> tuple[dict[str, Crystal], list[tuple[str, str]]]:
-    """Read everything of a source: crystals by id, refused ids with reasons."""
+    """Read a whole source: crystals by id, and reasons by refused id."""
     source = open_source(path, **options)
     good, refused = {}, []
     for record in source.records():
@@ -54,7 +54,7 @@ def labels(crystals: dict[str, Crystal]) -> dict[str, dict[str, float]]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder as users of CGCNN have it: three crystals, and what lies about."""
+    """A folder in the style of CGCNN: three crystals and unrelated files."""
     path = tmp_path / "data"
     path.mkdir()
     for name, key in (("1", "NaCl"), ("2", "CsCl"), ("3", "TiO2")):
@@ -408,7 +408,7 @@ def test_bad_lines_are_listed(tmp_path):
     source = open_source(path)
     assert source.count == 8
     good, refused = outcome(path)
-    assert list(good) == ["a"]  # the build refuses the second
+    assert list(good) == ["a"]  # the build will refuse the second
     reasons = dict(refused)
     assert reasons["line 2"].startswith("not valid JSON (")
     assert "mend or remove the line" in reasons["line 2"]
@@ -509,7 +509,7 @@ def test_truncated_and_empty_json_lines(tmp_path):
         {},
         [("structures.jsonl.gz", "empty file; get it again or leave it out")],
     )
-    path.write_text(text)  # not compressed, whatever the name says
+    path.write_text(text)  # not compressed, despite the name
     assert len(outcome(path)[0]) == 400
 
 
@@ -617,7 +617,7 @@ def test_fingerprint_changes_with_the_files(folder):
     (folder / "store.h5.parts" / "000000.npz").write_text("")
     assert open_source(folder).fingerprint == first
     assert open_source(folder, keep_unlabelled=True).fingerprint != first
-    os.utime(folder / "1.cif", (1, 1))  # when it was saved says nothing
+    os.utime(folder / "1.cif", (1, 1))  # the save time has no effect
     assert open_source(folder).fingerprint == first
     (folder / "1.cif").write_text((folder / "1.cif").read_text() + "\n")
     second = open_source(folder).fingerprint

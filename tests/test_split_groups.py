@@ -1,4 +1,4 @@
-"""Which crystals a split keeps together, on textbook structures and on real ones."""
+"""The crystals that a split keeps together: textbook and real structures."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ CUBE = [[-1, 1, 1], [1, -1, 1], [1, 1, -1]]  # of primitive fcc cells
 
 
 def fcc(a: float, *species: str) -> Structure:
-    """One atom, or two as in rock salt, in the primitive cell."""
+    """A primitive fcc cell with one atom, or with two as in rock salt."""
     sites = [[0.0] * 3, [0.5] * 3][: len(species)]
     return Structure(Lattice(a * FCC), species, sites)
 
 
 def simple(a: float, *species: str) -> Structure:
-    """Two atoms as in CsCl; of one element that is bcc."""
+    """Two atoms as in CsCl; bcc if both are the same element."""
     return Structure(Lattice.cubic(a), species, [[0.0] * 3, [0.5] * 3])
 
 
@@ -52,7 +52,7 @@ def rutile() -> Structure:
 
 @pytest.fixture(scope="module")
 def textbook() -> CrystalList:
-    """Three rock salts, two of them twice, and others; space groups are known."""
+    """Three rock salts, two of them twice, and other types, with space groups."""
     found = {
         "MgO-rs": (fcc(4.21, "Mg", "O"), 225),
         "MgO-cube": (fcc(4.2, "Mg", "O") * CUBE, 225),
@@ -101,7 +101,7 @@ def test_prototypes_see_through_cells_elements_and_scale(textbook):
 
 
 def test_prototypes_hang_together_through_others():
-    """A chain of small distortions is one group, though its ends differ."""
+    """A chain of small distortions is one group, although its ends differ."""
     steps = np.linspace(0, 0.4, 17)
     crystals = []
     for number, step in enumerate(steps):
@@ -126,7 +126,7 @@ def test_clusters_part_metals_from_salts(textbook):
     names = textbook.material_ids
     rows = np.array([r for r, n in enumerate(names) if "O" not in n])
     groups = find_groups(textbook, rows, "cluster", clusters=2)
-    # The larger cluster comes first.
+    # The larger cluster is first.
     metals = {names[r] for r, g in zip(rows, groups.names, strict=True) if g == "001"}
     assert set(groups.names) == {"000", "001"}
     assert metals == {"fcc-Cu", "bcc-Fe"}
@@ -190,7 +190,7 @@ def phonons(shared_data, tmp_path_factory) -> Store:
 
 
 def part(store: Store, rows: np.ndarray) -> CrystalList:
-    """Return some crystals as a collection; fingerprints are then not rounded."""
+    """Return some crystals as a collection, whose fingerprints are not rounded."""
     crystals: list[Crystal] = [store.crystal(row) for row in rows.tolist()]
     return CrystalList(crystals, np.asarray(store.space_groups)[rows])
 
@@ -205,7 +205,7 @@ def test_no_real_crystal_or_prototype_stands_in_two_subsets(phonons):
         sides = part(phonons, known), part(phonons, split.test)
         overlap = find_overlap(*sides, kinds=kinds, workers=1)
         counts.append([overlap.counts[kind]["pairs"] for kind in kinds])
-    assert sum(counts[0]) > 1000  # there is something to keep apart
+    assert sum(counts[0]) > 1000  # otherwise the test proves nothing
     assert counts[1] == [0, 0]
 
 
@@ -219,7 +219,7 @@ def test_real_splits_are_whole_and_near_to_what_is_asked(phonons, by):
         holds = [9 in phonons.crystal(r).atomic_numbers for r in split.test]
         assert all(holds)
         return
-    assert sizes.sum() >= 1263  # int() of the fractions leaves two
+    assert sizes.sum() >= 1263  # int() of the fractions drops two
     assert np.abs(sizes - [1012, 126, 126]).max() <= 16
     if by not in GROUPINGS:
         return

@@ -1,4 +1,4 @@
-"""How splits are asked for: settings, folds, Matbench, files, the verb, runs."""
+"""Ways to specify splits: settings, folds, Matbench, files, the verb, runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.toy_studies import BASE
 
 
 class Names:
-    """A collection of which a split needs the names alone."""
+    """A collection with only the names that a split needs."""
 
     def __init__(self, names: list[str]) -> None:
         self.material_ids = names
@@ -48,7 +48,7 @@ class Names:
 
 PLAIN = Names([f"m{i}" for i in range(120)])
 SIZES = np.random.default_rng(0).normal(size=120)
-SIZES[::10] = np.nan  # not known
+SIZES[::10] = np.nan  # unknown
 CLASSES = np.where(np.isnan(SIZES), np.nan, np.arange(120) % 8 == 3)
 
 
@@ -62,7 +62,7 @@ def members(split: Split, names: list[str]) -> list[set[str]]:
     return [{names[r] for r in s} for s in (split.train, split.val, split.test)]
 
 
-# ------------------------------------------------------------------- what is asked for
+# ----------------------------------------------------------------------------- settings
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -131,7 +131,7 @@ def test_folds_are_those_of_sklearn_and_validate_on_others():
     splits = make_folds(PLAIN, settings, SIZES)
     for number, (split, (_, test)) in enumerate(zip(splits, expected, strict=True)):
         assert split.test.tolist() == known[test].tolist()
-        assert len(split.val) == 9  # 0.1 to 0.8, of the 81 that the fold leaves
+        assert len(split.val) == 9  # 0.1 to 0.8 of the fold's other 81
         assert len(split.train) == 72
         one = make_split(PLAIN, replace(settings, fold=number), SIZES)
         assert members(one, PLAIN.material_ids) == members(split, PLAIN.material_ids)
@@ -299,7 +299,7 @@ class TestVerb:
     def test_no_other_split_is_overwritten(self, dataset, tmp_path, capsys):
         out = str(tmp_path / "split.csv")
         self.run(capsys, str(dataset), "-o", out)
-        self.run(capsys, str(dataset), "-o", out)  # the same one
+        self.run(capsys, str(dataset), "-o", out)  # the same split
         said = self.refused(capsys, str(dataset), "-o", out, "--seed", "1")
         assert said == f"{out} holds another split; give `--overwrite` or another name"
         self.run(capsys, str(dataset), "-o", out, "--seed", "1", "--overwrite")
@@ -359,7 +359,7 @@ def test_seeds_of_a_study_are_its_folds(config, tmp_path):
         assert found.hash(store.material_ids) == expected
     found = make_split(store, settings.for_seed(1, 9), labels)
     assert found.train.tolist() == folds[1].train[:9].tolist()
-    # An axis of its own has the seeds for something else.
+    # With a separate axis for folds, seeds vary the training.
     both = {"arm": ["scratch"], "fold": [0, 1], "seed": [7]}
     table = study(replace(given, out=tmp_path / "both", axes=both), progress=False)
     assert list(table["fold"]) == [0, 0, 1, 1]
@@ -372,7 +372,7 @@ def test_seeds_of_a_study_are_its_folds(config, tmp_path):
 
 
 def test_classes_of_a_study_need_no_luck(config):
-    """A seed whose random split leaves one class in a subset is mended by one key."""
+    """If a random split leaves a subset with one class, one setting mends it."""
     store = Store.open(config.dataset)
     labels = store.property("class")
     sizes = SplitSettings(train=30, val=5, test=5)

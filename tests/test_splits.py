@@ -99,7 +99,7 @@ def test_bad_sizes(tmp_path):
 
 
 def classes(rare: int, seed: int) -> np.ndarray:
-    """Labels of 300 rows, NaN outside of `ROWS`, `rare` of which are of class 1."""
+    """Labels of 300 rows: NaN outside `ROWS`, and class 1 for `rare` rows."""
     labels = np.full(300, np.nan)
     labels[ROWS] = 0.0
     labels[np.random.default_rng(seed).choice(ROWS, rare, replace=False)] = 1.0
@@ -117,7 +117,7 @@ def test_every_subset_has_its_share_of_every_class(rare, seed):
         assert 1 <= ones <= size - 1
         if rare >= 10:
             assert abs(ones - rare * size / 100) <= 1.01
-    # Learning curves too: the beginning of the training set has both classes.
+    # For learning curves, the first training crystals have both classes.
     start = labels[split.train[:20]].sum()
     assert abs(start - 20 * labels[split.train].mean()) <= 1
 
@@ -152,7 +152,7 @@ def test_the_order_of_names_counts_numbers_as_numbers():
     assert [names[r] for r in split.test] == ["mp-100"]
 
 
-# ------------------------------------------------------------------ beside a test set
+# ---------------------------------------------------------------- with a given test set
 
 
 def test_fractions_shrink_where_the_test_set_leaves_too_few():
@@ -173,7 +173,7 @@ def test_fractions_shrink_where_the_test_set_leaves_too_few():
 
 
 def made_up(seed: int, sizes: list[int] | None = None) -> tuple[Groups, list[str]]:
-    """Rows in a random order in groups of random sizes, with names."""
+    """Rows in random order, in groups of random sizes, with names."""
     rng = np.random.default_rng(seed)
     if sizes is None:
         sizes = [*rng.integers(1, 12, 30).tolist(), *[1] * 20]
@@ -229,7 +229,7 @@ def test_the_order_of_rows_changes_no_grouped_split(seed):
     one = grouped_split(groups, ids, 0.6, 0.2, 0.2, seed, train_subset=40)
     two = grouped_split(moved, moved_ids, 0.6, 0.2, 0.2, seed, train_subset=40)
     assert members(one, ids) == members(two, moved_ids)
-    # In the same order too, so that batches are the same.
+    # The order is also the same, and so are batches.
     assert [ids[r] for r in one.train] == [moved_ids[r] for r in two.train]
     folds = folds_of_groups(groups, 4, seed), folds_of_groups(moved, 4, seed)
     for first, second in zip(*folds, strict=True):

@@ -1,4 +1,4 @@
-"""Means, intervals and verdicts: by hand, and beside scipy."""
+"""Means, intervals and verdicts, by hand and against scipy."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_paired_comparison_by_hand():
     assert row["ci_high"] == pytest.approx(-7 / 6 + T2 * sd / math.sqrt(3))
     assert row["change"] == pytest.approx(-100 * 7 / 6 / 12)
     assert row["wins"] == 3
-    assert row["verdict"] == NO_DIFFERENCE  # all three better, and yet too few
+    assert row["verdict"] == NO_DIFFERENCE  # all three are better, but too few
     assert not row["holds"]
 
 
@@ -178,7 +178,7 @@ def test_targets_and_labels_are_judged_apart():
 
 
 def test_holm_by_hand():
-    # Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, and 0.04 x 1 is raised to 0.06.
+    # In order: 0.005 x 4, 0.01 x 3, 0.03 x 2; 0.04 x 1 is raised to 0.06.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
     assert holm([0.02, np.nan]) == pytest.approx([0.02, np.nan], nan_ok=True)
@@ -187,8 +187,8 @@ def test_holm_by_hand():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_holm_as_the_closed_test_of_all_subsets(seed):
-    # Holm's procedure is Bonferroni's test on every set of hypotheses that holds the
-    # one in question: the largest of size x smallest p.
+    # Holm's procedure equals Bonferroni's test on every set with the hypothesis: the
+    # largest value of size x smallest p.
     p = np.random.default_rng(seed).random(5) ** 3
     for i in range(5):
         sets = [
@@ -261,12 +261,12 @@ def test_unit_and_validation_may_be_absent():
     row = only(summarise(table), "scratch")
     assert row["unit"] == ""
     assert math.isnan(row["validation"])
-    table["unit"] = np.nan  # what an empty column of a CSV file becomes
+    table["unit"] = np.nan  # as read from an empty CSV column
     assert only(summarise(table), "scratch")["unit"] == ""
 
 
 def test_corrected_interval_by_hand():
-    # sd 1 of (1, 2, 3); variance times 1/3 + 1/4, as for 5 equal parts.
+    # (1, 2, 3) has sd 1; the variance is times 1/3 + 1/4, as for 5 equal parts.
     low, high = t_interval([1.0, 2.0, 3.0], ratio=0.25)
     assert (low + high) / 2 == pytest.approx(2)
     assert (high - low) / 2 == pytest.approx(T2 * math.sqrt(1 / 3 + 1 / 4))
@@ -289,7 +289,7 @@ def test_overlapping_splits_fool_the_plain_test_but_not_the_corrected_one():
     rng = np.random.default_rng(0)
     wrong = np.zeros(2)
     for _ in range(400):
-        gains = rng.normal(size=60)  # two arms that are equally good
+        gains = rng.normal(size=60)  # two equally good arms
         splits = [gains[rng.permutation(60)[:12]].mean() for _ in range(10)]
         for place, ratio in enumerate((0.0, 12 / 48)):
             wrong[place] += p_value(np.array(splits), ratio) < 0.05
@@ -468,7 +468,7 @@ def test_wins_ties_and_losses_over_tasks():
     assert row["no_worse"] == 5
     logs = np.log(found["mean"] / found["reference_mean"])
     assert row["change"] == pytest.approx(100 * (np.exp(logs.mean()) - 1))
-    # Wilcoxon by the list of all signs.
+    # The Wilcoxon test by a list of all sign patterns.
     ranks = stats.rankdata(np.abs(logs))
     sums = [ranks[list(s)].sum() for s in itertools.product([False, True], repeat=6)]
     mine = ranks[logs > 0].sum()

@@ -1,4 +1,4 @@
-"""Stores: what is written comes back, compactly, mapped, and checked."""
+"""Stores: data survive a round trip, compact, memory-mapped and checked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GRAPHS = [
 
 
 def in_float32(crystal: Crystal) -> Crystal:
-    """The crystal that a store can give back."""
+    """The crystal in the precision of a store."""
     return replace(
         crystal,
         frac_coords=crystal.frac_coords.astype(np.float32).astype(np.float64),
@@ -144,7 +144,7 @@ TENSORS = (
 
 
 class NothingIsReadBack(TorchDispatchMode):
-    """Refuses what makes a host wait for a device: sizes and numbers read from it."""
+    """Refuses reads of sizes and numbers that make a host wait for its device."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function)
@@ -344,7 +344,7 @@ class TestPacking:
 
 
 def test_bytes_of_9_atoms_with_12_neighbours(tmp_path):
-    """Structure, graph and labels take less than 500; with fingerprints, 15 an edge."""
+    """Structure, graph and labels take under 500; with fingerprints, 15 per edge."""
 
     def sizes(count: int) -> tuple[int, int]:
         crystals = [random_crystal(seed, atoms=9) for seed in range(count)]
@@ -362,7 +362,7 @@ def test_bytes_of_9_atoms_with_12_neighbours(tmp_path):
     assert (most - least) / 100 / 108 < 15
 
 
-# ---------------------------------------------------------------- mapped, and checked
+# ------------------------------------------------------------------- mapping and checks
 
 
 def offset_of(path: Path, name: str) -> int:
@@ -399,7 +399,7 @@ class TestIntegrity:
         with pytest.raises(InputError, match=message):
             Store.open(path)
         with pytest.raises(InputError, match=message):
-            mapped.verify()  # it changed under our feet
+            mapped.verify()  # the file changed after it was mapped
         assert len(Store.open(path, verify=False)) == 20
 
     def test_a_change_in_its_description_is_found(self, path):

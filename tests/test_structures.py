@@ -85,7 +85,7 @@ def test_validate_refuses(changes, reason):
 
 
 def closest_distance(crystal: Crystal) -> float:
-    """Return the shortest distance by looking at all images nearby."""
+    """Return the shortest distance by a search over all nearby images."""
     shifts = np.stack(np.meshgrid(*[np.arange(-1, 2)] * 3), -1).reshape(-1, 3)
     frac = crystal.frac_coords
     delta = frac[:, None, None] - frac[None, :, None] + shifts
@@ -101,7 +101,7 @@ def test_close_atoms_are_found_in_cells_of_any_size(atoms):
     for _ in range(12):
         cell = np.eye(3) * side + rng.uniform(-0.2, 0.2, (3, 3)) * side
         frac = rng.random((atoms, 3))
-        # Bring two atoms close, across the border of the cell as often as not.
+        # Bring two atoms close, often across the border of the cell.
         frac[-1] = frac[0] + rng.normal(size=3) * 0.35 / side
         frac -= np.floor(frac)
         crystal = Crystal("x", np.full(atoms, 6), frac, cell)

@@ -1,4 +1,4 @@
-"""Studies: every arm on the same crystals, each cell once, crashes shown."""
+"""Studies: all arms on the same crystals, each cell once, crashes reported."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def with_axes(config: StudyConfig, **axes) -> StudyConfig:
 
 @pytest.fixture
 def run(monkeypatch) -> list[str]:
-    """The names of the run folders in which something ran, in order."""
+    """The names of the folders of all runs, in order."""
     done: list[str] = []
     real = running.KINDS
     for name, kind in real.items():
@@ -68,7 +68,7 @@ def run(monkeypatch) -> list[str]:
 
 
 def test_the_command_in_the_report_plans_the_same_runs(config):
-    """Also with all that leaves cells out, changes an arm, or searches settings."""
+    """Also with settings that leave out cells, change an arm, or start a search."""
     arms = ["scratch", {"gentle one": {"like": "finetuned", "encoder_lr": 0.1}}]
     told = replace(
         with_axes(config, arm=arms, **{"freeze.convolutions": [None, 1]}),
@@ -206,7 +206,7 @@ class TestGoingOn:
 
     def test_wider_axes_recompute_nothing(self, config, run):
         first = study(with_axes(config, arm=["finetuned"], seed=[0]), progress=False)
-        assert len(run) == 2  # with the control
+        assert len(run) == 2  # including the control
         run.clear()
         wider = with_axes(
             config, arm=["finetuned"], seed=[0, 1],
@@ -228,7 +228,7 @@ class TestGoingOn:
         [
             ({"trainer": {"epochs": 2}}, {"trainer": {"epochs": 3}},
              "trainer.epochs: 2 -> 3"),
-            # A key that was removed has its default again.
+            # A removed key has its default again.
             ({"optimizer": {"lr": 0.01}}, {}, "optimizer.lr: 0.01 -> 0.003"),
             ({}, {"optimizer": {"lr": 0.01}}, "optimizer.lr: 0.003 -> 0.01"),
         ],
@@ -421,5 +421,5 @@ def test_kinds_know_their_keys():
     assert kinds.takes("finetune", "freeze.convolutions")
     assert not kinds.takes("train", "freeze.convolutions")
     assert kinds.takes("train", "encoder.width")
-    assert not kinds.applies("finetune", "encoder.width")  # the weights define it
+    assert not kinds.applies("finetune", "encoder.width")  # the weights define this
     assert not kinds.takes("readout", "trainer.epochs")

@@ -19,7 +19,7 @@ from tests.toy_studies import BASE
 
 
 def meet(place: tuple[Path, int]) -> str | None:
-    """Wait for as many other processes, and return the device that this one sees."""
+    """Wait until all processes run, and return the device that this one sees."""
     folder, count = place
     (folder / str(os.getpid())).touch()
     until = time.monotonic() + 100
@@ -38,7 +38,7 @@ def test_processes_take_devices_in_turn(tmp_path, monkeypatch):
 
 @pytest.fixture
 def started(monkeypatch) -> list[dict]:
-    """How the workers of studies were started; all work is done here."""
+    """The arguments that start a study's workers; this process does the work."""
     found: list[dict] = []
 
     @contextmanager

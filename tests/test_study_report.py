@@ -1,4 +1,4 @@
-"""The report of studies from their files: sections, files, and studies joined."""
+"""The report of studies from their files: sections, files, joined studies."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def test_a_study_without_folders_of_runs(tmp_path):
         folder / "results.csv", index=False
     )
     (folder / "study.json").unlink()
-    for row in table.itertuples():  # the names of version 0.1
+    for row in table.itertuples():  # names of version 0.1
         name = f"{row.arm}-all-{row.seed}" if row.seed else f"{row.arm}-100-{row.seed}"
         (folder / row.run).rename(folder / "runs" / name)
     text = text_of(report_study(folder))

@@ -1,4 +1,4 @@
-"""What a study shows while it runs: lines in a file, a table on a terminal."""
+"""The output of a running study: lines in a file, a table on a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.toy_studies import BASE, results
 
 
 class Output(io.StringIO):
-    """A stream that counts how often it was flushed after a whole line."""
+    """A stream that counts flushes after a whole line."""
 
     def __init__(self, terminal: bool) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def config(tmp_path) -> StudyConfig:
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Let the arm `median` fail."""
+    """Make the arm `median` fail."""
     run = KINDS["readout"].run
 
     def broken(config):

@@ -1,4 +1,4 @@
-"""The surrogate objective: classes that follow from a crystal, and their contrast."""
+"""The surrogate objective: classes derived from a crystal, and their contrast."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_formula_without_its_elements():
             formula(2, z20=1, z9=2),  # CaF2
             formula(3, z12=4, z14=2),  # Mg4Si2
             formula(4, z13=2, z12=1, z8=4),  # spinel
-            formula(5, z8=8, z12=2, z13=4),  # the same, twice, in another order
+            formula(5, z8=8, z12=2, z13=4),  # spinel, doubled and reordered
             formula(6, z29=5),  # an element
             formula(7, z26=1),
         ]
@@ -43,7 +43,7 @@ def test_a_formula_without_its_elements():
 
 
 def test_different_formulas_have_different_numbers():
-    """All with up to four elements and up to eight atoms of each, in lowest terms."""
+    """All reduced formulas with up to four elements and eight atoms of each."""
     counts = [
         found
         for size in range(1, 5)

@@ -51,7 +51,7 @@ def test_space_group_of_nothing_sensible_is_0(capfd):
 
 
 def test_a_search_that_fails_tears_no_progress_bar(capfd, monkeypatch):
-    # Two hcp cells with every atom about 0.15 Å out of place.
+    # Two hcp cells with every atom displaced by about 0.15 Å.
     crystal = Crystal(
         "bent-Mg",
         np.full(4, 12, np.uint8),
@@ -69,7 +69,7 @@ def test_a_search_that_fails_tears_no_progress_bar(capfd, monkeypatch):
     )
     found = space_group(crystal, 0.1)
     assert capfd.readouterr() == ("", "")
-    monkeypatch.setenv("SPGLIB_WARNING", "ON")  # as spglib is without us
+    monkeypatch.setenv("SPGLIB_WARNING", "ON")  # spglib's default
     assert space_group(crystal, 0.1) == found
     assert "spglib: get_bravais_exact_positions_and_lattice" in capfd.readouterr().err
 
@@ -100,7 +100,7 @@ def test_both_engines_know_the_textbook(engine):
 
 
 def test_spglib_is_asked_where_the_tolerances_disagree(monkeypatch):
-    """Rutile whose oxygen is 0.03 Å off: one group at 0.01 Å, another at 0.1 Å."""
+    """Rutile with oxygen moved by 0.03 Å: one group at 0.01 Å, another at 0.1 Å."""
     rutile = Crystal.from_pymatgen(STRUCTURES["TiO2"], "TiO2")
     bent = rutile.frac_coords.copy()
     bent[2, 0] += 0.03 / 4.594
@@ -121,7 +121,7 @@ def test_spglib_is_asked_where_the_tolerances_disagree(monkeypatch):
 
 def test_a_panic_in_moyopy_leaves_the_answer_to_spglib(monkeypatch):
     class PanicException(BaseException):
-        """As Rust's panics arrive in Python."""
+        """Stands for a Rust panic as it arrives in Python."""
 
     def panic(*args, **kwargs):
         raise PanicException("index out of bounds")
@@ -138,7 +138,7 @@ def test_supercells_tear_no_progress_bar(capfd):
 
 
 def test_the_fast_engine_agrees_with_spglib_on_real_crystals(shared_data):
-    """As on all 154,922 crystals: 99.7 % (BENCHMARKS.md)."""
+    """On all 154,922 crystals they agree for 99.7 % (BENCHMARKS.md)."""
     with gzip.open(shared_data / "mp_corpus" / "structures.jsonl.gz") as file:
         entries = [json.loads(line) for line in islice(file, 0, 8000, 20)]
     crystals = [read_flat(entry, entry["id"]) for entry in entries]

@@ -1,4 +1,4 @@
-"""Gaussians read from a table, against Gaussians computed."""
+"""Gaussians from a table, against computed ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_equals_the_gaussians(cutoff, spacing):
     d = torch.from_numpy(rng.uniform(0, cutoff + 10 * spacing, 20_000)).float()
     expected = exact(d, cutoff, spacing)
     found = look_up(table, torch.eye(expected.shape[1]), d)
-    # Of as much single precision robs a distance of 8 Å: 2e-6 widths of a Gaussian.
+    # Single precision changes a distance of 8 Å by as much: 2e-6 widths of a Gaussian.
     assert (found - expected).abs().max() < 1e-6
 
 

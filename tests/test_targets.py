@@ -1,4 +1,4 @@
-"""Families of targets: known answers, plain loops, and what must change nothing."""
+"""Families of targets: known answers, plain loops, and invariances."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def batch_of(*names: str):
 
 
 def neighbours(batch) -> list[list[tuple[int, float, np.ndarray]]]:
-    """For each atom its neighbours: atomic number, distance and vector."""
+    """The neighbours of each atom: atomic number, distance and vector."""
     found = [[] for _ in range(batch.num_nodes)]
     vectors, lengths = edge_vectors(batch).double().numpy(), distances(batch).tolist()
     for e, (j, i) in enumerate(batch.edge_index.T.tolist()):
@@ -80,7 +80,7 @@ def test_numbers_of_elements():
     agree(torch.stack((standard.mean(), standard.square().mean())), [0, 1])
 
 
-# -------------------------------------------------- every family by a plain program
+# ---------------------------------------------------------- every family by plain loops
 
 
 def test_radial_is_the_fingerprint_and_more():
@@ -212,7 +212,7 @@ def test_coordination_numbers_of_textbook_structures(name, element, number):
 
 
 def test_bond_valences_of_rock_salt():
-    """As pymatgen has them, of the six nearest neighbours."""
+    """The values of pymatgen, from the six nearest neighbours."""
     salt = structures()["NaCl"]
     graph = GraphSettings(cutoff=3.0, max_neighbors=6)
     found = columns("coordination", make_batch([from_structure("NaCl", salt)], graph))
@@ -228,7 +228,7 @@ def test_bond_valences_of_rock_salt():
 def test_orbitals_of_rock_salt_and_loops():
     found = columns("orbitals", batch_of("NaCl"))
     sodium, chlorine = 0, 4
-    # Neighbours of sodium are chlorine, 3s2 3p5, and of chlorine sodium, 3s1.
+    # Sodium's neighbours are chlorine, 3s2 3p5; chlorine's are sodium, 3s1.
     number = math.sqrt(6)
     assert found["s2 neighbours"][sodium] == pytest.approx(number, abs=0.02)
     assert found["p5 neighbours"][sodium] == pytest.approx(number, abs=0.02)
@@ -337,12 +337,12 @@ def test_anisotropy_of_layers_and_chains():
     agree(found["asymmetry of bonds"], [-0.125, 1.0])
 
 
-# -------------------------------------------------------- what must change nothing
+# -------------------------------------------------------------------------- invariances
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_targets_are_those_of_the_crystal(name):
-    """Not of its orientation, origin, order of atoms or cell."""
+    """They do not depend on orientation, origin, order of atoms or cell."""
     given = random_crystal(4, 5)
     rng = np.random.default_rng(0)
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
@@ -382,7 +382,7 @@ def test_crystals_are_the_same_in_primitive_cells(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_fake_edges_say_nothing(name):
-    # Atoms with 2 neighbours or fewer are filled up to 12 in the published graph.
+    # The published graph pads atoms with 2 neighbours or fewer to 12.
     few = [crystal("few", np.diag([3.0, 9.0, 9.0]), ["Si"], [[0, 0, 0]])]
     padded, plain = (
         make_batch(few, GraphSettings(cutoff=4.0, mode=mode))

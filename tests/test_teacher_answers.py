@@ -1,4 +1,4 @@
-"""A teacher is asked once: its answers stay beside the store."""
+"""A teacher is asked once; its answers stay beside the store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HERE = {"progress": False, "workers": 1}
 
 
 class Plain(Teacher):
-    """Says where atoms are, and how heavy crystals are; remembers what it was asked."""
+    """Answers with positions and mean atomic numbers; records the rows it was asked."""
 
     def __init__(self, name: str = "plain") -> None:
         self.name = name
@@ -48,7 +48,7 @@ class Plain(Teacher):
 
 
 class Renamed(Plain):
-    """The same under another name, as a file that was moved."""
+    """The same teacher under another name, like a moved file."""
 
     def fingerprint(self) -> str:
         return Plain().fingerprint()
@@ -59,7 +59,7 @@ class Slow(Plain):
 
 
 class Dies(Plain):
-    """Is killed after some answers."""
+    """Dies after some answers."""
 
     def __call__(self, batch: CrystalBatch) -> Answer:
         if self.asked:
@@ -78,7 +78,7 @@ def store(made, tmp_path) -> Store:
 
 
 def check(answers: TeacherAnswers, store: Store, rows: list[int]) -> None:
-    """Compare with what `Plain` says, crystal by crystal."""
+    """Compare with the answers of `Plain`, crystal by crystal."""
     atoms, crystals = [], []
     for row in rows:
         crystal = CRYSTALS[row]
@@ -203,7 +203,7 @@ def test_another_teacher_or_other_structures_have_their_own(store, tmp_path):
     answers_for(other, store, [1], **HERE)
     assert other.asked == [1]
     assert len(folders(store)) == 2
-    # A store of that name, built anew from other structures.
+    # A store with the same name but other structures.
     moved = [replace(c, cell=c.cell * 1.01) for c in CRYSTALS]
     new = open_store(tmp_path / "new" / "s.h5", moved)
     shutil.copy(new.path, store.path)
@@ -241,7 +241,7 @@ def test_a_killed_computation_goes_on(store, monkeypatch):
 
 
 def test_answers_count_only_once_they_are_on_the_disk(store, monkeypatch):
-    """One that dies between the answers and the word that they are there."""
+    """A process may die between writing the answers and committing them."""
     monkeypatch.setattr(AnswerWriter, "commit", lambda self: None)
     answers_for(Plain(), store, [1, 2], **HERE)
     monkeypatch.undo()
@@ -302,7 +302,7 @@ def test_a_run_waits_for_another_that_asks_the_same(store, capsys):
     other = threading.Thread(target=hold)
     other.start()
     held.wait()
-    answers_for(Plain(), store, [1], **HERE)  # what is there needs no lock
+    answers_for(Plain(), store, [1], **HERE)  # existing answers need no lock
     assert other.is_alive()
     check(answers_for(Plain(), store, [1, 2], **HERE), store, [2])
     assert not other.is_alive()
@@ -345,7 +345,7 @@ def test_a_slow_teacher_is_asked_on_all_cores(store, monkeypatch, forked_workers
     monkeypatch.setattr("crysdistill.teachers.asking._SLOW_CRYSTALS", 2)
     teacher = Slow()
     answers = answers_for(teacher, store, np.arange(12), workers=2, progress=False)
-    assert not teacher.asked  # others were
+    assert not teacher.asked  # the workers were asked
     check(answers, store, list(range(12)))
 
 

@@ -1,4 +1,4 @@
-"""The objective `teacher`: what teachers say of a part of the corpus is learned."""
+"""The objective `teacher`: learns teachers' answers for a part of the corpus."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def store(tmp_path_factory) -> Store:
 
 
 def facts(crystal: Crystal) -> np.ndarray:
-    """What the toy teacher says: of an atom three numbers, one of them always 7."""
+    """The toy teacher's answer: three numbers for each atom, one of them always 7."""
     z = crystal.atomic_numbers.astype(float)
     volume = abs(np.linalg.det(crystal.cell)) / len(z)
     return np.stack([z, np.full(len(z), volume), np.full(len(z), 7.0)], axis=1)
@@ -69,7 +69,7 @@ def write_table(path: Path, crystals: list[Crystal], **about: str) -> Path:
 
 @pytest.fixture
 def table(tmp_path) -> Path:
-    """A table that knows every second crystal."""
+    """A table with every second crystal."""
     return write_table(tmp_path / "table.safetensors", CRYSTALS[::2])
 
 
@@ -108,13 +108,13 @@ def plain(
     known: Callable[[int], bool],
     number: int = 0,
 ) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
-    """The loss of one lesson, crystal by crystal; and what was said and wanted."""
+    """The loss of one lesson by plain loops, with its predictions and targets."""
     vectors = [facts(CRYSTALS[r]) for r in learned]
     if level == "crystals":
         vectors = [v.mean(0, keepdims=True) for v in vectors]
     all_of_them = np.concatenate(vectors)
     mean, std = all_of_them.mean(0), all_of_them.std(0)
-    std[2] = 1  # which is the same for all
+    std[2] = 1  # this number is constant
     decoder = objective.lessons[number].decoder
     said, wanted = [], []
     for k, row in enumerate(batch.rows.tolist()):
@@ -162,7 +162,7 @@ def test_the_mean_alone_has_loss_1(store, tmp_path):
     for parameter in objective.parameters():
         torch.nn.init.zeros_(parameter)
     batch = store.batch(TRAIN)
-    # Two of three numbers vary; the third is always right.
+    # Two of three numbers vary; the third is constant.
     assert objective(shown(batch), batch, 0).item() == pytest.approx(2 / 3, rel=1e-5)
 
 
@@ -177,7 +177,7 @@ def test_what_the_teacher_does_not_know_has_no_say(store, table, tmp_path):
     (seen_,) = shown(unknown)
     loss = objective((seen_,), unknown, 0)
     loss.backward()
-    assert loss == 0  # and connected
+    assert loss == 0  # connected to the graph
     assert (seen_.atoms.grad == 0).all()
     assert all((p.grad == p.grad).all() for p in objective.parameters())
 
@@ -203,7 +203,7 @@ def test_ranks_share_the_loss_of_the_whole_batch(store, table, tmp_path, monkeyp
     torch.testing.assert_close(sum(shares), expected)
 
 
-# ----------------------------------------------------------------- who is asked of what
+# ------------------------------------------------------------------- choice of crystals
 
 
 def test_several_teachers_are_learned_at_once(store, table, tmp_path):
@@ -241,13 +241,13 @@ def test_limits_on_what_is_asked(store, tmp_path):
     assert (small.speaks_of(np.arange(24)) == (sizes <= 2)).all()
     few = begun(store, tmp_path, table, max_crystals=6)
     assert few.speaks_of(TRAIN).sum() == 6
-    # A third of those held out, within what a lot of six leaves to chance.
+    # About a third of the held-out crystals are drawn.
     assert few.speaks_of(HELD_OUT).sum() < 6
     again = begun(store, tmp_path, table, max_crystals=6)
     assert (few.speaks_of(TRAIN) == again.speaks_of(TRAIN)).all()
     other = begun(store, tmp_path, table, max_crystals=6, seed=2)
     assert (few.speaks_of(TRAIN) != other.speaks_of(TRAIN)).any()
-    # Both limits at once; and the second of a teacher that knows a part.
+    # Both limits at once.
     both = begun(store, tmp_path, table, max_atoms=2, max_crystals=6)
     asked = both.speaks_of(TRAIN)
     assert asked.sum() == 6
@@ -255,7 +255,7 @@ def test_limits_on_what_is_asked(store, tmp_path):
 
 
 def test_answers_of_earlier_runs_do_not_matter(store, tmp_path):
-    """Files hold more than this run asked about: the loss does not see it."""
+    """Files may hold answers for other crystals; the loss ignores them."""
     settings = {"teacher_encoder": SMALL_ENCODER}
     first = begun(store, tmp_path, "random", max_atoms=2, **settings)
     before = first(shown(store.batch([0, 1, 2, 3])), store.batch([0, 1, 2, 3]), 0)
@@ -350,7 +350,7 @@ def test_a_student_learns_what_the_teacher_says(store, table, tmp_path, capsys):
     )  # fmt: skip
     results = json.loads((weights.parent / "results.json").read_text())
     assert results["numbers"]["teacher_r2_atoms"] > 0.5
-    # The crystals that the table does not know are in no batch.
+    # Crystals outside the table are in no batch.
     said = capsys.readouterr().out.replace("\n", " ")
     known = int(said.split("table.safetensors teaches ")[1].split(" of")[0])
     assert f"on {known} crystals, judged on {12 - known}" in said
@@ -369,7 +369,7 @@ def test_beside_another_objective_all_crystals_stay(store, table, tmp_path, caps
     assert "on 18 crystals, judged on 6" in capsys.readouterr().out.replace("\n", " ")
 
 
-# ------------------------------------------------------------ what the weights may say
+# --------------------------------------------------------------- overlap in the weights
 
 CLEAN = DatasetCheck("judge.h5", "d" * 64, "e" * 64, ("id",), 9, 2, 2, 0)
 SEEN = replace(CLEAN, left_out=0, kept=2)
@@ -391,7 +391,7 @@ def test_weights_say_who_taught_them(store, table, tmp_path):
 
 
 def by_teacher(checks: list[DatasetCheck], path: Path, **more) -> Path:
-    """An encoder whose corpus was compared with datasets."""
+    """An encoder with a corpus that was compared with datasets."""
     provenance = Provenance("c" * 64, checks=checks, origin="an encoder", **more)
     torch.manual_seed(0)
     return save_weights(path, make_encoder(**SMALL_ENCODER), SMALL_GRAPH, provenance)
@@ -401,7 +401,7 @@ def by_teacher(checks: list[DatasetCheck], path: Path, **more) -> Path:
     ("own", "theirs", "taught_by", "word"),
     [
         ([CLEAN], [CLEAN], "", "clean"),
-        ([CLEAN], [], "", "unknown"),  # nobody knows what the teacher has seen
+        ([CLEAN], [], "", "unknown"),  # unknown what the teacher saw
         ([CLEAN], [SEEN], "", "transductive"),
         ([], [SEEN], "", "transductive"),
         ([SEEN], [CLEAN], "", "transductive"),

@@ -58,7 +58,7 @@ def weights(tmp_path_factory) -> Path:
     encoder = CGCNN(width=8, convolutions=2, cutoff=SMALL_GRAPH.cutoff)
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     check = DatasetCheck("test.h5", "d0", "0" * 64, ("id",), 5, 2, 2, kept=0)
-    # So many formulas that an HDF5 file of old would not hold them in an attribute.
+    # Too many formulas for an attribute of the oldest HDF5 format.
     made = Provenance(
         "c0", licence="CC-BY-4.0", origin="runs/pre", checks=[check],
         formulas=many(30_000),
@@ -67,7 +67,7 @@ def weights(tmp_path_factory) -> Path:
 
 
 def vectors(crystals: Sequence[Crystal], width: int = 3) -> list[np.ndarray]:
-    """Vectors that tell every atom from every other, in the order of each crystal."""
+    """A distinct vector for every atom, in the order of each crystal."""
     return [
         np.column_stack([c.frac_coords, c.atomic_numbers] * width)[:, :width]
         + 10 * seed
@@ -83,7 +83,7 @@ def write(
     frac_coords: bool = True,
     about: dict[str, str] | None = None,
 ) -> Path:
-    """Write a table as the script of somebody else would."""
+    """Write a table as another program would."""
     names = [c.material_id for c in crystals]
     if path.suffix == ".parquet":
         columns: dict[str, Any] = {"material_id": names}
@@ -119,7 +119,7 @@ def write(
 
 
 def check(teacher: TableTeacher, store: Store, wanted: dict[str, np.ndarray]) -> None:
-    """Compare what a table teaches with the vectors of each crystal, by name."""
+    """Compare the answers of a table with the vectors of each crystal, by name."""
     answers = answers_for(teacher, store, ROWS, progress=False)
     for row in (4, 0, 8):
         found = answers.gather_atoms(torch.tensor([row]))
@@ -134,7 +134,7 @@ def by_name(crystals: Sequence[Crystal], values: Sequence[np.ndarray]) -> dict:
     return dict(zip((c.material_id for c in crystals), values, strict=True))
 
 
-# ------------------------------------------------------------------------ what they say
+# ------------------------------------------------------------------------------ answers
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -198,11 +198,11 @@ def test_compressed_arrays_are_read(store, tmp_path):
     check(make_teacher(path, store), store, by_name(CRYSTALS, vectors(CRYSTALS)))
 
 
-# ---------------------------------------------------------------- which atom is which
+# ----------------------------------------------------------------------- order of atoms
 
 
 def shuffled(crystals: Sequence[Crystal]) -> list[Crystal]:
-    """The same crystals with their atoms in another order and in other cells."""
+    """The same crystals with reordered atoms, some in other cells."""
     rng = np.random.default_rng(3)
     found = []
     for crystal in crystals:
@@ -217,7 +217,7 @@ def shuffled(crystals: Sequence[Crystal]) -> list[Crystal]:
 def test_atoms_in_another_order_are_put_right(ending, store, tmp_path, capsys):
     moved = shuffled(CRYSTALS)
     values = []
-    for crystal in moved:  # a vector that knows its atom, wherever its cell is
+    for crystal in moved:  # the vector identifies its atom in any cell
         inside = crystal.frac_coords - np.floor(crystal.frac_coords)
         values.append(np.column_stack((inside, crystal.atomic_numbers)))
     path = write(tmp_path / f"t{ending}", moved, values)
@@ -318,14 +318,14 @@ def test_other_atoms_are_refused(crystals, frac_coords, text, tmp_path):
         answers_for(make_teacher(path, store), store, [0], progress=False)
 
 
-# ---------------------------------------------------------------------- what is wrong
+# ----------------------------------------------------------------------------- refusals
 
 
 def test_crystals_that_are_missing_are_counted_and_named(store, tmp_path):
     some = CRYSTALS[:4]
     path = write(tmp_path / "t.h5", some, vectors(some))
     teacher = make_teacher(path, store)
-    answers_for(teacher, store, [3, 0], progress=False)  # as long as nobody needs them
+    answers_for(teacher, store, [3, 0], progress=False)  # fine without the others
     with pytest.raises(InputError) as caught:
         answers_for(teacher, store, ROWS, progress=False)
     assert str(caught.value) == (
@@ -351,7 +351,7 @@ def test_numbers_that_are_not_finite_are_refused(ending, store, tmp_path):
 
 
 def spoil(path: Path, **changes: Any) -> Path:
-    """Change arrays of a table in HDF5; None leaves one out."""
+    """Change arrays of an HDF5 table; None removes one."""
     with h5py.File(path, "a") as file:
         for name, value in changes.items():
             if name in file:
@@ -437,7 +437,7 @@ def test_atoms_that_embed_wrote_teach_what_the_encoder_would(
     expected = load_encoder(weights)(batch).atoms.detach()
     found = answers.gather_atoms(batch.rows, batch.num_nodes)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-    assert capsys.readouterr().out == ""  # nothing moved, nothing to believe
+    assert capsys.readouterr().out == ""  # no atom was moved, so no warning
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -470,7 +470,7 @@ def test_crystals_that_embed_wrote_teach(ending, weights, store, tmp_path):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_where_weights_come_from_goes_with_the_table(ending, weights, store, tmp_path):
-    """As if the student had learned from the weights themselves."""
+    """The same as if the student learned from the weights directly."""
     teacher = embedded(weights, store, tmp_path / f"t{ending}", "atoms")
     direct = make_teacher(weights, store)
     assert teacher.provenance == direct.provenance
@@ -504,7 +504,7 @@ def test_words_about_an_origin_that_cannot_be_used_are_refused(store, tmp_path):
 
 
 def test_tables_are_written_part_by_part(weights, store, tmp_path, monkeypatch):
-    """Groups of Parquet hold several batches, and whatever is left at the end."""
+    """A Parquet group holds several batches; the last group holds the rest."""
     monkeypatch.setattr(writing, "_GROUP", 5)
     path = tmp_path / "t.parquet"
     embed(weights, [store.path], path, level="atoms", batch_size=2, progress=False)

@@ -1,4 +1,4 @@
-"""Teachers: what they answer, and how a configuration finds them."""
+"""Teachers: their answers, and how a configuration finds them."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ def test_a_teacher_stays_as_it_is(encoder, batch):
     assert not answer.atoms.requires_grad
     assert not answer.crystals.requires_grad
     teacher.train()
-    teacher.encoder.train()  # somebody who does not know
+    teacher.encoder.train()  # a careless caller
     assert torch.equal(teacher(batch).atoms, answer.atoms)
     assert not teacher.encoder.training
     assert teacher.fingerprint() == before
-    # Crystals are answered for one by one: the rest of the batch has no say.
+    # An answer does not depend on the other crystals of the batch.
     alone = teacher(make_batch([CRYSTALS[2]], SMALL_GRAPH))
     torch.testing.assert_close(alone.atoms, answer.atoms[: batch.ptr[1]])
     torch.testing.assert_close(alone.crystals, answer.crystals[:1])
-    # The encoder it was made from goes its own way.
+    # The original encoder is unchanged.
     assert encoder.training
     assert all(p.requires_grad for p in encoder.parameters())
 
@@ -110,7 +110,7 @@ def test_what_its_answers_depend_on_is_in_the_fingerprint(encoder):
     assert one != EncoderTeacher(other, SMALL_GRAPH).fingerprint()
 
 
-# -------------------------------------------------------------- one that knows nothing
+# --------------------------------------------------------------------- a random teacher
 
 
 def test_random_teachers_depend_on_their_seed_alone():
@@ -242,7 +242,7 @@ def test_what_is_no_teacher_is_refused_in_one_line(spec, text, weights, store):
 
 
 def test_a_teacher_tells_what_it_learned_from(weights, store):
-    """Its students hand that on, and ask whether a test set stood in it."""
+    """Its students record the source, and check test sets against it."""
     teacher = make_teacher(weights, store)
     assert (teacher.provenance.licence, teacher.provenance.corpus) == (
         "CC-BY-4.0",
@@ -267,7 +267,7 @@ def test_only_a_table_has_answers_at_hand(weights, store):
 
 
 def test_an_encoder_is_refused_a_crystal_without_neighbours(tmp_path, encoder):
-    """The teacher's graph is found anew; who has none in it is named."""
+    """The error names a crystal without edges in the teacher's graph."""
     far = replace(random_crystal(0, atoms=1), material_id="far")
     far = replace(far, cell=np.eye(3) * 6.5)
     store = open_store(tmp_path / "far.h5", [*CRYSTALS[:2], far])

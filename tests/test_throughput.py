@@ -1,4 +1,4 @@
-"""A run tells how fast it was: counts, clocks, waiting, memory, estimates."""
+"""A run reports its speed: counts, clocks, waiting, memory, estimates."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def speed_of(toy: ToyRun) -> Throughput:
 
 
 def steps(*seconds: float, crystals: int = 10, waited: float = 0.0) -> tuple:
-    """What `Pace.add` takes, of one rank."""
+    """The arguments of `Pace.add` for one rank."""
     number = len(seconds)
     counts = np.tile([crystals, 3 * crystals, 36 * crystals], (number, 1))
     edges = counts[:, 2][None]
@@ -70,7 +70,7 @@ class TestPace:
         pace.add(*steps(30.0, 5.0, 1.0, *[0.1] * 40))
         pace.add(*steps(*[0.1] * 20, 60.0, *[0.1] * 40))
         assert pace.rates()["crystals_per_s"] == pytest.approx(100)
-        assert pace.seconds == pytest.approx(106)  # it was time all the same
+        assert pace.seconds == pytest.approx(106)  # the total includes slow steps
 
     def test_short_runs_say_what_they_are(self):
         pace = Pace(warm_up=3)
@@ -143,7 +143,7 @@ def test_counts_are_those_of_the_store(store, tmp_path, capsys):
 
 
 class Slow(L.Callback):
-    """Makes one thing of a run take 0.125 s by a clock that stands still otherwise."""
+    """Makes one part of a run take 0.125 s on a clock that otherwise stands still."""
 
     def __init__(self, toy: ToyRun, what: str, patch: pytest.MonkeyPatch) -> None:
         self.what, self.now = what, 0.0
@@ -153,7 +153,7 @@ class Slow(L.Callback):
         if what == "batches":
             gather = toy.train._batch
             toy.train._batch = lambda chosen: (self.pass_time(), gather(chosen))[1]
-        if what == "checkpoints":  # slow in Lightning's own method
+        if what == "checkpoints":  # slow within Lightning's method
             patch.setattr(L.Trainer, "save_checkpoint", lambda *_: self.pass_time())
 
     def pass_time(self) -> None:
@@ -177,7 +177,7 @@ def test_time_goes_where_it_belongs(store, tmp_path, what, monkeypatch):
     toy = ToyRun(store, tmp_path / "run", batch_size=10)
     speed = speed_of(toy)
     toy.fit([Slow(toy, what, monkeypatch), speed])
-    slowed = {"validation": 2}.get(what, 6)  # batches in two epochs
+    slowed = {"validation": 2}.get(what, 6)  # batches of two epochs
     expected = dict.fromkeys(speed.report["seconds"], 0.0)
     expected["training" if what in ("batches", "steps") else what] = 0.125 * slowed
     if what == "batches":
@@ -188,10 +188,10 @@ def test_time_goes_where_it_belongs(store, tmp_path, what, monkeypatch):
         assert speed.report["rates"]["crystals_per_s"] == 80
 
 
-# The loader is: `go_to` moves it to the step. Lightning asks for methods of that name.
+# It is resumable by `go_to`, but Lightning looks for methods with other names.
 @pytest.mark.filterwarnings("ignore:.*dataloader is not resumable")
 def test_a_run_that_goes_on_within_an_epoch(store, tmp_path):
-    """Its clock begins with its first step, and what was before does not count."""
+    """Its clock starts at its own first step, and earlier steps do not count."""
     path = tmp_path / "middle.ckpt"
 
     class Save(L.Callback):
@@ -211,7 +211,7 @@ def test_a_run_that_goes_on_within_an_epoch(store, tmp_path):
 
 
 def test_an_epoch_without_steps(store, tmp_path):
-    """As where a run goes on with a validation."""
+    """A run may resume within a validation."""
     speed = speed_of(ToyRun(store, tmp_path / "run"))
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=CPU))
     speed.on_train_epoch_end(trainer, None)
@@ -238,7 +238,7 @@ def test_a_resumed_run_says_so(store, tmp_path):
 
 
 def test_estimates_beside_what_was_measured(store, tmp_path, monkeypatch):
-    """Twice the work or half the ceiling is twice the share."""
+    """Twice the work, or half the ceiling, doubles the share."""
     monkeypatch.setattr(
         throughput, "measure_ceilings", lambda *_: Ceilings(50.0, 10.0, "float32", 1)
     )
@@ -293,7 +293,7 @@ def test_no_estimate_where_none_can_be_made(store, tmp_path):
     toy.fit([speed])
     assert speed.report["work"] is None
     encoder.work = lambda *_: Work(1.0, 1.0)
-    next(encoder.parameters()).requires_grad = False  # learns less than is estimated
+    next(encoder.parameters()).requires_grad = False  # trains less than estimated
     assert throughput._work(toy.module, speed.pace, speed.pace.rates(), None) is None
 
 
@@ -334,7 +334,7 @@ def test_the_bar_shows_a_stall_only_where_there_is_one(
 
 
 def test_the_loss_shown_is_that_of_all_ranks(store, tmp_path, capsys):
-    """The guard knows it; where there is no terminal, a line an epoch has the same."""
+    """The bar takes it from the guard; without a terminal, so do the epoch's lines."""
     toy = ToyRun(store, tmp_path / "run")
     guard, speed = Guard(toy.run, toy.train, toy.val), speed_of(toy)
     assert shown(guard, speed) == {"val_mae": 0.1}
@@ -387,7 +387,7 @@ def test_ceilings_are_those_of_a_machine(monkeypatch):
     assert 0.2 < found.gbytes < 1e4
     assert (found.dtype, found.threads) == ("float32", torch.get_num_threads())
     begun = time.perf_counter()
-    assert measure_ceilings(CPU, "32-true") == found  # remembered
+    assert measure_ceilings(CPU, "32-true") == found  # cached
     assert time.perf_counter() - begun < 0.01
     ceilings._measure.cache_clear()
 

@@ -1,4 +1,4 @@
-"""Runs: what they leave, that they can be stopped, and that nothing leaks."""
+"""Runs: their files, stops, and that test labels do not leak."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def config(dataset, tmp_path) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def pretrained(dataset, tmp_path_factory) -> Path:
-    """An encoder that learned a little."""
+    """An encoder after a short pretraining."""
     return pretrain(pretraining_config(dataset, tmp_path_factory.mktemp("p") / "run"))
 
 
@@ -116,7 +116,7 @@ class TestRunDirectory:
         train(config)
         validation = history(config.out, "val_mae")
         assert len(validation) == 6
-        assert min(validation) < validation[-1]  # else this test shows nothing
+        assert min(validation) < validation[-1]  # otherwise the test proves nothing
         assert results(config.out)["val"] == pytest.approx(min(validation), rel=1e-5)
 
     def test_an_earlier_run_is_not_overwritten(self, config):
@@ -152,7 +152,7 @@ class TestRunDirectory:
 
 class TestTestLabelsStayUnseen:
     def changed(self, dataset, tmp_path, subset: str) -> Path:
-        """A store whose labels of one subset are others, in the same rows."""
+        """A store with the same rows, and other labels in one subset."""
         store = Store.open(dataset)
         sizes = SplitSettings(train=24, val=8, test=8)
         split = make_split(store, sizes, store.property("density"))
@@ -218,7 +218,7 @@ class TestDistillation:
     def test_only_training_crystals_meet_the_teacher(
         self, config, pretrained, monkeypatch
     ):
-        """Of the others it is asked when nothing can be learned any more."""
+        """The teacher is asked about other crystals only after training."""
         asked = []
         real = distilling.answers_for
 
@@ -269,7 +269,7 @@ class TestDistillation:
 
 class TestFinetuning:
     def run(self, config, pretrained, **more) -> tuple[dict, dict]:
-        """Return the encoder's tensors before and after."""
+        """Return the encoder's tensors before and after fine-tuning."""
         weights = finetune(tuning(config, pretrained, **more))
         before, after = weights_of(pretrained), weights_of(weights)
         return before, {n: t for n, t in after.items() if n.startswith("encoder.")}
@@ -350,7 +350,7 @@ class TestFinetuning:
             self.run(config, pretrained, keep=9)
 
     def test_another_pooling(self, dataset, config, pretrained):
-        """Pretraining averaged unit vectors; a predictor does not, unless told to."""
+        """Pretraining averages unit vectors; a predictor does so only if told to."""
         store = Store.open(dataset)
         plain = FinetunePlan(tuning(config, pretrained)).encoder(store)
         assert not plain.settings["normalize"]

@@ -124,7 +124,7 @@ def test_predictions_come_back_in_the_unit(batch):
 def test_the_loss_is_that_of_the_normalised_transformed_target():
     scale = outputs(LOGARITHM, Normalizer(2.0, 0.5))
     output = torch.tensor([[0.0], [1.0], [7.0]], requires_grad=True)
-    # Normalised logarithms 0 and 2, the third unknown: errors 0 and 1.
+    # Normalised logarithms are 0, 2 and unknown, so the errors are 0 and 1.
     losses, known = scale.losses(output, torch.tensor([[100.0], [1000.0], [np.nan]]))
     loss = losses.sum()
     assert known.tolist() == [2]
@@ -240,7 +240,7 @@ def test_frozen_stages_compute_what_they_computed_in_pretraining(batch):
     fit_batch_norms(model.encoder, [batch])
     before = model.encoder(batch).atoms.detach()
     model.freeze("all")
-    model.train()  # as Lightning does
+    model.train()  # like Lightning
     torch.testing.assert_close(model.encoder(batch).atoms, before)
     wrapped = nn.ModuleDict({"inner": copy.deepcopy(model)}).train()
     torch.testing.assert_close(wrapped["inner"].encoder(batch).atoms, before)
@@ -267,7 +267,7 @@ def test_the_report_counts():
 
 def test_freezing_again_releases_what_was_frozen_before():
     model = make_predictor()
-    model.encoder.embedding.bias.requires_grad_(False)  # by someone else
+    model.encoder.embedding.bias.requires_grad_(False)  # frozen by other code
     model.freeze("all")
     model.freeze(0)
     model.freeze(None)

@@ -1,4 +1,4 @@
-"""The heaviest batch is tried first, and leaves nothing behind."""
+"""A trial of the heaviest batch comes first, and changes nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def config(tmp_path_factory) -> TrainConfig:
 
 
 def _with_little_memory(config: TrainConfig) -> Path:
-    """Train in a process that gets a megabyte more once it has its heaviest batch."""
+    """Train with a limit of one more megabyte, set once the heaviest batch is known."""
     heaviest = trial.BatchLoader.heaviest
 
     def limited(self, epochs):
@@ -103,7 +103,7 @@ def test_the_heaviest_batch_is_tried(config, tmp_path, monkeypatch):
 def test_what_an_encoder_says_it_needs_is_held_against_memory(
     config, tmp_path, monkeypatch
 ):
-    """Linux would end the process, without a word."""
+    """Otherwise Linux kills the process without a message."""
     monkeypatch.setattr(
         "crysdistill.encoders.cgcnn.CGCNN.memory", lambda self, batch: 10**16
     )

@@ -148,7 +148,7 @@ def test_atoms_that_hear_nobody_and_edges_without_length():
         neighbor_ptr=torch.tensor([0, 2, 2, 3, 3, 3, 3, 3, 3]),
     )
     triplets = find_triplets(lonely)
-    # Both edges that arrive at 0 go on to its edge to itself; 1 hears nobody.
+    # Both edges into atom 0 form triplets with its edge to itself; atom 1 has none.
     assert triplets.first.tolist() == [0, 1]
     assert triplets.second.tolist() == [0, 0]
     assert triplets.ptr.tolist() == [0, 2, 2, 2]
@@ -232,16 +232,16 @@ def test_reverse_edges_are_added_where_they_are_missing(mode):
     assert set(after) == set(before) | reverse
     assert set(after.values()) == {1}
     assert whole.num_edges > batch.num_edges
-    # What was there before is where it says.
+    # `place` gives the rows of the original edges.
     assert torch.equal(whole.edge_index[:, place], batch.edge_index)
     assert torch.equal(whole.edge_shift[place], batch.edge_shift)
     torch.testing.assert_close(distances(whole)[place], distances(batch))
-    # All that belongs to the edges agrees.
+    # All data of the edges agree.
     centre = whole.edge_index[1]
     assert (centre.diff() >= 0).all()
     counts = torch.bincount(centre, minlength=whole.num_nodes)
     assert torch.equal(whole.neighbor_ptr.diff(), counts)
-    assert edge_vectors(whole).sum(0).abs().max() < 1e-4  # each with its opposite
+    assert edge_vectors(whole).sum(0).abs().max() < 1e-4  # opposite edges cancel
 
 
 def test_a_graph_of_a_radius_has_both_directions():

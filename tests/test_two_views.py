@@ -146,7 +146,7 @@ def test_the_order_of_the_views_does_not_matter(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_about_one_for_whoever_knows_nothing(name):
-    """Views that have nothing to do with each other, or (VICReg) all are the same."""
+    """Independent views have a loss of 1, or equal ones for VICReg."""
     torch.manual_seed(0)
     objective = ALL[name][0](16, projected=16)
     one, two = torch.randn(2, 4000, 16).unbind(0)
@@ -164,7 +164,7 @@ def test_half_precision_regions_compute_in_full(name):
 
 
 def test_no_gradient_flows_through_what_simsiam_predicts():
-    """Where the predictor is cut off, nothing is left to learn from."""
+    """With a dead predictor, no gradient remains."""
     objective, batch, seen = made("simsiam")
     objective.predictor.requires_grad_(False)
     objective.predictor[3].weight.zero_()
@@ -182,7 +182,7 @@ def test_spread_of_known_rows():
         [[1 / root, 0], [-1 / root, 0], [3 / root, 0], [-3 / root, 0]]
     )
     torch.testing.assert_close(standardized(x), expected, atol=1e-3, rtol=0)
-    # The first column varies enough; the second not at all (epsilon is 10^-4).
+    # The first column varies enough; the second is constant (epsilon is 10^-4).
     assert lacking_variance(x).item() == pytest.approx((1 - 0.01) / 2)
     assert overlap_of_columns(x).item() == 0
     twice = torch.stack((x[:, 0], x[:, 0]), dim=1)
@@ -254,7 +254,7 @@ def test_retrieval_of_the_other_view():
         seen = tuple(embedded(batch, atoms, x[k, part]) for k in range(2))
         objective.update(seen, batch, 0)
     assert objective.compute() == {
-        # The view at 170 degrees has that at 90 beside it, but 90 has 12 at 78.
+        # The view nearest to 170 degrees is its own at 90; nearest to 90 is that at 12.
         "barlow_retrieval": pytest.approx(5 / 6),
         "barlow_retrieval_chance": pytest.approx(1 / 5),
     }

@@ -1,4 +1,4 @@
-"""The verbs with which encoders read a batch, each by a plain loop."""
+"""The verbs of encoders on a batch, each against a plain loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOUBLE = torch.float64
 
 @pytest.fixture
 def batch() -> CrystalBatch:
-    """Three crystals; atom 2 has no edges, and the second crystal, atom 4, neither."""
+    """Three crystals; neither atom 2 nor the second crystal (atom 4) has edges."""
     crystals = [random_crystal(0, 4), random_crystal(1, 1), random_crystal(2, 3)]
     whole = make_batch(crystals, GraphSettings(5.0, 5))
     kept = (whole.edge_index[1] != 2) & (whole.edge_index[1] != 4)
@@ -34,7 +34,7 @@ def batch() -> CrystalBatch:
 
 
 def nothing() -> CrystalBatch:
-    """What a rank has for whom no crystal was left."""
+    """The batch of a rank without crystals."""
     one = make_batch([random_crystal(0, 2)], GraphSettings(5.0, 5))
     return replace(
         one,
@@ -131,7 +131,7 @@ def test_softmaxes(batch, name):
         torch.autograd.grad((y * weights).sum(), scores) for y in (found, expected)
     )
     torch.testing.assert_close(one[0], other[0])
-    # Each owner has its own largest: nothing overflows, and nobody is left with 0 / 0.
+    # Each owner subtracts its own maximum, so nothing overflows or becomes 0 / 0.
     far = scores.detach() + 1e4 * torch.arange(len(scores)).unsqueeze(1)
     shares = getattr(graphs, name)(far.float(), batch)
     sums = torch.stack([shares[own].sum(0) for own in members(batch, of) if own])

@@ -1,4 +1,4 @@
-"""Views: what they draw, hide, move and repeat, and that batches stay in line."""
+"""Views: what they draw, hide, move and repeat; their batches stay consistent."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ EVERY = (
 
 
 def rows_of(crystals, rows, settings=GRAPH):
-    """A batch of crystals that stand in these rows of a store."""
+    """A batch of crystals with these row numbers of a store."""
     batch = make_batch([crystals[row] for row in rows], settings)
     return replace(batch, rows=torch.tensor(rows))
 
@@ -85,7 +85,7 @@ def test_draws_depend_on_seed_stream_row_and_atom():
     ):
         assert (one == other).sum() < 3
         assert abs(torch.corrcoef(torch.stack((one, other)))[0, 1]) < 0.1
-    # Seeds and rows do not enter as their sum.
+    # The hash does not depend only on the sum of seed and row.
     shifted = batch_of([toy(2, 1000), toy(3, 1000)])
     assert (per_atom_uniform(shifted, -1, "masks") == one).sum() < 3
 
@@ -138,7 +138,7 @@ def test_masked_atoms_hides_one_in_every_crystal_and_the_fraction_of_many():
 
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
 def test_masked_atoms_never_hides_a_whole_crystal_of_several_atoms(fraction):
-    """Not even where two views hide atoms, one after the other."""
+    """Not even if two views hide atoms, one after the other."""
     batch = batch_of([toy(row, 1 + row % 4) for row in range(80)])
     sizes = batch.ptr.diff()
     twice = Chain((MaskedAtoms(fraction), MaskedAtoms(fraction, name="again")))
@@ -214,7 +214,7 @@ def test_the_two_directions_of_a_bond_have_one_number():
         assert bonds[i, j, (-a, -b, -c)] == u
     assert len(set(bonds.values())) == len(bonds) / 2
     assert np.mean(draw) == pytest.approx(0.5, abs=0.05)
-    # Another graph of the same crystals, in another batch, has the same bonds.
+    # In another graph and batch, the same bonds get the same numbers.
     small = rows_of(CRYSTALS, [5], GraphSettings(max_neighbors=4))
     first = int(batch.ptr[2])
     for (j, i), shift, u in zip(
@@ -226,7 +226,7 @@ def test_the_two_directions_of_a_bond_have_one_number():
         assert bonds[first + j, first + i, tuple(shift)] == u
 
 
-# ------------------------------------------------------------ what holds for all
+# ---------------------------------------------------------------------------- all views
 
 
 @pytest.mark.parametrize("view", EVERY)
@@ -243,7 +243,7 @@ def test_a_view_stays_in_line_and_leaves_the_batch_alone(view):
 
 
 def crystal_of(batch, k):
-    """Everything that a batch holds of its k-th crystal, numbered from 0."""
+    """All data of the k-th crystal of a batch, with atoms numbered from 0."""
     atoms = slice(int(batch.ptr[k]), int(batch.ptr[k + 1]))
     first, end = batch.neighbor_ptr[[atoms.start, atoms.stop]].tolist()
     found = {
@@ -324,12 +324,12 @@ def test_draws_differ_by_name_and_seed_and_are_shared_by_equal_views(view):
 
 
 def test_kinds_of_views_draw_apart():
-    """Else the atoms that are hidden would be those that move little."""
+    """Otherwise the hidden atoms would be those that move little."""
     views = [MaskedAtoms(), DroppedEdges(), MovedAtoms(), Strained(), Supercell()]
     assert len({view.called("a").stream for view in views}) == len(views)
 
 
-# ------------------------------------------------------------ what each of them does
+# ---------------------------------------------------------------------------- each view
 
 
 @pytest.mark.parametrize("fraction", [0.2, 1.0])
@@ -363,7 +363,7 @@ def test_dropped_edges_leaves_every_atom_a_real_one(mode):
 
 
 def moves(view, batch, seed=0):
-    """How far atoms have gone, (N, 3) Å."""
+    """The displacements of atoms, (N, 3) Å."""
     steps = view(batch, seed).frac_coords - batch.frac_coords
     return torch.einsum("na,nab->nb", steps, batch.cell[batch.batch])
 
@@ -375,7 +375,7 @@ def test_moved_atoms_have_the_sigma_that_was_asked_for():
     assert by.std() == pytest.approx(0.1, abs=0.003)
     assert by.mean() == pytest.approx(0.0, abs=0.004)
     drawn = moves(MovedAtoms(0.1, drawn=True), batch).view(400, 24)
-    # <sigma^2> of a sigma that is uniform in (0, s) is s^2 / 3
+    # for sigma uniform in (0, s), <sigma^2> = s^2 / 3
     assert drawn.square().mean().sqrt() == pytest.approx(0.1 / 3**0.5, rel=0.05)
     own = drawn.square().mean(1).sqrt()
     assert own.min() < 0.01
@@ -464,7 +464,7 @@ def test_a_crystal_that_would_fall_apart_keeps_its_edges():
     assert torch.equal(
         crystal_of(seen, 1)[0]["edges"], crystal_of(batch, 1)[0]["edges"]
     )
-    # Hydrogen has itself along two axes and its partner; the partner comes nearer.
+    # Hydrogen's neighbours: its images along two axes, and its partner, which nears.
     nearer = replace(stretched, frac_coords=stretched.frac_coords * 0.5)
     assert Rebuilt(GraphSettings(1.2, mode="radius"))(nearer, 0).num_edges == 2 + 6 + 2
 

@@ -1,4 +1,4 @@
-"""Losses of several objectives become one: their sum, or their geometric mean."""
+"""The losses of several objectives combine to their sum or geometric mean."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_run_with_balanced_losses(dataset, tmp_path):
         tmp_path / "run",
         objectives={name: {"weight": 2.0} for name in names},
         weighting="balanced",
-        held_out=0.15,  # six crystals: one batch, whose loss is that of the epoch
+        held_out=0.15,  # six crystals: one batch gives the epoch's loss
     )
     pretrain(config)
     for row in rows(config.out / "metrics.csv"):

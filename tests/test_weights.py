@@ -1,4 +1,4 @@
-"""Weights files: what goes in comes out, and what cannot be used says why."""
+"""Weights files: data survive a round trip, and every refusal has a reason."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def _member(
     except BaseException as error:
         error.add_note(traceback.format_exc())
         result = error
-    # Here, since a queue would pass tensors on by handles that end with this process.
+    # Pickle here: a queue would pass handles of tensors, which end with this process.
     answer.put(pickle.dumps((rank, result)))
 
 
@@ -66,7 +66,7 @@ def together(ranks: int, do: Callable, *args: Any) -> list[Any]:
 
 
 def joined_call(do: Callable, *args: Any) -> Any:
-    """Call a function as one of the ranks; to be given to `together`."""
+    """Call a function as one of the ranks; pass this to `together`."""
     from crysdistill.training.launch import joined
     from crysdistill.training.settings import TrainerSettings
 

@@ -22,7 +22,7 @@ from crysdistill.objectives import Embedded
 
 @dataclass(frozen=True)
 class Toy:
-    """A crystal as its neighbour lists; neighbours are numbered from 0."""
+    """A crystal given by neighbour lists; neighbours are numbered from 0."""
 
     row: int
     atomic_numbers: list[int]
@@ -31,7 +31,7 @@ class Toy:
 
 
 def toy(row: int, atoms: int, space_group: int = 0, degree: int = 4) -> Toy:
-    """Between 1 and 2 x `degree` random neighbours for each atom, repeats welcome."""
+    """Between 1 and 2 x `degree` random neighbours per atom, with repeats."""
     rng = np.random.default_rng(1000 + row)
     return Toy(
         row=row,
@@ -66,7 +66,7 @@ def batch_of(
 
 
 def reordered(batch: CrystalBatch, order: torch.Tensor) -> CrystalBatch:
-    """The same crystals, of which atom k is the one that was `order[k]`."""
+    """The same crystals with reordered atoms: the new atom k is the old `order[k]`."""
     place = order.argsort()
     ends = place[batch.edge_index]
     edges = ends[1].argsort(stable=True)
@@ -117,8 +117,8 @@ def check_batch(batch: CrystalBatch, settings: GraphSettings | None = None) -> N
     """Compare everything that counts atoms or edges, by plain loops.
 
     Args:
-        batch: of which every atom has an edge.
-        settings: where edges must keep to the cutoff.
+        batch: every atom has an edge.
+        settings: their cutoff limits the edges; no check if None.
     """
     n, b = batch.num_nodes, batch.num_graphs
     ptr, neighbor_ptr = batch.ptr.tolist(), batch.neighbor_ptr.tolist()

@@ -1,4 +1,4 @@
-"""Small runs with callbacks of the test's choice."""
+"""Small runs with callbacks from the test."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ToyRun:
     """A predictor of densities, its loaders and its folder.
 
     Args:
-        store: crystals with `density`; the last quarter validates.
+        store: crystals with `density`; the last quarter is for validation.
         folder: of the run.
         batch_size: of training.
         optimizer: how weights move.

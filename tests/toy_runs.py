@@ -1,4 +1,4 @@
-"""Short runs on small crystals, and what they leave."""
+"""Short runs on small crystals, and their files."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ PLAIN = OptimizerSettings(name="sgd", lr=0.02, schedule="constant", momentum=0.0
 
 
 class Watched(SupervisedModule):
-    """Remembers its weights after each step, and what validation sees."""
+    """Records its weights after each step, and those in validation."""
 
     steps: list[dict[str, torch.Tensor]]
     seen: list[dict[str, torch.Tensor]]

@@ -1,4 +1,4 @@
-"""Small crystals with a label that can be learned, as files and as stores."""
+"""Small crystals with a learnable label, as files and as stores."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ SMALL_ENCODER = {"name": "cgcnn", "width": 8, "convolutions": 2, "spacing": 0.5}
 
 
 MIDDLE = 0.32
-"""About half of the random crystals have a larger density label."""
+"""The density label that about half of the random crystals exceed."""
 
 
 def density_label(crystal: Crystal) -> float:
-    """Mean atomic number per volume of an atom: quickly learned from the graph."""
+    """Mean atomic number per volume of an atom; quick to learn from the graph."""
     volume = abs(np.linalg.det(crystal.cell)) / len(crystal.atomic_numbers)
     return float(crystal.atomic_numbers.astype(float).mean() / volume)
 
 
 def labelled(count: int, first: int = 0, **more: Any) -> list[Crystal]:
-    """Return random crystals with `density`, its `class`, and what is in `more`."""
+    """Return random crystals with `density`, its `class`, and the labels in `more`."""
     found = []
     for seed in range(first, first + count):
         crystal = random_crystal(seed, atoms=1 + seed % 4)
@@ -53,7 +53,7 @@ def known_by_hash(name: str) -> CrystalList:
 
 
 def write_lines(path: Path, crystals: Sequence[Crystal]) -> Path:
-    """Write `structures.jsonl`, and `properties.csv` where there are labels."""
+    """Write `structures.jsonl`, and `properties.csv` if there are labels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for crystal in crystals:
@@ -87,7 +87,7 @@ def write_store(
     graph: GraphSettings = SMALL_GRAPH,
     symmetry: Engine | None = None,
 ) -> Path:
-    """Build a store of crystals by way of the files that users have."""
+    """Build a store of crystals from files like those of users."""
     lines = write_lines(path.with_name(f"{path.name}-source") / "s.jsonl", crystals)
     report = build(
         [lines], path, graph=graph, symmetry=symmetry, workers=1, progress=False

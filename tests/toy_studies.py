@@ -25,14 +25,14 @@ BASE: dict[str, Any] = {
 
 def pretrained(path: Path, width: int = 6) -> Path:
     """Write weights whose architecture differs from that of `SMALL_ENCODER`."""
-    torch.manual_seed(7)  # not that of a network from scratch
+    torch.manual_seed(7)  # not the seed of a network from scratch
     settings = {**SMALL_ENCODER, "width": width, "bias": False, "normalize": True}
     encoder = make_encoder(**settings, cutoff=SMALL_GRAPH.cutoff)
     return save_weights(path, encoder, SMALL_GRAPH)
 
 
 def with_base(config: StudyConfig, **keys: Any) -> StudyConfig:
-    """Return a study with other keys of `base`; those of a section replace it."""
+    """Return a study with changed keys of `base`; a section is replaced whole."""
     return replace(config, base={**config.base, **keys})
 
 

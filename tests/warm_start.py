@@ -1,4 +1,4 @@
-"""Imported by the server of `forks`: what its forks then need not load.
+"""Imports for the server of `forks`, so that its forks need not load them.
 
 No step of training runs here: a process that has computed gradients must not fork.
 """

@@ -1,1 +1,1 @@
-"""Each encoder in the plainest honest form of its published layout, for comparison."""
+"""Each encoder in the plainest form of its published layout, for comparison."""

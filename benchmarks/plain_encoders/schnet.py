@@ -20,7 +20,7 @@ NAMES = {
     "conv.lin2": "after",
     "lin": "last",
 }
-"""Our names of the layers of a PyG block, which holds its filter network twice."""
+"""Our names for the layers of a PyG block, which holds its filter network twice."""
 
 
 class PlainSchNet(nn.Module):

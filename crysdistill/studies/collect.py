@@ -80,8 +80,8 @@ def report_study(
     blocks = encoder_blocks(table) if "freeze.convolutions" in table else None
     said = {**study.facts, **(facts or {})}
     said.setdefault("versions", versions(table))
-    declared = _as_declared(table)
-    said |= {name: value for name, value in declared.items() if name not in said}
+    if not {"arms", "controls", "roles"} <= said.keys():
+        said = {**_as_declared(table), **said}
     named = " and ".join(Path(name).resolve().name for name in names)
     return write_report(
         Path(out) if out is not None else Path(folders[0]) / "report.html",

@@ -188,6 +188,8 @@ def _learned(store: Store, config: dict[str, Any], run: Path) -> csc_array | str
     """Return the compositions of the crystals that pretraining did not leave out."""
     if config.get("subset") is not None:
         return f"{run} learned from a part of its corpus"
+    if config.get("weights") is not None:
+        return f"{run} began with weights that have a corpus of their own"
     rows: Sequence[int] = range(len(store))
     if config.get("exclude"):
         try:

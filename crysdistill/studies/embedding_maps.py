@@ -12,6 +12,7 @@ from crysdistill.errors import InputError
 from crysdistill.store.store import Store
 from crysdistill.studies.dataset_files import store_of
 from crysdistill.studies.run_files import config_of, one_of_each, with_most_labels
+from crysdistill.studies.statistics import higher_is_better
 
 if TYPE_CHECKING:
     from crysdistill.encoders import Encoder
@@ -74,7 +75,7 @@ def _task(part: pd.DataFrame, target: str) -> pd.DataFrame | str:
     if tuned.empty:
         return "no fine-tuned network has its weights beside its results"
     means = tuned.groupby("arm", sort=False)["value"].mean()
-    higher = tuned["metric"].iloc[0] in ("auc", "accuracy")
+    higher = higher_is_better(tuned["metric"].iloc[0])
     arm = str(means.idxmax() if higher else means.idxmin())
     run = Path(tuned.loc[tuned["arm"] == arm, "run"].iloc[0])
     store = store_of(pd.Series([str(run)]))

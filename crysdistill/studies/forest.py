@@ -87,9 +87,13 @@ def forest_figure(changes: Sequence[Change], title: str) -> Markup:
 
 
 def _reach(changes: Sequence[Change]) -> float:
-    """Return a distance from 0 that shows all changes but those far from the rest."""
+    """Return a distance from 0 that shows all changes but those far from the rest.
+
+    A fall by up to 100 percent is always shown: the best arms have it.
+    """
     ends = np.array([[c.middle, *c.ends] for c in changes])
     far = np.nanmax(np.abs(ends), axis=1)
     typical = float(np.median([f for f in far if f > 0] or [1.0]))
     kept = far[np.abs(ends[:, 0]) <= 4 * typical]
-    return float(kept.max()) if len(kept) and kept.max() > 0 else typical
+    usual = float(kept.max()) if len(kept) and kept.max() > 0 else typical
+    return max(usual, min(100.0, -float(np.nanmin(ends[:, 0]))))

@@ -9,6 +9,7 @@ from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError
 from crysdistill.graphs.neighbors import GraphSettings
 from crysdistill.store.store import Store
+from crysdistill.transfer.side_by_side import SideBySide
 from crysdistill.transfer.weights import load_encoder, read_header
 
 
@@ -16,11 +17,17 @@ def load_pretrained(path: Path, store: Store) -> Encoder:
     """Load an encoder that was trained on the same kind of graph as in a store.
 
     Raises:
-        InputError: the weights cannot be read, or need another graph; the text has the
-            command that builds it.
+        InputError: the weights cannot be read, are of several encoders, or need another
+            graph; the text has the command that builds it.
     """
     check_same_graph(read_header(path).graph, path, store)
-    return load_encoder(path)
+    encoder = load_encoder(path)
+    if isinstance(encoder, SideBySide):
+        raise InputError(
+            f"{path} holds {len(encoder.parts)} encoders side by side, and a run "
+            "starts from one; give the weights that they came from"
+        )
+    return encoder
 
 
 def check_same_graph(graph: GraphSettings, source: str | Path, store: Store) -> None:

@@ -92,13 +92,13 @@ def at_most(
 
 
 def of_the_tested(found: Mapping[str, Any]) -> str:
-    """Return the end of a sentence on the test crystals; "" if there is no bound.
+    """Return the end of the sentence `overlap`; "" if it names no bound.
 
     Args:
         found: the results of a run, with what `at_most` returned.
     """
     numbers = found.get("overlap_at_most", {})
-    if not numbers.get("crystals"):
+    if not numbers.get("crystals") or not found["overlap"].startswith("unknown"):
         return ""
     return (
         f"; of the {numbers['of_test_crystals']:,} test crystals at most "

@@ -17,7 +17,8 @@ from crysdistill.studies.statistics.coverage import LEVELS, calibration
 from crysdistill.studies.tables import ResultGroup
 
 NONE = (
-    "No arm predicts an uncertainty, so there is no calibration to show; ensembles do."
+    "No arm predicts an uncertainty, so there is no calibration to show; ensembles of "
+    "three or more networks do."
 )
 
 _CLOSE = 0.05  # of a nominal share: an interval that holds this much more or less
