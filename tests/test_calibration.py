@@ -22,8 +22,10 @@ from crysdistill.studies.statistics import calibration, check_results
 from crysdistill.studies.study import StudyConfig, study
 from crysdistill.studies.tables import result_groups
 from crysdistill.training.fit import FitConfig, fit
+from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.readouts import GaussianProcess
 from crysdistill.transfer.spread import Watched, disagreement, fit_factor
+from crysdistill.transfer.stack import Stack
 from crysdistill.transfer.weights import load_predictor
 from tests.toy_stores import labelled, write_store
 from tests.toy_studies import BASE, results
@@ -117,6 +119,7 @@ def test_ensembles_write_how_far_their_networks_disagree(ensemble):
         pd.read_csv(three / f"network-{k}" / "predictions.csv")["prediction"]
         for k in range(3)
     ]
+    assert found["prediction"].to_numpy() == pytest.approx(np.mean(members, axis=0))
     assert found["sd"].to_numpy() == pytest.approx(np.std(members, axis=0, ddof=1))
     assert set(results(three)["sd_factor"]) == {"density"}
     assert results(three)["sd_factor"]["density"] > 0
@@ -141,13 +144,34 @@ def test_a_gaussian_process_alone_is_as_sure_as_it_says(dataset, tmp_path):
     )
     predictor = load_predictor(fit(config))
     store = Store.open(dataset)
-    single = getattr(predictor, "members", [predictor])[-1]  # the Gaussian process
+    members = getattr(predictor, "members", [predictor])
+    single = next(one for one in members if isinstance(one, FrozenPredictor))
     watched = Watched(single)
     output = watched.answer(store.batch(np.arange(5)))
     torch.testing.assert_close(output, single.answer(store.batch(np.arange(5))))
     x = single.scaled(store.batch(np.arange(5)))
     sd = single.readouts[0].deviation(x) * single.outputs.normalizers[0].std
     torch.testing.assert_close(watched.sd(), sd)
+
+
+def test_unlike_members_are_not_sure(dataset, tmp_path):
+    """A network and a Gaussian process disagree for other reasons than doubt."""
+    torch.manual_seed(0)
+    config = FitConfig(
+        dataset=dataset, out=tmp_path / "fit", weights=[], **_fit_settings()
+    )
+    fit(config)
+    network = load_predictor(tmp_path / "fit" / "scratch-0" / "weights.safetensors")
+    store = Store.open(dataset)
+    batches = [store.batch(np.arange(30), network.outputs.names)]
+    known = FrozenPredictor.read(None, batches)
+    frozen = FrozenPredictor.fit(None, known, network.outputs, network.graph)
+    alike = Watched(Stack([network] * 3))
+    mixed = Watched(Stack([network, network, frozen]))
+    for watched in (alike, mixed):
+        watched.answer(store.batch(np.arange(5)))
+    assert alike.sd().shape == (5, 1)
+    assert mixed.sd() is None
 
 
 def _fit_settings():

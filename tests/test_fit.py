@@ -164,6 +164,7 @@ def test_several_weights_are_also_frozen_side_by_side(
     again = pd.read_csv(predict(path, [store], tmp_path / "all.csv", progress=False))
     again = again.set_index("material_id").loc[judged_.index]
     np.testing.assert_allclose(again["density"], judged_["prediction"], rtol=1e-4)
+    assert (judged_["sd"] > 0).all()  # a Gaussian process knows how sure it is
 
 
 def test_what_any_of_the_weights_has_seen_counts(store, weights, tmp_path, monkeypatch):

@@ -23,8 +23,8 @@ from crysdistill.structures.crystal import Crystal
 
 pytestmark = pytest.mark.slow
 
-PER_TEST = 60  # structures a test; five tests make 300
-DIFFERENT = 0.02  # eV/atom, more than two relaxations of one crystal differ
+PER_TEST = 60  # structures per test; five tests make 300
+DIFFERENT = 0.02  # eV/atom; relaxations of one crystal differ by less
 
 
 @cache

@@ -96,7 +96,7 @@ def test_cartesian_coordinates_are_scaled_like_the_cell(scale, cell, place, word
 
 
 def test_three_scales_stretch_the_axes_of_space():
-    """Each factor scales x, y or z, thus columns and not lattice vectors."""
+    """Each factor scales x, y or z: a column, not a lattice vector."""
     crystal = changed(
         ("1.0", "1 2 3"), ("4.0 0.0 0.0", "4.0 1.0 0.0"), ("1.6 2 2", "1.6 2 2"),
         text=CARTESIAN,

@@ -134,6 +134,12 @@ def test_roles(arm, role):
     assert make_arm(arm).role == role
 
 
+def test_an_arm_with_weights_of_its_own_is_no_teacher():
+    like = {"like": "finetuned", "weights": "taught-by-chgnet"}
+    assert make_arm("mine", like).role == ""
+    assert make_arm("mine", {"like": "finetuned", "encoder_lr": 0.1}).role == "teacher"
+
+
 def test_a_student_of_another_teacher_is_not_of_the_weights():
     assert make_arm("mine", {"like": "distilled", "teacher": "other.h5"}).role == ""
     assert make_arm("mine", {"like": "distilled", "alpha": 0.3}).role == "student"

@@ -345,7 +345,7 @@ class TestResume:
         assert same(distill(replace(helped, resume=True)), whole)
 
 
-# -------------------------------------------------------------------- what cannot resume
+# ------------------------------------------------------------------- what cannot resume
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -42,6 +42,12 @@ def test_unknown_labels_do_not_count():
     assert choose_shares(answers, labels, OUTPUTS) == {"good": 1.0}
 
 
+def test_a_predictor_without_a_number_is_left_out():
+    labels = column(0.0, 1.0)
+    answers = {"broken": column(float("nan"), 1.0), "off": labels + 1}
+    assert choose_shares(answers, labels, OUTPUTS) == {"off": 1.0}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_equals_a_plain_search(seed):
     rng = np.random.default_rng(seed)

@@ -74,7 +74,8 @@ def gpus(monkeypatch, count: int, seen: str | None = None) -> None:
     [
         (3, None, None, (3, ["0", "1", "2"])),
         (3, None, 5, (5, ["0", "1", "2"])),
-        (2, "6,7", None, (2, ["6", "7"])),
+        (2, "6, 7", None, (2, ["6", "7"])),
+        (1, "6,-1,7", None, (1, ["6"])),
         (1, None, None, (1, ["0"])),
         (0, None, None, (None, [])),
         (0, None, 2, (2, [])),

@@ -334,7 +334,7 @@ def test_the_bar_shows_a_stall_only_where_there_is_one(
 
 
 def test_the_loss_shown_is_that_of_all_ranks(store, tmp_path, capsys):
-    """The bar takes it from the guard; without a terminal, so do the epoch's lines."""
+    """The bar shows the guard's loss; without a terminal, each epoch's line does."""
     toy = ToyRun(store, tmp_path / "run")
     guard, speed = Guard(toy.run, toy.train, toy.val), speed_of(toy)
     assert shown(guard, speed) == {"val_mae": 0.1}

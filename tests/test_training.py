@@ -1,4 +1,4 @@
-"""Runs: their files, stops, and that test labels do not leak."""
+"""Runs: their files, their interruption, and no leak of test labels."""
 
 from __future__ import annotations
 

@@ -88,6 +88,8 @@ class Arm:
         """
         if self.pretrained != "weights" or self.repeats > 1:
             return ""
+        if "weights" in self.settings:  # others than those of the study
+            return ""
         if self.kind == "distill":
             return "" if self.control else "student"
         return "teacher" if self.kind in ("finetune", "readout") else ""
@@ -149,7 +151,7 @@ _ALL: tuple[Arm, ...] = (
     Arm("layerwise", "starts from the pretrained weights; each block learns at 0.7 of "
         "the rate above", "finetune", {"layer_decay": 0.7, **_THAWED},
         pretrained="weights"),
-    Arm("stack", "what validation prefers of networks, readouts and their means", "fit",
+    Arm("stack", "the best of networks, readouts and their means in validation", "fit",
         adapt=lambda shared: {"weights": [str(shared["weights"])]},
         pretrained="weights"),
     Arm("finetuned-ensemble", f"the mean of {MEMBERS} networks like `finetuned`",
@@ -258,10 +260,10 @@ def _ours(name: str) -> Arm:
         )
     count = match[1]
     about = (
-        "starts from the pretrained weights; the whole encoder stays as it is"
+        "starts from the pretrained weights; the whole encoder is frozen"
         if count == "all"
         else f"starts from the pretrained weights; embedding and {count} convolutions "
-        "stay"
+        "are frozen"
     )
     settings = {"freeze.convolutions": count if count == "all" else int(count)}
     return Arm(name, about, "finetune", settings, pretrained="weights")

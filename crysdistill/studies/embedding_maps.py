@@ -82,7 +82,7 @@ def _task(part: pd.DataFrame, target: str) -> pd.DataFrame | str:
     if store is None:
         return "the dataset is not on this machine"
     if target not in store.property_names:
-        return "the dataset has other properties by now"
+        return "the dataset no longer has the target"
     try:
         encoders = _encoders(run)
     except InputError:

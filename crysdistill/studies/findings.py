@@ -100,20 +100,20 @@ def statistics_used(table: pd.DataFrame, reference: str) -> list[str]:
         f"Changes are paired: each run against the {reference} run of the same "
         f"seed, in percent of the mean of {reference}. “Better” and “worse” mean "
         "that the 95 % interval of the change excludes 0. Holm's correction is for "
-        "the number of arms; a verdict that does not stand after it says so."
+        "the number of arms; verdicts that fail it are marked."
     )
     ratios = table["test_train"].dropna().unique()
     if len(ratios) and ratios.max() > 0:
         ends = " to ".join(f"{r:.2g}" for r in sorted({ratios.min(), ratios.max()}))
         said.append(
-            "Intervals and p values of changes are those of the corrected resampled t "
+            "Intervals and p values of changes come from the corrected resampled t "
             "test for overlapping splits (Nadeau and Bengio 2003, "
             "doi:10.1023/A:1024068626366), with test crystals over the other crystals "
             f"of the dataset = {ends}."
         )
     said.append(
         "“No worse than 2 %” and “equal within 2 %” are equivalence tests (TOST) at "
-        "5 %, each for itself."
+        "5 %, each on its own."
     )
     return said
 
@@ -183,8 +183,8 @@ def _spread_described(table: pd.DataFrame) -> str:
             f"between runs {where}, and not the choice of the test crystals."
         )
     return (
-        f"The intervals describe the spread between splits {where}. Those of means are "
-        "not corrected for crystals that splits share; those of changes are."
+        f"The intervals describe the spread between splits {where}. Intervals of "
+        "changes are corrected for crystals that splits share; those of means are not."
     )
 
 

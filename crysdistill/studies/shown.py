@@ -105,9 +105,7 @@ class Shown:
         """Return the table as it is now."""
         done = sum(map(len, self.values.values())) + sum(self.failed.values())
         caption = f"{done} of {sum(self.total.values())} runs, {self._spent()}"
-        table = Table(
-            "arm", caption=caption, title="mean test value (runs that are done)"
-        )
+        table = Table("arm", caption=caption, title="mean test value (finished runs)")
         for task in self.tasks:
             table.add_column(escape(task), justify="right")
         for arm in self.arms:

@@ -199,8 +199,10 @@ def _devices() -> list[str]:
     """Return the GPUs that this process sees, by the names that CUDA knows."""
     if not torch.cuda.is_available():
         return []
+    count = torch.cuda.device_count()
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return seen.split(",") if seen else list(map(str, range(torch.cuda.device_count())))
+    names = seen.split(",") if seen else map(str, range(count))
+    return [name.strip() for name in names][:count]  # CUDA sees none after a wrong name
 
 
 def _job(study: StudyConfig, cell: Cell) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 
@@ -39,7 +40,7 @@ def choose_shares(
     """
     added: list[str] = []
     total = torch.zeros_like(next(iter(answers.values())))
-    best, least = Counter[str](), float("inf")
+    best, least = Counter[str](), math.inf
     for count in range(1, steps + 1):
         error = {
             name: _error((total + answer) / count, labels, outputs)
@@ -56,4 +57,5 @@ def choose_shares(
 def _error(answer: Tensor, labels: Tensor, outputs: Outputs) -> float:
     scores = Scores(outputs)
     scores.update(answer, labels)
-    return float(scores.compute()["score"])
+    error = float(scores.compute()["score"])
+    return math.inf if math.isnan(error) else error

@@ -119,6 +119,7 @@ def in_words(learned: Learned, shared: np.ndarray) -> str:
             f"none of {len(shared):,} crystals has the composition of a crystal {where}"
         )
     share = round(100 * some / len(shared))
+    share = share if some == len(shared) else min(99, share)
     return (
         f"at most {some:,} of {len(shared):,} crystals, {share or 'under 1'} %, can be "
         f"{where}: their compositions occur there"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from crysdistill.transfer.weights import AnyPredictor
 
 LEAST = 3
-"""The fewest members of a stack whose spread says anything."""
+"""The fewest networks whose spread says anything."""
 
 COVERED = 0.6827
 """The share of a normal distribution within one standard deviation."""
@@ -37,9 +37,10 @@ class Answers(Protocol):
 class Watched:
     """A predictor that keeps how sure it is of what it answers.
 
-    A stack of `LEAST` or more members is as sure as its members agree. A Gaussian
-    process has a standard deviation of its own, noise of the labels included. No other
-    predictor knows how sure it is, nor does any of a class.
+    A stack of `LEAST` or more networks is as sure as they agree. A Gaussian process has
+    a standard deviation of its own, noise of the labels included. No other predictor
+    knows how sure it is, nor does any of a class: a network and a Gaussian process
+    disagree for other reasons than doubt.
 
     Args:
         predictor: answers in the end.
@@ -53,7 +54,7 @@ class Watched:
     def answer(self, batch: CrystalBatch) -> Tensor:
         """Return the raw output (B, O) of the predictor."""
         predictor, outputs = self._predictor, self.outputs
-        if isinstance(predictor, Stack) and len(predictor.members) >= LEAST:
+        if isinstance(predictor, Stack) and _are_networks(predictor):
             members = torch.stack([m.answer(batch) for m in predictor.predictors()])
             shares = predictor.shares[:, None, None]
             answers = [outputs.predictions(member) for member in members]
@@ -77,6 +78,13 @@ class Watched:
         """
         found = torch.cat(self._found) if self._found else None
         return None if found is None or found.isnan().all() else found
+
+
+def _are_networks(stack: Stack) -> bool:
+    """Return whether a stack has enough members, and all are networks."""
+    members = stack.predictors()
+    alike = not any(isinstance(member, FrozenPredictor) for member in members)
+    return alike and len(members) >= LEAST
 
 
 def disagreement(answers: Tensor, shares: Tensor) -> Tensor:

@@ -70,11 +70,11 @@ def calibrated(
     said = [_said(row, several) for row in rows if row["factor"] is None]
     return Section(
         "Calibration",
-        note="Ensembles are as sure as their networks agree; a Gaussian process has a "
-        "standard deviation of its own. Intervals are those of a normal distribution. "
-        "The table says how many test crystals lie within them, their mean width, and "
-        "how well the deviation ranks the errors. A scaled arm has its deviations "
-        "multiplied by one number, with which one deviation holds 68 % of the "
+        note="An ensemble's standard deviation is that of its networks' predictions; a "
+        "Gaussian process predicts its own. Intervals assume a normal distribution. "
+        "The table shows how many test crystals lie within them, their mean width, and "
+        "how well the deviation ranks the errors. A scaled arm multiplies its "
+        "deviations by one number, so that one deviation covers 68 % of the "
         "validation crystals.",
         said=said[:_SAID],
         exhibits=[exhibit("calibration", "Coverage of intervals", rows, columns)],

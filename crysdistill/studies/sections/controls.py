@@ -65,7 +65,7 @@ def gains(groups: Sequence[ResultGroup], table: pd.DataFrame) -> Section | None:
         "Gain against controls",
         note="Changes of the best arm, paired by seed, against arms that learn from "
         "no pretraining, from a teacher that knows nothing, or without a network. A "
-        "gain that a control has as well is no knowledge.",
+        "gain that a control shows too does not come from pretraining.",
         exhibits=[
             exhibit(
                 "controls",

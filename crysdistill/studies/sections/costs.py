@@ -35,7 +35,7 @@ def costs(table: pd.DataFrame) -> Section | None:
     return Section(
         "What it cost",
         note=f"Processor time of {counted(len(known), 'run')}, {duration(total)} in "
-        "all. Pretraining is not part of it.",
+        "all. Pretraining is not included.",
         exhibits=[exhibit("costs", "Processor seconds of each arm", rows, columns)],
     )
 
@@ -60,7 +60,7 @@ def failures(results: pd.DataFrame) -> Section | None:
         columns.append(Column(head, _text_of(name), word=name in ("run", "error")))
     return Section(
         "Runs that failed",
-        note="They are in no table above.",
+        note="The tables above leave them out.",
         said=[f"{counted(len(failed), 'run')} of {len(results):,} failed."],
         exhibits=[exhibit("failed", "Runs that failed", rows, columns)],
     )

@@ -79,8 +79,8 @@ def freezing(
     ]
     return Section(
         "Which layers to freeze",
-        note="Frozen are the embedding and this many convolutions of the pretrained "
-        "encoder. Changes are paired by seed, against the best number of frozen "
+        note="The embedding and this many convolutions of the pretrained encoder are "
+        "frozen. Changes are paired by seed, against the best number of frozen "
         "layers of the same task, which was picked by its test values.",
         said=said,
         exhibits=[exhibit("freezing", "Error by frozen layers", rows, columns)],

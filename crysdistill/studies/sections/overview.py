@@ -62,8 +62,8 @@ def overview(
             _tests(tests, reference),
         ],
         pictures=_pictures(shown, arms),
-        after="Arms stand in the order of their mean change. Wilcoxon's test has one "
-        "value for each task, so few tasks cannot give a small p value.",
+        after="Arms are sorted by their mean change. Wilcoxon's test has one value "
+        "for each task, so few tasks cannot give a small p value.",
     )
 
 

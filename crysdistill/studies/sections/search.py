@@ -11,7 +11,7 @@ import pandas as pd
 from crysdistill.studies.exhibits import Column, Section, exhibit
 from crysdistill.studies.numbers import counted
 
-SHARED = "All arms share their settings; none was searched for."
+SHARED = "All arms share their settings; there was no search."
 
 
 def searched(table: pd.DataFrame, tune: Mapping[str, Any] | None) -> Section | None:

@@ -54,7 +54,7 @@ def training_curves(
             pictures.append(Picture(stem("training", task, name), picture))
     return Section(
         "Training curves",
-        note="Thin lines are runs; thick lines are means over the runs of an arm. Of "
+        note="Thin lines are runs; thick lines are means over the runs of an arm. With "
         "many runs, only the means are shown.",
         pictures=pictures,
     )
