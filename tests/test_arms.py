@@ -137,7 +137,7 @@ class TestNames:
         with pytest.raises(InputError) as caught:
             make_arm(name)
         text = str(caught.value)
-        assert text.startswith(f"unknown arm {name!r}; choose of scratch, ")
+        assert text.startswith(f"unknown arm {name!r}; choose one of scratch, ")
         assert text.endswith(f"frozen-all{hint}")
 
     def test_each_says_what_it_is(self):

@@ -240,7 +240,7 @@ def test_keys_explain_every_family():
         ({"families": {}}, "`families` is empty; name at least one"),
         (
             {"families": {"radail": 1.0}},
-            "unknown family 'radail'; choose of radial, angular, coordination, "
+            "unknown family 'radail'; choose one of radial, angular, coordination, "
             "orbitals, densities, charges, crystal; did you mean `radial`",
         ),
         (

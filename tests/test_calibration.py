@@ -155,7 +155,7 @@ def test_a_gaussian_process_alone_is_as_sure_as_it_says(dataset, tmp_path):
 
 
 def test_unlike_members_are_not_sure(dataset, tmp_path):
-    """A network and a Gaussian process disagree for other reasons than doubt."""
+    """The spread of a network and a Gaussian process says little about doubt."""
     torch.manual_seed(0)
     config = FitConfig(
         dataset=dataset, out=tmp_path / "fit", weights=[], **_fit_settings()

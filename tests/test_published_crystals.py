@@ -54,7 +54,7 @@ def test_errors_of_common_crystals(tmp_path):
     [
         ("id,x\na,1\n", "lacks the column `material_id`"),
         ("material_id,fold\na,1\n", "no column with predictions of a model"),
-        ("material_id,x\na,1\na,2\n", "a stands there twice; keep one row"),
+        ("material_id,x\na,1\na,2\n", "a occurs twice; keep one row"),
         ("material_id,x\na,1\nb,?\n", r"`x` of b is '\?' but must be a number"),
         ("", "not a readable CSV file"),
     ],

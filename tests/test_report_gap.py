@@ -63,7 +63,7 @@ def test_no_share_where_the_gap_may_be_zero():
     assert table.shown["95 % CI"].tolist()[:2] == ["–", "–"]
     assert found.said == [
         "In 2 of 3 cases the teacher is not shown to be better than scratch (95 % "
-        "interval): there is no gap to close, and no share."
+        "interval): there is no gap to close."
     ]
 
 

@@ -274,7 +274,7 @@ class TestGoingOn:
             _alone(config.out),
             pytest.raises(
                 InputError,
-                match="another study runs there; wait, or give another `out`",
+                match="another study is running there; wait, or give another `out`",
             ),
         ):
             study(config, progress=False)
@@ -375,7 +375,7 @@ class TestBeforeAnythingRuns:
         ("base.trainer.epoch=3",
          "unknown key `base.trainer.epoch`; did you mean `base.trainer.epochs`?"),
         ("base.seed=3", "`base.seed` is set by the study; give `axes.seed`"),
-        ("axes.arm=[scrach]", "unknown arm 'scrach'; choose of scratch"),
+        ("axes.arm=[scrach]", "unknown arm 'scrach'; choose one of scratch"),
         ("axes.seed=0", "`axes.seed` is 0 but must be a list, such as [0]"),
         ("axes.seed=[]", "`axes.seed` is empty; give a value or leave it out"),
         ("axes.seed=[0, 0]", "`axes.seed` names 0 twice; remove one"),
@@ -387,10 +387,10 @@ class TestBeforeAnythingRuns:
         ("axes.trainer.epochs=[x]", "`trainer.epochs` is 'x' but must be an integer"),
         ("axes.task=[gap]", "the task `gap` must hold keys, as in"),
         ("exclude=[{arm: mean, sed: 1}]",
-         "`exclude[0]` names `sed`, which is no axis of this study; did you mean "
+         "`exclude[0]` names `sed`, which is not an axis of this study; did you mean "
          "`seed`?"),
-        ("exclude=[{seed: 9}]", "`exclude[0]` fits no cell; correct it, or give"),
-        ("controls=[finetuned]", "`controls` names finetuned, which is none"),
+        ("exclude=[{seed: 9}]", "`exclude[0]` matches no cell; correct it, or leave"),
+        ("controls=[finetuned]", "`controls` names finetuned, which is not a control"),
         ("workers=0", "`workers` is 0 but must be at least 1"),
         ("axes.arm=[finetuned]", "`weights` is missing, and the arm `finetuned` needs "
          "it; give `weights=...`"),

@@ -202,7 +202,7 @@ def test_compressed_arrays_are_read(store, tmp_path):
 
 
 def shuffled(crystals: Sequence[Crystal]) -> list[Crystal]:
-    """The same crystals with reordered atoms, some in other cells."""
+    """The same crystals, with atoms reordered and shifted by lattice vectors."""
     rng = np.random.default_rng(3)
     found = []
     for crystal in crystals:

@@ -148,6 +148,6 @@ def check_batch(batch: CrystalBatch, settings: GraphSettings | None = None) -> N
         shifts = map(tuple, batch.edge_shift.tolist())
         edges = set(zip(neighbour, centre, shifts, strict=True))
         assert len(edges) == len(centre)  # none twice
-        assert all(j != i or any(shift) for j, i, shift in edges)  # nor to itself
+        assert all(j != i or any(shift) for j, i, shift in edges)  # no loops
     if settings is not None:
         assert (distances(batch) <= settings.cutoff + 1e-4).all()

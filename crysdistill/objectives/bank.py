@@ -252,7 +252,7 @@ def _checked(families: Mapping[str, float]) -> dict[str, float]:
     for name, weight in families.items():
         if name not in FAMILIES:
             raise InputError(
-                f"unknown family {name!r}; choose of {', '.join(FAMILIES)}"
+                f"unknown family {name!r}; choose one of {', '.join(FAMILIES)}"
                 f"{did_you_mean(name, FAMILIES)}"
             )
         if not 0 < weight < math.inf:

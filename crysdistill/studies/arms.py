@@ -255,8 +255,8 @@ def _ours(name: str) -> Arm:
     match = re.fullmatch(r"frozen-(\d+|all)", name)
     if match is None:
         raise InputError(
-            f"unknown arm {name!r}; choose of {', '.join(ARMS)}, frozen-0, frozen-1, "
-            f"..., frozen-all{did_you_mean(name, ARMS)}"
+            f"unknown arm {name!r}; choose one of {', '.join(ARMS)}, frozen-0, "
+            f"frozen-1, ..., frozen-all{did_you_mean(name, ARMS)}"
         )
     count = match[1]
     about = (
@@ -289,7 +289,7 @@ def controls_of(arms: Sequence[Arm], wanted: bool | Collection[str]) -> list[Arm
             if not arm.control:
                 known = [one.name for one in _ALL if one.control]
                 raise InputError(
-                    f"`controls` names {arm.name}, which is none; choose of "
-                    f"{', '.join(known)}, or put it into `axes.arm`"
+                    f"`controls` names {arm.name}, which is not a control; choose one "
+                    f"of {', '.join(known)}, or put it into `axes.arm`"
                 )
     return [arm for arm in found if arm.name not in names]

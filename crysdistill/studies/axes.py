@@ -153,7 +153,7 @@ def read_exclusions(
         for name, value in _dotted(entry).items():
             if name not in axes:
                 raise InputError(
-                    f"`{place}` names `{name}`, which is no axis of this study"
+                    f"`{place}` names `{name}`, which is not an axis of this study"
                     f"{did_you_mean(name, axes)}"
                 )
             many = value if isinstance(value, list | tuple) else [value]

@@ -126,7 +126,7 @@ def make_cells(
     for number, count in enumerate(hits):
         if not count:
             raise InputError(
-                f"`exclude[{number}]` fits no cell; correct it, or give `exclude` anew"
+                f"`exclude[{number}]` matches no cell; correct it, or leave it out"
             )
     if not cells:
         raise InputError("`exclude` leaves no cell; leave out some of its entries")

@@ -159,7 +159,7 @@ def study(config: StudyConfig, progress: bool = True) -> pd.DataFrame:
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the folder of a study against other processes."""
     folder.mkdir(parents=True, exist_ok=True)
-    refusal = f"{folder}: another study runs there; wait, or give another `out`"
+    refusal = f"{folder}: another study is running there; wait, or give another `out`"
     with locked(folder / ".lock", refusal):
         yield
 

@@ -37,10 +37,10 @@ class Answers(Protocol):
 class Watched:
     """A predictor that keeps how sure it is of what it answers.
 
-    A stack of `LEAST` or more networks is as sure as they agree. A Gaussian process has
-    a standard deviation of its own, noise of the labels included. No other predictor
-    knows how sure it is, nor does any of a class: a network and a Gaussian process
-    disagree for other reasons than doubt.
+    A stack of `LEAST` or more networks gives the spread of their answers. A Gaussian
+    process has a standard deviation of its own, which includes the noise of the labels.
+    All other predictors give none, and classes have none. In a mean of unlike
+    predictors the spread says more about their kinds than about doubt.
 
     Args:
         predictor: answers in the end.

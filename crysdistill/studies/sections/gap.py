@@ -58,8 +58,7 @@ def share_of_gap(
     if left:
         said.append(
             f"In {left} of {counted(len(judged), 'case')} the teacher is not shown to "
-            f"be better than {scratch} (95 % interval): there is no gap to close, and "
-            "no share."
+            f"be better than {scratch} (95 % interval): there is no gap to close."
         )
     if len(judged) < len(rows):
         said.append("One seed gives no interval, and so no share; run at least three.")

@@ -40,7 +40,7 @@ def read_published(path: str | Path) -> pd.DataFrame:
         raise InputError(f"{path}: has no column with predictions of a model")
     twice = table.loc[table["material_id"].duplicated(), "material_id"]
     if len(twice):
-        raise InputError(f"{path}: {twice.iloc[0]} stands there twice; keep one row")
+        raise InputError(f"{path}: {twice.iloc[0]} occurs twice; keep one row")
     for name in models:
         numbers = pd.to_numeric(table[name], errors="coerce")
         wrong = table[numbers.isna() & table[name].notna()]
