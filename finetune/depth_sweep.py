@@ -98,14 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--epochs", type=int, default=100, help="passes over the labels")
     add("--out", type=Path, default=Path("runs/depth_sweep"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    return run_recipe(
-        parser,
-        argv,
-        _full,
-        _small,
-        needs=("dataset",),
-        called="a dataset",
-    )
+    return run_recipe(parser, argv, _full, _small)
 
 
 def _full(args: argparse.Namespace) -> None:

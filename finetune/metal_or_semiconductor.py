@@ -68,14 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path("runs/metal_or_semiconductor")
     add("--out", type=Path, default=out, help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    return run_recipe(
-        parser,
-        argv,
-        _full,
-        _small,
-        needs=("dataset",),
-        called="a dataset",
-    )
+    return run_recipe(parser, argv, _full, _small)
 
 
 def _full(args: argparse.Namespace) -> None:

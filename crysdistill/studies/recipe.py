@@ -26,8 +26,8 @@ def run_recipe(
     full: Callable[[argparse.Namespace], Any],
     small: Callable[[argparse.Namespace, Path], Any],
     *,
-    needs: Sequence[str],
-    called: str,
+    needs: Sequence[str] = ("dataset",),
+    called: str = "a dataset",
 ) -> int:
     """Run a recipe, or every step of it in small; return the exit code.
 
