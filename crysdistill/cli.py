@@ -248,13 +248,15 @@ def _import_arguments(parser: Parser) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
+    from crysdistill.files import writable
     from crysdistill.training.pretrained import described, options
     from crysdistill.transfer.published import import_cgcnn, published_provenance
     from crysdistill.transfer.weights import save_weights
 
+    out = writable(args.out, [args.published])
     predictor = import_cgcnn(args.published)
     provenance = published_provenance(args.published, predictor)
-    print(save_weights(args.out, predictor, provenance=provenance))
+    print(save_weights(out, predictor, provenance=provenance))
     print(
         f"it reads the graph {described(predictor.graph)}; `predict` and `embed` build "
         "that graph themselves. To fine-tune it, build the dataset with "

@@ -1,19 +1,50 @@
-"""Files that are written whole or not at all, even in a crash or on a full disk."""
+"""Files that are written whole or not at all, even in a crash or on a full disk.
+
+And the check, before any work, that a result can be written there.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from crysdistill.errors import InputError
 
 PARTIAL = ".partial"
 """The ending of a file that is being written."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk, a quota or a limit that leaves no room."""
+
+
+def writable(path: str | Path, inputs: Iterable[object] = ()) -> Path:
+    """Return the path of a result, if it can be written there.
+
+    Args:
+        path: of the file to write.
+        inputs: what the result is made from; paths among them are not overwritten.
+
+    Raises:
+        InputError: there is no such folder, `path` is a folder, or it is an input.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder; create it first")
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; give the name of a file in it")
+    if path.exists():
+        for given in inputs:
+            known = isinstance(given, str | Path) and Path(given).exists()
+            if known and path.samefile(given):  # type: ignore[arg-type]
+                raise InputError(
+                    f"{path} is read here, and would be overwritten; give the result "
+                    "another name"
+                )
+    return path
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from crysdistill.corpus.shards import (
     read_shard,
 )
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.files import whole, write_whole
+from crysdistill.files import whole, writable, write_whole
 from crysdistill.graphs.neighbors import GraphSettings
 from crysdistill.locks import only_one, room_for
 from crysdistill.sources import open_sources
@@ -161,8 +161,7 @@ def build(
     finished = out.exists() and not overwrite and not (parts / MANIFEST).exists()
     if finished and made_from(out) is None:
         raise InputError(f"{out} exists; give another name or `--overwrite`")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: no such folder; create it first")
+    writable(out)
     check_engine(workers, cluster)
     check_licence(licence)
     if symmetry is not None and symmetry not in ENGINES:

@@ -12,6 +12,7 @@ import rich
 from rich.markup import escape
 
 from crysdistill.errors import InputError
+from crysdistill.files import writable
 from crysdistill.overlap.finding import find_overlaps
 from crysdistill.overlap.report import METHOD, Overlap, check_kinds
 from crysdistill.overlap.search import KINDS
@@ -47,12 +48,10 @@ def compare_files(
         InputError: a side cannot be read or is empty, a setting is out of range, or
             the result cannot be written there.
     """
-    out = Path(out)
+    out = writable(out, (corpus, dataset))  # before the work, not after it
     kinds = check_kinds(kinds)
     check_engine(workers, cluster)
-    if not out.parent.is_dir():  # before the work, not after it
-        raise InputError(f"{out.parent}: no such folder; create it first")
-    summary = out.with_suffix(".json")
+    summary = writable(out.with_suffix(".json"), (corpus, dataset))
     if summary == out:
         raise InputError(
             f"{out} is the file for the numbers; name the table of pairs, such as "

@@ -32,7 +32,7 @@ from rich.progress import (
 from rich.text import Text
 
 from crysdistill.errors import InputError
-from crysdistill.files import whole, write_whole
+from crysdistill.files import whole, writable, write_whole
 from crysdistill.locks import only_one, room_for
 from crysdistill.sources.services import Page
 from crysdistill.sources.specs import open_service
@@ -79,8 +79,7 @@ def fetch(
         raise InputError(f"{out}: must end in `{SUFFIX}`, such as `corpus{SUFFIX}`")
     if limit is not None and limit < 1:
         raise InputError(f"`limit` is {limit} but must be at least 1")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: no such folder; create it first")
+    writable(out)
     parts = out.with_name(out.name + ".parts")
     # If its pages are still there, its download did not finish.
     if out.exists() and not overwrite and not (parts / _MANIFEST).exists():

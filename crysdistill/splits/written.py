@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from crysdistill.errors import InputError
+from crysdistill.files import writable
 from crysdistill.splits.groups import GROUPINGS, Groups, find_groups
 from crysdistill.splits.settings import (
     SplitSettings,
@@ -116,9 +117,7 @@ def write_splits(
     Raises:
         InputError: the split cannot be made, or would overwrite another.
     """
-    out = Path(out)
-    if not out.parent.is_dir():  # before the work, not after it
-        raise InputError(f"{out.parent}: no such folder; create it first")
+    out = writable(out, [dataset])  # before the work, not after it
     store = Store.open(dataset)
     labels = None if target is None else store.property(target)
     if labels is None and (settings.stratify or settings.by == "matbench"):

@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from crysdistill.corpus.inspection import Inspection
 from crysdistill.errors import InputError
+from crysdistill.files import writable
 from crysdistill.structures.elements import symbols
 from crysdistill.structures.symmetry import CRYSTAL_SYSTEMS
 from crysdistill.studies.canvas import COLOURS, canvas, headline, plain, svg
@@ -31,11 +32,13 @@ def write_page(inspection: Inspection, path: str | Path) -> Path:
         path: the HTML file; missing folders are made.
 
     Raises:
-        InputError: the path is a folder.
+        InputError: the path is a folder, or the store itself.
     """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the name of an HTML file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writable(path, [inspection.store])
     environment = Environment(
         loader=PackageLoader("crysdistill.studies", "."),
         autoescape=True,
@@ -49,7 +52,6 @@ def write_page(inspection: Inspection, path: str | Path) -> Path:
         facts=inspection.facts,
         sections=[(s, pictures.get(s.title, [])) for s in inspection.sections],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from crysdistill.corpus.build import build
 from crysdistill.encoders import Embeddings, Encoder
 from crysdistill.errors import InputError, did_you_mean
-from crysdistill.files import FULL, whole, write_whole
+from crysdistill.files import FULL, whole, writable, write_whole
 from crysdistill.graphs.batch import CrystalBatch, GraphSettings
 from crysdistill.store.store import Store
 from crysdistill.teachers.tables.layout import ABOUT
@@ -78,7 +78,7 @@ def predict(
         InputError: the weights or a source cannot be read, no crystal is left, or there
             is no room; an earlier result then stays.
     """
-    out, device = _writable(out), _device(accelerator)
+    out, device = writable(out, [weights, *sources]), _device(accelerator)
     predictor = load_predictor(weights).to(device)
     outputs = predictor.outputs
     with _as_store(sources, predictor.graph, out, workers, progress) as store, _room():
@@ -139,7 +139,7 @@ def embed(
             f"`level` is {level!r} but must be one of {', '.join(get_args(Level))}"
             f"{did_you_mean(str(level), get_args(Level))}"
         )
-    out, device = _writable(out), _device(accelerator)
+    out, device = writable(out, [weights, *sources]), _device(accelerator)
     check_ending(out, level)
     encoder, header = load_encoder(weights).to(device), read_header(weights)
     widths = _widths(encoder, level)
@@ -220,16 +220,6 @@ def _batches(store: Store, batch_size: int, device: torch.device) -> BatchLoader
     loader = BatchLoader(store, np.arange(len(store)), batch_size)
     place([loader], device)
     return loader
-
-
-def _writable(out: str | Path) -> Path:
-    """Refuse, before any work, an output path that cannot be written to."""
-    out = Path(out)
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: no such folder; create it first")
-    if out.is_dir():
-        raise InputError(f"{out}: a folder; give the name of a file in it")
-    return out
 
 
 @contextmanager

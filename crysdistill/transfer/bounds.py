@@ -12,6 +12,7 @@ from pymatgen.core import Composition
 from rich.markup import escape
 
 from crysdistill.errors import InputError
+from crysdistill.files import writable
 from crysdistill.overlap.facts import Collection
 from crysdistill.overlap.files import compare_files
 from crysdistill.overlap.sides import open_side
@@ -95,8 +96,8 @@ def compare_weights(
         InputError: the weights carry no formulas, a side cannot be read, or the dataset
             is empty.
     """
-    if out is not None and not Path(out).parent.is_dir():  # before the work
-        raise InputError(f"{Path(out).parent}: no such folder; create it first")
+    if out is not None:
+        writable(out, (located(weights), dataset))  # before the work
     header = read_header(Path(weights))
     formulas = header.provenance.formulas
     if formulas is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crysdistill.errors import InputError, first_line, not_installed
-from crysdistill.files import write_whole
+from crysdistill.files import writable, write_whole
 from crysdistill.transfer.card import write_card
 from crysdistill.transfer.weights import read_header
 
@@ -63,9 +63,7 @@ def pull(place: str, out: str | Path) -> Path:
         InputError: there are no weights, they do not match the checksum, or they cannot
             be used.
     """
-    out = Path(out)
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: no such folder; create it first")
+    out = writable(out)
     if place.startswith(SCHEME):
         weights, checksum = _download(place.removeprefix(SCHEME))
     else:
