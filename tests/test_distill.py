@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from crysdistill.errors import InputError
@@ -115,6 +116,40 @@ def test_fading_follows_the_run(config, monkeypatch):
     run(config, weighting="fading")
     steps = seen[-9:]  # three epochs of three steps; earlier ones were a trial
     np.testing.assert_allclose(steps, np.arange(9) / 9)
+
+
+def test_losses_are_balanced_where_they_have_a_scale(config):
+    """The published form stays as it is, and so does what the user asks for."""
+
+    def balance(**given) -> str:
+        given = {"target": config.target, **given}
+        return DistillConfig(dataset=config.dataset, teacher="random", **given).balance
+
+    assert balance() == "balanced"
+    assert balance(loss="relations_atoms") == "balanced"
+    assert balance(loss="published") == "fixed"
+    assert balance(loss="published", weighting="balanced") == "balanced"
+    assert balance(weighting="fading") == "fading"
+    targets = [Target("density"), Target("class", task="classification")]
+    assert balance(target=None, targets=targets) == "fixed"
+    weighted = [replace(target, weight=1.0) for target in targets]
+    assert balance(target=None, targets=weighted) == "balanced"
+
+
+def test_a_run_balances_its_losses(config, monkeypatch):
+    used = set()
+    real = Distillation.total
+
+    def watching(self, property_loss, embedding_loss, done=0.0):
+        total = real(self, property_loss, embedding_loss, done)
+        wanted = (property_loss.detach() * embedding_loss.detach()).sqrt()
+        torch.testing.assert_close(total.detach(), wanted)
+        used.add(self.weighting)
+        return total
+
+    monkeypatch.setattr(Distillation, "total", watching)
+    run(config)
+    assert used == {"balanced"}
 
 
 def test_balanced_losses_of_several_targets_are_refused(config):

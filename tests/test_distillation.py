@@ -349,6 +349,13 @@ def test_balanced_losses_need_no_common_scale():
     assert torch.isfinite(torch.autograd.grad(nothing, x)[0]).all()
 
 
+def test_balanced_losses_with_one_of_them_alone():
+    two, ten = torch.tensor(2.0), torch.tensor(10.0)
+    for alpha, total in ((0.0, 2.0), (1.0, 10.0)):  # exactly
+        alone = Distillation(8, 8, alpha, weighting="balanced")
+        assert float(alone.total(two, ten)) == total
+
+
 def test_ranks_share_balanced_losses(monkeypatch):
     balanced = Distillation(8, 8, 0.3, weighting="balanced")
     whole = balanced.total(torch.tensor(3.0), torch.tensor(0.5))

@@ -335,8 +335,10 @@ def test_large_clouds_become_one_image(tmp_path):
             "Clean of dataset.h5 (3 left out).",
         ),
         ("transductive (3 of 9 in both)", "transductive", "3 of 9 in both."),
+        ("leaked (labels of 3)", "leaked", "learned from labels of test crystals"),
         ("not checked", "unknown", "Not checked."),
         ([{"a": 1, "status": "clean"}, {"status": "transductive"}], "transductive", ""),
+        ([{"status": "leaked"}, {"status": "transductive"}], "leaked", ""),
         (pd.DataFrame({"status": ["clean"]}), "clean", ""),
     ],
 )

@@ -40,6 +40,9 @@ class FromTeachers(Objective):
     with one hidden layer stands between the two, so that any student can learn from any
     teacher. The decoder is not part of the encoder.
 
+    Where a teacher says how uncertain it is, as an ensemble of predictors does, each
+    squared error has a weight (`crysdistill.teachers.trust`); R2 has none.
+
     A teacher may know only a part of the corpus: a table may cover some crystals, and
     for a slow model `max_atoms` and `max_crystals` limit the number of answers. Means
     are then over the known crystals, and decoders see no others. Batches leave out
@@ -66,7 +69,9 @@ class FromTeachers(Objective):
         encoder_width: F, the width of the embeddings of atoms.
         crystal_width: F', the width of the embeddings of crystals.
         teachers: each as in `crysdistill distill`: a weights file, a checkpoint of the
-            published CGCNN, a table of embeddings, `chgnet`, or `random`.
+            published CGCNN, a table of embeddings, `chgnet`, `dftd4` (charges and
+            dispersion), `ewald` (potentials of formal charges), `ensemble:FOLDER` (the
+            predictions of trained predictors), or `random`.
         levels: `atoms`, `crystals` or both; None takes atoms, or crystals if a teacher
             does not answer for atoms.
         max_atoms: skip crystals with more atoms; None skips none.
@@ -214,9 +219,11 @@ class FromTeachers(Objective):
         """Return this rank's share of the mean over teachers and levels."""
         losses = []
         for lesson in cast(Sequence[Lesson], self.lessons):
-            said, wanted = lesson(seen[0], batch)
+            said, wanted, weight = lesson(seen[0], batch)
+            errors = (said - wanted).square()
+            total = (errors if weight is None else weight * errors).sum()
             count = torch.full((), float(wanted.numel()), device=said.device)
-            losses.append(mean_over_ranks((said - wanted).square().sum(), count))
+            losses.append(mean_over_ranks(total, count))
         return torch.stack(losses).mean()
 
     def update(
@@ -224,7 +231,8 @@ class FromTeachers(Objective):
     ) -> None:
         """Add a validation batch to the numbers."""
         for lesson in cast(Sequence[Lesson], self.lessons):
-            lesson.totals.update(**sums_of(*lesson(seen[0], batch)))
+            said, wanted, _ = lesson(seen[0], batch)  # an R2 has no weights
+            lesson.totals.update(**sums_of(said, wanted))
 
     def compute(self) -> dict[str, float]:
         """Return the explained share of the variance for each lesson."""
@@ -284,8 +292,13 @@ class Lesson(nn.Module):
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
 
-    def forward(self, seen: Embedded, batch: CrystalBatch) -> tuple[Tensor, Tensor]:
-        """Return the student's and the teacher's answers where the teacher has any."""
+    def forward(
+        self, seen: Embedded, batch: CrystalBatch
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the student's and the teacher's answers where the teacher has any.
+
+        The third is how much each answer counts, None if all count alike.
+        """
         answers = self.answers
         if answers is None:
             raise RuntimeError("call `begin` before the first batch")
@@ -294,12 +307,16 @@ class Lesson(nn.Module):
             self.answers = answers = answers.near(rows.device)
             self._device = rows.device
         known = self.asked[rows]  # (B,)
+        weight = None
         if self.level == "atoms":
             mine = seen.atoms[known[batch.batch]]  # (n, F)
             theirs = answers.gather_atoms(rows[known], len(mine))
         else:
             mine = seen.crystals[known]  # (b, F')
             theirs = answers.gather_crystals(rows[known])
+            weight = answers.gather_weights(rows[known])
         theirs = theirs.to(mine.device, non_blocking=True)
         wanted = (theirs - self.mean) * self.scale
-        return full_precision(self.decoder(mine)), wanted
+        if weight is not None:
+            weight = weight.to(mine.device, non_blocking=True)
+        return full_precision(self.decoder(mine)), wanted, weight

@@ -15,7 +15,10 @@ from crysdistill.store.store import Store
 from crysdistill.teachers.answers import TeacherAnswers
 from crysdistill.teachers.asking import answers_for
 from crysdistill.teachers.chgnet import CHGNetTeacher
+from crysdistill.teachers.dispersion import DispersionTeacher
+from crysdistill.teachers.electrostatics import EwaldTeacher
 from crysdistill.teachers.encoder import EncoderTeacher, encoder_teacher
+from crysdistill.teachers.ensemble import EnsembleTeacher
 from crysdistill.teachers.published import published_teacher
 from crysdistill.teachers.random import RandomTeacher
 from crysdistill.teachers.table import TableTeacher
@@ -37,6 +40,9 @@ __all__ = [
 
 NAMED: dict[str, Callable[[str], Teacher]] = {
     "chgnet": CHGNetTeacher,
+    "dftd4": DispersionTeacher,
+    "ensemble": EnsembleTeacher,
+    "ewald": EwaldTeacher,
 }
 """Live teachers by name; each takes the text after the colon, which may be empty."""
 
@@ -53,10 +59,10 @@ def make_teacher(
     The kind of a file is recognised by its content, not by its name.
 
     Args:
-        spec: `random`; one of `NAMED`, optionally with a model, as in `chgnet:r2scan`;
-            a weights file, or one of the package by name; a checkpoint of the
-            published CGCNN code; or a table of embeddings, optionally with one of its
-            layers, as in `table.h5:2`.
+        spec: `random`; one of `NAMED`, optionally with a model, as in `chgnet:r2scan`,
+            or with its files, as in `ensemble:runs/members`; a weights file, or one of
+            the package by name; a checkpoint of the published CGCNN code; or a table
+            of embeddings, optionally with one of its layers, as in `table.h5:2`.
         store: the store with the crystals that the teacher will answer for.
         seed: of the weights of a `random` teacher.
         encoder: `name` and the settings of a `random` teacher.
@@ -72,8 +78,9 @@ def make_teacher(
         return NAMED[text]("")
     path = located(text)
     if not path.exists():
-        if name in NAMED:
-            return NAMED[name](rest)
+        named, _, given = text.partition(":")
+        if named in NAMED:
+            return NAMED[named](given)
         if rest.isdecimal() and Path(name).is_file():
             return TableTeacher(Path(name), store, int(rest))
         known = ("random", *NAMED, *shipped())

@@ -95,14 +95,21 @@ class TeacherAnswers:
             hold more.
         atoms: its answers for atoms; None if it gives none.
         crystals: its answers for crystals; None if it gives none.
+        weights: how much each number of a crystal counts in a student's loss, with
+            mean 1 over `rows`; None if all count alike.
     """
 
     def __init__(
-        self, rows: Tensor, atoms: Block | None, crystals: Block | None
+        self,
+        rows: Tensor,
+        atoms: Block | None,
+        crystals: Block | None,
+        weights: Block | None = None,
     ) -> None:
         self.rows = rows
         self.atoms = atoms
         self.crystals = crystals
+        self.weights = weights
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -120,7 +127,8 @@ class TeacherAnswers:
     @property
     def nbytes(self) -> int:
         """The memory that the answers for `rows` take on a device."""
-        blocks = [block for block in (self.atoms, self.crystals) if block]
+        every = (self.atoms, self.crystals, self.weights)
+        blocks = [block for block in every if block]
         return sum(4 * block.width * block.size(self.rows) for block in blocks)
 
     def gather_atoms(self, rows: Tensor, atoms: int | None = None) -> Tensor:
@@ -139,6 +147,10 @@ class TeacherAnswers:
     def gather_crystals(self, rows: Tensor) -> Tensor:
         """Return the answers for some crystals, (B, F') float32; see `gather_atoms`."""
         return self._block("crystals").gather(rows, len(rows))
+
+    def gather_weights(self, rows: Tensor) -> Tensor | None:
+        """Return how much the answers for some crystals count, (B, F')."""
+        return self.weights.gather(rows, len(rows)) if self.weights else None
 
     def find_bad(self) -> int | None:
         """Return a row whose answer is not finite, or None if all are finite."""
@@ -192,7 +204,10 @@ class TeacherAnswers:
             return block.only(self.rows).to(device) if block else None
 
         return TeacherAnswers(
-            self.rows.to(device), moved(self.atoms), moved(self.crystals)
+            self.rows.to(device),
+            moved(self.atoms),
+            moved(self.crystals),
+            moved(self.weights),
         )
 
     def near(self, device: torch.device) -> TeacherAnswers:
@@ -204,7 +219,9 @@ class TeacherAnswers:
 
     def about(self, rows: np.ndarray) -> TeacherAnswers:
         """Return the answers for some of `rows`."""
-        return TeacherAnswers(torch.from_numpy(rows), self.atoms, self.crystals)
+        return TeacherAnswers(
+            torch.from_numpy(rows), self.atoms, self.crystals, self.weights
+        )
 
     def shuffled(self, seed: int) -> TeacherAnswers:
         """Return the answers for `rows`, each given to another of them.
@@ -232,7 +249,9 @@ class TeacherAnswers:
             first[self.rows] = torch.cumsum(own, 0) - own
             return Block(torch.cat(parts), first, counts)
 
-        return TeacherAnswers(self.rows, dealt(self.atoms), dealt(self.crystals))
+        return TeacherAnswers(
+            self.rows, dealt(self.atoms), dealt(self.crystals), dealt(self.weights)
+        )
 
     def _block(self, level: Level) -> Block:
         block = self.atoms if level == "atoms" else self.crystals

@@ -22,6 +22,7 @@ from crysdistill.store.store import Store
 from crysdistill.teachers.answers import TeacherAnswers
 from crysdistill.teachers.kept import About, KeptAnswers
 from crysdistill.teachers.teacher import Answer, Teacher
+from crysdistill.teachers.trust import weighed
 from crysdistill.workers import engine
 
 FOLDER = ".teachers"
@@ -77,7 +78,8 @@ def answers_for(
         return ready
     if folder is None:
         raise RuntimeError("a teacher has answers at hand on some ranks only")
-    return KeptAnswers.open(folder).answers(store, torch.from_numpy(chosen))
+    found = KeptAnswers.open(folder).answers(store, torch.from_numpy(chosen))
+    return weighed(found) if teacher.spreads else found
 
 
 class _Asking:
@@ -128,7 +130,7 @@ class _Asking:
             crystals=len(store),
             atoms=int(store.atom_offsets[-1]),
             atom_width=teacher.atom_width,
-            crystal_width=teacher.crystal_width,
+            crystal_width=teacher.kept_width,
         )
 
     def _complete(self, kept: KeptAnswers, rows: np.ndarray) -> None:
@@ -177,7 +179,7 @@ class _Asking:
         first = np.cumsum([0, *(atoms[rows + 1] - atoms[rows])])
         for x, width, starts in (
             (answer.atoms, teacher.atom_width, first),
-            (answer.crystals, teacher.crystal_width, np.arange(len(rows) + 1)),
+            (answer.crystals, teacher.kept_width, np.arange(len(rows) + 1)),
         ):
             found = None if x is None else tuple(x.shape)
             wanted = None if width is None else (int(starts[-1]), width)

@@ -71,7 +71,7 @@ from crysdistill.teachers.matching import Match, match_atoms, match_ids
 from crysdistill.teachers.tables import open_table
 from crysdistill.teachers.tables.layout import ABOUT, LAYER, ranges
 from crysdistill.teachers.teacher import Answer, Foreign, Teacher
-from crysdistill.transfer.weights import Provenance
+from crysdistill.transfer.weights import Provenance, recorded_apart
 
 
 class TableTeacher(Teacher):
@@ -216,7 +216,7 @@ def _learned(path: Path, about: Mapping[str, str]) -> Foreign:
     if ABOUT in about:
         try:
             facts = json.loads(about[ABOUT])
-            values = {**facts["provenance"], "formulas": facts.get("formulas")}
+            values = {**facts["provenance"], **recorded_apart(facts)}
             return Foreign(Provenance(**values), facts["kind"])
         except (ValueError, KeyError, TypeError, InputError):
             raise InputError(

@@ -24,7 +24,8 @@ class Answer:
 
     Args:
         atoms: (N, F); None if it does not answer for atoms.
-        crystals: (B, F'); None if it does not answer for crystals.
+        crystals: (B, F'); None if it does not answer for crystals. (B, 2 F') if the
+            teacher `spreads`: the numbers, and then the spread of each.
     """
 
     atoms: Tensor | None
@@ -55,6 +56,8 @@ class Teacher(ABC):
         name: the teacher's name in messages.
         atom_width: F, of its answers for atoms; None if it gives none.
         crystal_width: F', of its answers for crystals; None if it gives none.
+        spreads: whether it says how uncertain each number of a crystal is. Students
+            then learn with weights (`crysdistill.teachers.trust`).
         graph: the graph that batches must have; None if it finds its own neighbours.
         learned: its training data; None for an untrained teacher.
     """
@@ -63,6 +66,7 @@ class Teacher(ABC):
     name: str
     atom_width: int | None = None
     crystal_width: int | None = None
+    spreads: bool = False
     graph: GraphSettings | None = None
     learned: Learned | None = None
 
@@ -108,9 +112,15 @@ class Teacher(ABC):
         return self
 
     @property
+    def kept_width(self) -> int | None:
+        """The width of `Answer.crystals`, and of the file that keeps them."""
+        both = 2 if self.spreads else 1
+        return None if self.crystal_width is None else both * self.crystal_width
+
+    @property
     def provenance(self) -> Provenance:
         """Its training data and licence, which its students inherit."""
         if self.learned is None:
             origin = f"{self.name}, which has learned nothing"
-            return Provenance(origin=origin, formulas=Formulas())
+            return Provenance(origin=origin, formulas=Formulas(), used=())
         return self.learned.provenance

@@ -49,8 +49,10 @@ class DistillConfig(TrainConfig):
 
     Args:
         teacher: a weights file; a checkpoint of the published CGCNN; a table of
-            embeddings of any model (`crysdistill embed` writes them); `chgnet`; or
-            `random` for random weights, the control that separates knowledge from
+            embeddings of any model (`crysdistill embed` writes them); `chgnet`;
+            `dftd4`, charges and dispersion; `ewald`, the potentials of formal charges;
+            `ensemble:FOLDER`, the mean prediction of trained predictors; or `random`
+            for random weights, the control that separates knowledge from
             regularisation.
         teacher_encoder: the architecture of a `random` teacher.
         shuffled: give each crystal the answers for another one, the control that keeps
@@ -58,7 +60,8 @@ class DistillConfig(TrainConfig):
         alpha: share of the teacher's loss in the total.
         weighting: `fixed`; `fading`, where alpha falls to 0 by the end of the run; or
             `balanced`, the geometric mean of both losses, which does not depend on
-            their scales.
+            their scales. Null takes `balanced`; but `fixed` for `loss=published`, and
+            for several targets with learned variances.
         loss: how the student is compared with the teacher: `standardized_atoms` and
             `standardized_crystals` compare numbers on the scale of the teacher's own
             variance; `relations_atoms` and `relations_crystals` compare distances
@@ -80,7 +83,7 @@ class DistillConfig(TrainConfig):
     )
     shuffled: bool = False
     alpha: float = 0.5
-    weighting: Weighting = "fixed"
+    weighting: Weighting | None = None
     loss: Literal[
         "published",
         "standardized_atoms",
@@ -94,17 +97,24 @@ class DistillConfig(TrainConfig):
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise InputError(f"`alpha` is {self.alpha} but must be between 0 and 1")
-        several = len(self.targets) > 1
-        if (
-            self.weighting == "balanced"
-            and several
-            and not any(target.weight is not None for target in self.targets)
-        ):
+        if self.weighting == "balanced" and not self._has_scale():
             raise InputError(
                 "`weighting` is balanced, but the loss of several targets with learned "
                 "variances has no fixed scale; give each target a `weight`, or set "
                 "`weighting=fixed`"
             )
+
+    def _has_scale(self) -> bool:
+        """Return whether the property loss has a fixed scale."""
+        weights = [target.weight for target in self.targets]
+        return len(weights) < 2 or any(weight is not None for weight in weights)
+
+    @property
+    def balance(self) -> Weighting:
+        """The weighting, with null replaced by what it stands for."""
+        if self.weighting is not None:
+            return self.weighting
+        return "balanced" if self._has_scale() and self.loss != "published" else "fixed"
 
 
 class Taught(nn.Module):
@@ -132,7 +142,8 @@ class Taught(nn.Module):
         self, embeddings: Embeddings, batch: CrystalBatch, property_loss: Tensor
     ) -> dict[str, Tensor]:
         """Return this rank's shares of the embedding loss and the total."""
-        loss = self.distillation(*self._both(embeddings, batch), batch)
+        weights = self.answers.gather_weights(batch.rows)
+        loss = self.distillation(*self._both(embeddings, batch), batch, weights)
         return {
             "embedding": loss,
             "loss": self.distillation.total(property_loss, loss, self.done),
@@ -205,8 +216,9 @@ class DistillPlan(TrainPlan):
                 (self.teacher.atom_width, self.teacher.crystal_width),
                 alpha=config.alpha,
                 loss=config.loss,
+                spreads=self.teacher.spreads,
                 projector=config.projector,
-                weighting=config.weighting,
+                weighting=config.balance,
             )
         )
         return DistilledModule(predictor, config.optimizer, self.taught)

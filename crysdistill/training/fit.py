@@ -415,14 +415,14 @@ class _Work:
             **results_of(outputs, kinds, found),
         }
         run.write_json("results.json", results)
-        nothing = Provenance(formulas=Formulas())
+        nothing = Provenance(formulas=Formulas(), used=())
         earlier = header.provenance if header else nothing
+        kind = header.kind if header else "encoder"
         provenance = replace(
-            earlier,
+            with_labelled(earlier, kind, store, split),
             licence=joint_licence([earlier.licence, store.licence]),
-            overlap=seen(header, store)[0],
+            overlap=seen(header, store, split.test)[0],
             origin=f"{self.config.out}: labels of {store.path.name}",
-            formulas=with_labelled(earlier.formulas, store, split),
         )
         save_weights(run.weights, chosen.predictor, provenance=provenance)
         rich.print(escape(f"chosen: {chosen.name}"))

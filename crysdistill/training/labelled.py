@@ -313,20 +313,20 @@ class LabelledPlan(Plan[Config]):
     def _provenance(self, store: Store) -> Provenance:
         """Return the provenance, including that of pretrained weights and teachers."""
         before, taught = self.before(), self.taught_by()
-        nothing = Provenance(formulas=Formulas())
+        nothing = Provenance(formulas=Formulas(), used=())
         earlier = before.provenance if before else taught or nothing
         licences = [earlier.licence, store.licence]
         origin = f"{self.config.out}: labels of {store.path.name}"
         if taught is not None:
             licences.append(taught.licence)
             origin += f"; taught by {taught.origin}" if taught.origin else ""
+        kind = before.kind if before else "encoder"
         return replace(
-            earlier,
+            with_labelled(earlier, kind, store, self.split),
             licence=joint_licence(licences),
             # Being clean of other datasets does not mean clean of this one.
-            overlap=seen(before, store)[0],
+            overlap=seen(before, store, self.split.test)[0],
             origin=origin,
-            formulas=with_labelled(earlier.formulas, store, self.split),
         )
 
 

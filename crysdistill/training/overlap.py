@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ import numpy as np
 from crysdistill.splits import Split
 from crysdistill.store.formulas import Formulas, join_formulas
 from crysdistill.store.store import Store
+from crysdistill.store.used import Used, join_used
 from crysdistill.training.across import OtherStore
+from crysdistill.transfer.same_store import used_by
 from crysdistill.transfer.seen import Learned, at_most, of_the_tested, seen
+from crysdistill.transfer.weights import Provenance
 
 
 def find_seen(
@@ -26,9 +30,10 @@ def find_seen(
         other: the crystals to test on in another store.
     """
     if other is None:
-        said, bound = seen(before, store)[1], at_most(before, store, split.test)
+        said = seen(before, store, split.test)[1]
+        bound = at_most(before, store, split.test)
     else:
-        said = other.overlap(seen(before, other.store)[1])
+        said = other.overlap(seen(before, other.store, other.rows)[1])
         bound = at_most(before, other.store, other.rows)
     return {"overlap": said, **bound}
 
@@ -39,14 +44,20 @@ def overlap_line(found: Mapping[str, Any]) -> str:
 
 
 def with_labelled(
-    earlier: Formulas | None, store: Store, split: Split
-) -> Formulas | None:
-    """Return all formulas that a run's weights know; None if they are not known.
+    earlier: Provenance, kind: str, store: Store, split: Split
+) -> Provenance:
+    """Return a provenance with the crystals whose labels a run learned.
 
     Args:
-        earlier: those of the pretrained weights or the teacher.
+        earlier: that of the pretrained weights or the teacher.
+        kind: of these weights, as in `Learned`.
         store: the store to train on.
         split: of its crystals.
     """
-    used = np.concatenate([split.train, split.val])
-    return join_formulas([earlier, Formulas.of(store, used)])
+    rows = np.concatenate([split.train, split.val])
+    before = used_by(kind, earlier, [store.structures_hash])
+    return replace(
+        earlier,
+        formulas=join_formulas([earlier.formulas, Formulas.of(store, rows)]),
+        used=join_used([before, (Used.of(store, rows, labels=True),)]),
+    )

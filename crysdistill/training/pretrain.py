@@ -27,6 +27,7 @@ from crysdistill.store.checks import (
 from crysdistill.store.formulas import Formulas
 from crysdistill.store.origins import licence_remark
 from crysdistill.store.store import Store
+from crysdistill.store.used import Used
 from crysdistill.training.cleaning import EXCLUDED, Cleaned, clean_rows
 from crysdistill.training.engine import device_of
 from crysdistill.training.loader import BatchLoader, place
@@ -262,6 +263,7 @@ class PretrainPlan(Plan[PretrainConfig]):
         assert isinstance(module, PretrainModule)  # noqa: S101 - for the type checker
         # The held-out crystals choose the epoch.
         used = np.union1d(learning.train.rows, self.held_out)
+        labels = any(o.columns for o in module.named().values())
         own = Provenance(
             store.hash,
             status(checks),
@@ -269,6 +271,7 @@ class PretrainPlan(Plan[PretrainConfig]):
             checks=checks,
             origin=f"{self.config.out}: {statement(checks)}",
             formulas=Formulas.of(store, used),
+            used=(Used.of(store, used, labels),),
         )
         learned: list[Learned] = [
             one for o in module.named().values() for one in o.learned

@@ -116,6 +116,7 @@ class DistillationLoss:
         standardized: whether each number of the teacher's answers is first brought to
             mean 0 and variance 1.
         relational: whether student and teacher may have different widths.
+        weighs: whether it is a squared error, in which each number can have a weight.
     """
 
     level: Level
@@ -123,6 +124,7 @@ class DistillationLoss:
     compared: Callable[[Tensor, Tensor, CrystalBatch], tuple[Tensor, Tensor]]
     standardized: bool = False
     relational: bool = False
+    weighs: bool = False
 
 
 DISTILLATION_LOSSES = {
@@ -131,7 +133,11 @@ DISTILLATION_LOSSES = {
         "atoms", squared_error_of_atoms, as_they_are, standardized=True
     ),
     "standardized_crystals": DistillationLoss(
-        "crystals", squared_error_of_crystals, as_they_are, standardized=True
+        "crystals",
+        squared_error_of_crystals,
+        as_they_are,
+        standardized=True,
+        weighs=True,
     ),
     "relations_atoms": DistillationLoss(
         "atoms", atom_relations, compared_atoms, standardized=True, relational=True
@@ -251,6 +257,7 @@ class Distillation(nn.Module):
         student: tuple[int, int],
         teacher: tuple[int | None, int | None],
         loss: str = "published",
+        spreads: bool = False,
         **settings: Any,
     ) -> Distillation:
         """Return the distillation with the widths at the level of the loss.
@@ -259,19 +266,27 @@ class Distillation(nn.Module):
             student: the widths of the student's atoms and crystals.
             teacher: those of the teacher; None where it does not answer.
             loss: one of `DISTILLATION_LOSSES`.
+            spreads: whether the teacher says how uncertain its answers are.
             settings: see the class.
 
         Raises:
-            InputError: as for the class, or the teacher does not answer at that level.
+            InputError: as for the class, the teacher does not answer at that level, or
+                the loss cannot weigh its answers.
         """
         level = find_loss(loss).level
+        able = [n for n, x in DISTILLATION_LOSSES.items() if x.weighs or not spreads]
         place = ("atoms", "crystals").index(level)
         width = teacher[place]
         if width is None:
-            others = [n for n, x in DISTILLATION_LOSSES.items() if x.level != level]
+            others = [n for n in able if DISTILLATION_LOSSES[n].level != level]
             raise InputError(
                 f"`loss` is {loss}, which compares {level}, but the teacher does not "
                 f"answer for {level}; choose {' or '.join(others)}"
+            )
+        if loss not in able:
+            raise InputError(
+                f"`loss` is {loss}, which cannot weigh answers by their spread, as "
+                f"this teacher needs; choose {' or '.join(able)}"
             )
         return cls(student[place], width, loss=loss, **settings)
 
@@ -284,18 +299,32 @@ class Distillation(nn.Module):
         device = next(self.parameters(), mean).device
         self.mean, self.scale = mean.float().to(device), scale.float().to(device)
 
-    def forward(self, student: Tensor, teacher: Tensor, batch: CrystalBatch) -> Tensor:
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        batch: CrystalBatch,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Return the embedding loss; with several ranks this rank's share of it.
 
         Args:
             student: (N, student width), or (B, ...) at the level `crystals`.
             teacher: (N, teacher width), for the same atoms in the same order.
             batch: the student's batch.
+            weights: of the squared error of each number, (B, teacher width); only for
+                losses that `weighs`.
 
         Raises:
             InputError: the teacher answered for other atoms.
         """
-        return self._loss.distance(*self._both(student, teacher), batch)
+        student, teacher = self._both(student, teacher)
+        if weights is not None:
+            root = weights.to(
+                student.device
+            ).sqrt()  # w (s - t)^2 = (root s - root t)^2
+            student, teacher = root * student, root * teacher
+        return self._loss.distance(student, teacher, batch)
 
     @torch.no_grad()
     def compared(
@@ -333,7 +362,7 @@ class Distillation(nn.Module):
             done: the fraction of the run that is done; used by `fading`.
         """
         alpha = self.alpha
-        if self.weighting == "balanced":
+        if self.weighting == "balanced" and 0 < alpha < 1:
             shares = torch.stack((property_loss, embedding_loss))
             return geometric_mean(shares, shares.new_tensor([1 - alpha, alpha]))
         if self.weighting == "fading":

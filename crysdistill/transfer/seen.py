@@ -1,4 +1,4 @@
-"""Whether weights have seen a dataset: clean, transductive or unknown."""
+"""Whether weights have seen a dataset: clean, transductive, unknown or leaked."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 from crysdistill.store.checks import find_check, statement, status
 from crysdistill.store.formulas import Composed, join_formulas
 from crysdistill.store.origins import joint_licence
+from crysdistill.store.used import UNKNOWN, join_used
+from crysdistill.transfer.same_store import labels_known, seen_in_it, used_by
 from crysdistill.transfer.weights import Provenance
 
-Word = Literal["clean", "transductive", "unknown"]
+Word = Literal["clean", "transductive", "unknown", "leaked"]
 
 
 class Learned(Protocol):
@@ -36,22 +38,26 @@ class Dataset(Composed, Protocol):
         """A SHA-256 of names, species, cells and coordinates."""
 
 
-def seen(before: Learned | None, dataset: Dataset) -> tuple[Word, str]:
+def seen(
+    before: Learned | None, dataset: Dataset, tested: np.ndarray | None = None
+) -> tuple[Word, str]:
     """Return whether weights were trained without the crystals of a dataset.
 
-    A comparison of structures decides. If there was none, the formulas that weights
-    carry can prove that they are clean, and give a bound otherwise.
+    If the weights learned from this very dataset, its rows decide. Otherwise a
+    comparison of structures does. If there was none, the formulas that weights carry
+    can prove that they are clean, and give a bound otherwise.
 
     Args:
         before: the pretrained weights or the teacher of a run; None if it has neither.
         dataset: the crystals.
+        tested: the rows of the test crystals, if they are known.
 
     Returns:
         The word, and a sentence that begins with it for results and reports.
     """
     if before is None:
         return "clean", "clean (no pretraining: nothing was seen but labels)"
-    word, sentence = _compared(before, dataset.structures_hash)
+    word, sentence = _known(before, dataset.structures_hash, tested)
     shared = _by_formula(before, dataset) if word == "unknown" else None
     if shared is None:
         return word, sentence
@@ -77,7 +83,8 @@ def at_most(
         The entry `overlap_at_most`; nothing if structures were compared, or if the
         weights carry no formulas.
     """
-    if before is None or _compared(before, dataset.structures_hash)[0] != "unknown":
+    name = dataset.structures_hash
+    if before is None or _known(before, name, tested)[0] != "unknown":
         return {}
     shared = _by_formula(before, dataset)
     if shared is None:
@@ -139,25 +146,45 @@ def _by_formula(learned: Learned, dataset: Dataset) -> np.ndarray | None:
     return None if formulas is None else formulas.has(dataset)
 
 
-def _compared(before: Learned, dataset: str) -> tuple[Word, str]:
-    """Return what comparisons of structures say of a dataset, given by its hash."""
+def _known(
+    before: Learned, dataset: str, tested: np.ndarray | None
+) -> tuple[Word, str]:
+    """Return what rows and comparisons say of a dataset, given by its hash."""
+    if tested is None:
+        return _compared(before, dataset)
+    used = used_by(before.kind, before.provenance, [dataset])
+    found = seen_in_it(used, dataset, tested)
+    return found or _compared(before, dataset, labels_known(used, dataset))
+
+
+def _compared(
+    before: Learned, dataset: str, recorded: bool = False
+) -> tuple[Word, str]:
+    """Return what comparisons of structures say of a dataset, given by its hash.
+
+    Args:
+        before: the weights.
+        dataset: the hash.
+        recorded: whether their labels are known, and are not of test crystals. Then
+            only corpora count, which checks compare.
+    """
     check = find_check(before.provenance.checks, dataset)
     if check is not None and check.kept:
         return (
             check.status,
             f"{check.statement}; hash of the overlap {check.overlap[:12]}",
         )
-    if before.provenance.taught_by:
+    if before.provenance.taught_by and not recorded:
         return "unknown", (
             f"unknown (taught by {before.provenance.taught_by}; nobody has compared "
             "its crystals with this dataset)"
         )
-    if before.kind == "foreign":
+    if before.kind == "foreign" and not recorded:
         return "unknown", (
             f"unknown ({before.provenance.origin or 'a foreign model'}; nobody has "
             "compared its crystals with this dataset)"
         )
-    if before.kind in ("predictor", "frozen", "stack"):
+    if before.kind in ("predictor", "frozen", "stack") and not recorded:
         # Its labels may belong to any crystals, whatever its corpus was cleared of.
         return "unknown", (
             "unknown (the weights learned from labels of crystals that nobody has "
@@ -186,14 +213,20 @@ def with_teachers(own: Provenance, teachers: Iterable[Learned]) -> Provenance:
     if not teachers:
         return own
     checks, strangers = list(own.checks), []
+    every = [own, *(teacher.provenance for teacher in teachers)]
+    stores = {one.store for given in every for one in given.used if one != UNKNOWN}
+    used = [own.used]
     for teacher in teachers:
         theirs = teacher.provenance.checks
-        if teacher.kind == "encoder":
-            if teacher.provenance.taught_by:
-                strangers.append(teacher.provenance.taught_by)
-            checks = [one for one in checks if find_check(theirs, one.dataset)]
-        else:
+        used.append(used_by(teacher.kind, teacher.provenance, stores))
+        if teacher.kind != "encoder":
             strangers.append(teacher.provenance.origin or "a foreign model")
+        elif teacher.provenance.taught_by:
+            strangers.append(teacher.provenance.taught_by)
+        # Of other models only those count in `seen` that recorded all they used.
+        recorded = bool(teacher.provenance.corpus) and UNKNOWN not in used[-1]
+        if teacher.kind == "encoder" or recorded:
+            checks = [one for one in checks if find_check(theirs, one.dataset)]
         found = [one for one in theirs if one.kept]
         checks = [one for one in checks if not find_check(found, one.dataset)] + found
     overlap = status(checks)
@@ -210,6 +243,7 @@ def with_teachers(own: Provenance, teachers: Iterable[Learned]) -> Provenance:
             [own.formulas, *(t.provenance.formulas for t in teachers)]
         ),
         origin="; taught by ".join([own.origin, *dict.fromkeys(origins)]),
+        used=join_used(used),
     )
 
 

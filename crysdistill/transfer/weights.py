@@ -24,6 +24,7 @@ from crysdistill.files import write_whole
 from crysdistill.graphs.batch import GraphSettings
 from crysdistill.store.checks import DatasetCheck
 from crysdistill.store.formulas import Formulas
+from crysdistill.store.used import UNKNOWN, Used, read_used
 from crysdistill.structures.elements import ELEMENT_TABLES
 from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.heads import PropertyHead
@@ -40,7 +41,7 @@ FORMAT = 2
 
 _ENTRY = "crysdistill"
 _KINDS = ("encoder", "predictor", "frozen", "stack")
-_OVERLAPS = ("clean", "transductive", "unknown")
+_OVERLAPS = ("clean", "transductive", "unknown", "leaked")
 _Built = TypeVar("_Built")
 
 AnyPredictor = Predictor | FrozenPredictor | Stack
@@ -54,25 +55,28 @@ class Provenance:
     Args:
         corpus: the hash of the store that the encoder was pretrained on.
         overlap: `clean` if that corpus was cleared of the crystals that judge the
-            predictor, `transductive` if not, or `unknown`.
+            predictor, `transductive` if not, `leaked` if their labels were learned too,
+            or `unknown`.
         licence: of the weights; it follows from the sources of the corpus.
         origin: the run or the published file, in words.
         checks: the datasets that the corpus was compared with.
         taught_by: teachers with training data that nobody has compared with a dataset,
             in words. The weights may know what these teachers have seen.
         formulas: of all crystals that the weights learned from; None if not known.
+        used: these crystals by store and row; `UNKNOWN` stands for those not recorded.
 
     Raises:
-        InputError: `overlap` is none of the three words, or the formulas are damaged.
+        InputError: `overlap` is none of these words, or the formulas are damaged.
     """
 
     corpus: str = ""
-    overlap: Literal["clean", "transductive", "unknown"] = "unknown"
+    overlap: Literal["clean", "transductive", "unknown", "leaked"] = "unknown"
     licence: str = ""
     origin: str = ""
     checks: list[DatasetCheck] = field(default_factory=list)
     taught_by: str = ""
     formulas: Formulas | None = None
+    used: tuple[Used, ...] = (UNKNOWN,)
 
     def __post_init__(self) -> None:
         if self.overlap not in _OVERLAPS:
@@ -86,6 +90,7 @@ class Provenance:
         object.__setattr__(self, "checks", checks)
         if self.formulas is not None and not isinstance(self.formulas, Formulas):
             object.__setattr__(self, "formulas", Formulas.unpacked(self.formulas))
+        object.__setattr__(self, "used", read_used(self.used))
 
     @property
     def excluded(self) -> list[str]:
@@ -93,13 +98,19 @@ class Provenance:
         return [check.dataset for check in self.checks if not check.kept]
 
     def record(self) -> dict[str, Any]:
-        """Return the entries `provenance` and, where known, `formulas`, for JSON."""
-        values = asdict(replace(self, formulas=None))
+        """Return `provenance`, `used` and, where known, `formulas`, for JSON."""
+        values = asdict(replace(self, formulas=None, used=()))
         # Apart: they are long, and versions that know none of them read the rest.
-        del values["formulas"]
+        del values["formulas"], values["used"]
+        used = [one.to_dict() for one in self.used]
         if self.formulas is None:
-            return {"provenance": values}
-        return {"provenance": values, "formulas": self.formulas.packed()}
+            return {"provenance": values, "used": used}
+        return {"provenance": values, "used": used, "formulas": self.formulas.packed()}
+
+
+def recorded_apart(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `Provenance.record` put beside `provenance`."""
+    return {"formulas": facts.get("formulas"), "used": facts.get("used", [UNKNOWN])}
 
 
 @dataclass(frozen=True)
@@ -254,7 +265,7 @@ def _header(facts: Mapping[str, Any], path: Path) -> WeightsHeader:
     members = [_header({**one, **shared}, path) for one in facts.get("members", ())]
     origin = facts["provenance"]
     if isinstance(origin, dict):
-        origin = {**origin, "formulas": facts.get("formulas")}
+        origin = {**origin, **recorded_apart(facts)}
     return WeightsHeader(
         kind=facts["kind"],
         encoder=facts["encoder"],
