@@ -89,6 +89,31 @@ def test_the_command_in_the_report_plans_the_same_runs(config):
     assert again.out == told.out
 
 
+def test_teachers_are_compared_along_an_axis(dataset, weights):
+    """They teach instead of the study's weights, and no other arm knows of them."""
+    axes = read_axes(
+        {
+            "arm": ["scratch", "distilled", "finetuned"],
+            "teacher": ["random", "ewald"],
+            "seed": [0],
+        }
+    )
+    base = {"dataset": str(dataset), "target": {"name": "density"}}
+    cells = make_cells(base, {**axes, "weights": [weights]}, controls=False)
+    found = {(c.arm.name, getattr(c.config, "teacher", None)) for c in cells}
+    assert found == {
+        ("scratch", None), ("finetuned", None),
+        ("distilled", "random"), ("distilled", "ewald"),
+    }  # fmt: skip
+    # Without the other arm it needs no weights; one teacher for all is no axis.
+    del axes["teacher"]
+    axes["arm"] = {"distilled": None}
+    [cell] = make_cells({**base, "teacher": "ewald"}, axes, controls=False)
+    assert cell.config.teacher == "ewald"
+    with pytest.raises(InputError, match="`weights` is missing, and the arm `distil"):
+        make_cells(base, axes, controls=False)
+
+
 class TestResults:
     def test_one_row_for_each_cell(self, config):
         table = study(config, progress=False)

@@ -70,6 +70,12 @@ class Arm:
             )
         return {**self.adapt(shared), **self.settings}
 
+    def taught_by_others(self) -> Arm:
+        """Return the arm without the weights of the study, if these are its teacher."""
+        if self.adapt is not _teacher:
+            return self
+        return replace(self, adapt=_nothing, pretrained="")
+
     @property
     def features(self) -> set[str]:
         """What it does, to which some controls answer."""
@@ -229,8 +235,8 @@ def make_arm(name: str, changes: Mapping[str, Any] | None = None) -> Arm:
     said = [f"{key}={value}" for key, value in given.items()]
     said += [f"repeats={repeats}"] if repeats != base.repeats else []
     about = f"{base.about}; {', '.join(said)}" if said else base.about
-    if "teacher" in given:  # not the weights of the study
-        base = replace(base, adapt=_nothing, pretrained="")
+    if "teacher" in given:
+        base = base.taught_by_others()
     return replace(
         base, name=name, about=about, settings={**base.settings, **given},
         repeats=repeats, control=False, beside=(),

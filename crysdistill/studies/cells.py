@@ -100,6 +100,8 @@ def make_cells(
         InputError: a key or value cannot be used, or nothing is left.
     """
     arms = [make_arm(name, keys) for name, keys in axes["arm"].items()]
+    if "teacher" in axes or "teacher" in base:
+        arms = [arm.taught_by_others() for arm in arms]
     repeats = any(r > 1 for r in axes.get("repeats", ()))
     added = controls_of(arms, controls)
     if repeats and controls is True:

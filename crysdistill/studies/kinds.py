@@ -39,7 +39,7 @@ KINDS: dict[str, Kind] = {
     "train": Kind(TrainConfig, train),
     # The weights define the architecture.
     "finetune": Kind(FinetuneConfig, finetune, ("encoder",)),
-    "distill": Kind(DistillConfig, distill, ("teacher", "teacher_encoder")),
+    "distill": Kind(DistillConfig, distill, ("teacher_encoder",)),
     "fit": Kind(FitConfig, fit, ("weights",)),
     "readout": Kind(ReadoutConfig, readout, ("weights", "readout", "features")),
 }
