@@ -93,6 +93,17 @@ TASKS = {
 CHGNET = {"max_atoms": 20, "max_crystals": 18_000}
 """The crystals of the corpus for which a slow teacher is evaluated."""
 
+ALONE = (
+    "denoising",
+    "barlow",
+    "vicreg",
+    "simsiam",
+    "infomax",
+    "joint_embedding",
+    "surrogate",
+)
+"""Objectives that are arms of their own, with their default settings."""
+
 ARMS: dict[str, dict[str, Any]] = {
     "crysgnn": {name: {"weight": 0.25} for name in CRYSGNN},
     "fingerprint": {"fingerprint": {}},
@@ -101,6 +112,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "chgnet": {"teacher": {"teachers": ["chgnet"], **CHGNET}},
     "random teacher": {"teacher": {"teachers": ["random"], **CHGNET}},
     "chgnet, bank": {"teacher": {"teachers": ["chgnet"], **CHGNET}, "bank": {}},
+    "dftd4, ewald": {"teacher": {"teachers": ["dftd4", "ewald"], **CHGNET}},
+    **{name: {name: {}} for name in ALONE},
 }
 """Objectives by arm. `random teacher` is the control of the teachers."""
 
