@@ -26,7 +26,8 @@ def writable(path: str | Path, inputs: Iterable[object] = ()) -> Path:
 
     Args:
         path: of the file to write.
-        inputs: what the result is made from; paths among them are not overwritten.
+        inputs: what the result is made from. Files among them are not overwritten, nor
+            is any file in a folder among them.
 
     Raises:
         InputError: there is no such folder, `path` is a folder, or it is an input.
@@ -36,15 +37,24 @@ def writable(path: str | Path, inputs: Iterable[object] = ()) -> Path:
         raise InputError(f"{path.parent}: no such folder; create it first")
     if path.is_dir():
         raise InputError(f"{path}: a folder; give the name of a file in it")
-    if path.exists():
-        for given in inputs:
-            known = isinstance(given, str | Path) and Path(given).exists()
-            if known and path.samefile(given):  # type: ignore[arg-type]
-                raise InputError(
-                    f"{path} is read here, and would be overwritten; give the result "
-                    "another name"
-                )
+    if path.exists() and any(_holds(given, path) for given in inputs):
+        raise InputError(
+            f"{path} is read here, and would be overwritten; give the result another "
+            "name"
+        )
     return path
+
+
+def _holds(given: object, path: Path) -> bool:
+    """Return whether something given is this file, or a folder that holds it."""
+    if not isinstance(given, str | Path):
+        return False
+    try:
+        place = Path(given).resolve(strict=True)
+    except OSError:  # nothing is there, or the text is too long for a name
+        return False
+    file = path.resolve()
+    return file == place or place in file.parents
 
 
 @contextmanager

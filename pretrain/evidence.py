@@ -93,15 +93,8 @@ TASKS = {
 CHGNET = {"max_atoms": 20, "max_crystals": 18_000}
 """The crystals of the corpus for which a slow teacher is evaluated."""
 
-ALONE = (
-    "denoising",
-    "barlow",
-    "vicreg",
-    "simsiam",
-    "infomax",
-    "joint_embedding",
-    "surrogate",
-)
+ALONE = ("denoising", "barlow", "vicreg", "simsiam", "infomax", "joint_embedding",
+         "surrogate")  # fmt: skip
 """Objectives that are arms of their own, with their default settings."""
 
 ARMS: dict[str, dict[str, Any]] = {

@@ -11,9 +11,16 @@ from crysdistill.cli import main
 from crysdistill.encoders import make_encoder
 from crysdistill.errors import InputError
 from crysdistill.files import writable
+from crysdistill.store.store import Store
 from crysdistill.transfer.weights import save_weights
 from tests.test_cli import refusal
-from tests.toy_stores import SMALL_ENCODER, SMALL_GRAPH, labelled, write_store
+from tests.toy_stores import (
+    SMALL_ENCODER,
+    SMALL_GRAPH,
+    labelled,
+    write_lines,
+    write_store,
+)
 
 
 class TestWritable:
@@ -29,6 +36,16 @@ class TestWritable:
             writable(tmp_path / "no" / "a.csv")
         with pytest.raises(InputError, match="a folder; give the name of a file in it"):
             writable(tmp_path)
+
+    def test_refuses_what_lies_in_a_folder_that_is_read(self, tmp_path):
+        folder = tmp_path / "cif"
+        folder.mkdir()
+        labels = folder / "id_prop.csv"
+        labels.write_text("a,1")
+        with pytest.raises(InputError, match=r"id_prop\.csv is read here"):
+            writable(labels, [folder])
+        assert writable(folder / "new.csv", [folder]) == folder / "new.csv"
+        assert writable(labels, ["x" * 300, None]) == labels
 
     def test_refuses_an_input_by_any_of_its_names(self, tmp_path):
         given = tmp_path / "given.csv"
@@ -65,6 +82,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("embed encoder.safetensors corpus.h5 -o encoder.safetensors",
          "encoder.safetensors"),
         ("predict encoder.safetensors table.json -o table.json", "table.json"),
+        ("predict encoder.safetensors . -o table.json", "table.json"),
         ("import-cgcnn old.pth.tar -o old.pth.tar", "old.pth.tar"),
     ],
 )  # fmt: skip
@@ -82,6 +100,19 @@ def test_no_verb_writes_over_what_it_reads(words, out, tmp_path, capsys, monkeyp
         f"{out} is read here, and would be overwritten; give the result another name"
     )
     assert contents(tmp_path) == before
+
+
+def test_a_build_replaces_only_a_store(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    source = write_lines(tmp_path / "crystals.jsonl", labelled(2))
+    before = source.read_bytes()
+    words = ["build", source.name, "-o", source.name, "--overwrite"]
+    said = f"{source.name} exists, and is no store; give another name"
+    assert refusal(capsys, *words) == said
+    assert source.read_bytes() == before
+    (tmp_path / "empty.h5").touch()
+    main(["build", source.name, "-o", "empty.h5", "--overwrite", "--workers", "1"])
+    assert len(Store.open("empty.h5")) == 2
 
 
 def test_a_page_does_not_replace_its_store(tmp_path, monkeypatch, capsys):

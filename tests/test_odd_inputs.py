@@ -414,3 +414,24 @@ def test_field_report_of_brackets_in_a_header(shared_data, tmp_path, capsys):
     said = capsys.readouterr().out.replace("\n", "")
     assert "train: n [/cm3] from 40 crystals" in said
     assert "a[/b]" in said
+
+
+def test_a_changed_ensemble_is_noticed(tmp_path, monkeypatch):
+    """Also beside a teacher that has no file."""
+    monkeypatch.chdir(tmp_path)
+    for number in (0, 1):
+        Path(f"members/{number}").mkdir(parents=True)
+        Path(f"members/{number}/weights.safetensors").write_text(f"{number}")
+    alone = {"teacher": "ensemble:members"}
+    listed = {"objectives.teacher.teachers": ["chgnet", "ensemble:members"]}
+    before = find_inputs(alone), find_inputs(listed)
+    assert before[1]["objectives.teacher.teachers"][0] == "chgnet"
+    assert (find_inputs(alone), find_inputs(listed)) == before
+    assert find_inputs({"teacher": "ensemble:members/*"}) == before[0]
+    Path("members/2").mkdir()
+    Path("members/2/weights.safetensors").write_text("2")
+    after = find_inputs(alone), find_inputs(listed)
+    assert after[0] != before[0]
+    assert after[1] != before[1]
+    assert find_inputs({"teacher": "chgnet"}) == {}
+    assert find_inputs({"teacher": "ensemble:nothing"}) == {}

@@ -110,6 +110,16 @@ def test_teachers_are_compared_along_an_axis(dataset, weights):
     axes["arm"] = {"distilled": None}
     [cell] = make_cells({**base, "teacher": "ewald"}, axes, controls=False)
     assert cell.config.teacher == "ewald"
+    # So does a task, and then there are the controls that need no weights.
+    axes["task"] = {"a": {"teacher": "ewald"}, "b": {"teacher": "random"}}
+    found = {(c.arm.name, c.task, getattr(c.config, "teacher", None))
+             for c in make_cells(base, axes)}  # fmt: skip
+    assert {("distilled", "a", "ewald"), ("distilled", "b", "random")} <= found
+    names = {name for name, _, _ in found}
+    assert {"scratch", "scratch-longer", "shuffled-teacher", "forest"} <= names
+    assert ("shuffled-teacher", "a", "ewald") in found
+    assert not {"random-teacher", "pretrained-ridge"} & names
+    del axes["task"]
     with pytest.raises(InputError, match="`weights` is missing, and the arm `distil"):
         make_cells(base, axes, controls=False)
 

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import h5py
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -154,14 +155,15 @@ def build(
         InputError: a source cannot be read, another build is writing the store, or the
             store or an interrupted build has other sources or settings.
     """
-    out = Path(out)
+    out = writable(out)
+    if out.exists() and out.stat().st_size and not h5py.is_hdf5(out):
+        raise InputError(f"{out} exists, and is no store; give another name")
     parts = out.with_name(out.name + ".parts")
     quarantine = out.with_name(out.name + ".quarantine.csv")
     # If its shards are still there, the build of the store did not finish.
     finished = out.exists() and not overwrite and not (parts / MANIFEST).exists()
     if finished and made_from(out) is None:
         raise InputError(f"{out} exists; give another name or `--overwrite`")
-    writable(out)
     check_engine(workers, cluster)
     check_licence(licence)
     if symmetry is not None and symmetry not in ENGINES:

@@ -100,10 +100,13 @@ def make_cells(
         InputError: a key or value cannot be used, or nothing is left.
     """
     arms = [make_arm(name, keys) for name, keys in axes["arm"].items()]
-    if "teacher" in axes or "teacher" in base:
-        arms = [arm.taught_by_others() for arm in arms]
     repeats = any(r > 1 for r in axes.get("repeats", ()))
     added = controls_of(arms, controls)
+    if _names_teachers(base, axes):
+        arms = [arm.taught_by_others() for arm in arms]
+        added = [arm.taught_by_others() for arm in added]
+        if controls is True and not (base.get("weights") or axes.get("weights")):
+            added = [arm for arm in added if not arm.pretrained]
     if repeats and controls is True:
         added = [arm for arm in added if arm.repeats == 1]
     makers = [_Maker(arm, base, axes, tune) for arm in (*arms, *added)]
@@ -133,6 +136,13 @@ def make_cells(
     if not cells:
         raise InputError("`exclude` leaves no cell; leave out some of its entries")
     return list(_without_copies(cells.values(), {arm.name for arm in added}))
+
+
+def _names_teachers(base: Settings, axes: Mapping[str, Any]) -> bool:
+    """Return whether a study says who teaches, in place of its weights."""
+    tasks = axes.get("task") or {}
+    places = [base, axes, *(tasks.values() if isinstance(tasks, Mapping) else ())]
+    return any("teacher" in place for place in places if place)
 
 
 class _Maker:

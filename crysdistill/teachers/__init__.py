@@ -18,7 +18,7 @@ from crysdistill.teachers.chgnet import CHGNetTeacher
 from crysdistill.teachers.dispersion import DispersionTeacher
 from crysdistill.teachers.electrostatics import EwaldTeacher
 from crysdistill.teachers.encoder import EncoderTeacher, encoder_teacher
-from crysdistill.teachers.ensemble import EnsembleTeacher
+from crysdistill.teachers.ensemble import ENSEMBLE, EnsembleTeacher
 from crysdistill.teachers.published import published_teacher
 from crysdistill.teachers.random import RandomTeacher
 from crysdistill.teachers.table import TableTeacher
@@ -41,7 +41,7 @@ __all__ = [
 NAMED: dict[str, Callable[[str], Teacher]] = {
     "chgnet": CHGNetTeacher,
     "dftd4": DispersionTeacher,
-    "ensemble": EnsembleTeacher,
+    ENSEMBLE: EnsembleTeacher,
     "ewald": EwaldTeacher,
 }
 """Live teachers by name; each takes the text after the colon, which may be empty."""

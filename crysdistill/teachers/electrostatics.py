@@ -11,7 +11,7 @@ from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.store.store import Store
 from crysdistill.teachers.chgnet import structures_of
-from crysdistill.teachers.formal_charges import formal_charges, reduced
+from crysdistill.teachers.formal_charges import Formula, formal_charges, reduced
 from crysdistill.teachers.teacher import Answer, Teacher
 
 _VERSION = 1  # of the answers; count up when they change
@@ -73,13 +73,14 @@ class EwaldTeacher(Teacher):
     def knows(self, store: Store, rows: np.ndarray) -> np.ndarray:
         """Return which crystals have formal charges."""
         ends, numbers = store.atom_offsets, store.atomic_numbers
-        return np.array(
-            [
-                formal_charges(reduced(numbers[ends[row] : ends[row + 1]])) is not None
-                for row in rows.tolist()
-            ],
-            dtype=bool,
-        )
+        known: dict[Formula, bool] = {}
+        found = np.zeros(len(rows), dtype=bool)
+        for place, row in enumerate(rows.tolist()):
+            formula = reduced(numbers[ends[row] : ends[row + 1]])
+            if formula not in known:
+                known[formula] = formal_charges(formula) is not None
+            found[place] = known[formula]
+        return found
 
     def prepare(self, store: Store, rows: np.ndarray) -> None:
         """Refuse crystals without formal charges.

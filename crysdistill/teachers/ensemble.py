@@ -24,6 +24,9 @@ from crysdistill.transfer.weights import (
     read_header,
 )
 
+ENSEMBLE = "ensemble"
+"""The name of this teacher, before the colon."""
+
 _NAME = "weights.safetensors"  # in the folder of a run
 
 
@@ -60,7 +63,7 @@ class EnsembleTeacher(Teacher):
     graph: GraphSettings
 
     def __init__(self, where: str = "") -> None:
-        files = _find(where)
+        files = members(where)
         headers = [read_header(file) for file in files]
         self.members = [load_predictor(file).requires_grad_(False) for file in files]
         self._digests = [_digest(file) for file in files]
@@ -130,7 +133,7 @@ def _columns(outputs: int) -> int:
     return 1 if outputs == 2 else outputs
 
 
-def _find(where: str) -> list[Path]:
+def members(where: str) -> list[Path]:
     """Return the weights files that a text names, in the order of their paths."""
     if not where:
         raise InputError(

@@ -9,7 +9,9 @@ from typing import Any
 
 import h5py
 
+from crysdistill.errors import InputError
 from crysdistill.sources.contents import tree_hash
+from crysdistill.teachers.ensemble import ENSEMBLE, members
 from crysdistill.transfer.shipped import located
 
 PATHS = (
@@ -41,10 +43,21 @@ def find_inputs(settings: Mapping[str, Any]) -> Inputs:
         texts = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) and text for text in texts) or not texts:
             continue
-        hashes = [content for text in texts if (content := _content(located(text)))]
-        if len(hashes) == len(texts):
-            found[key] = hashes
+        hashes = [_of_text(text) for text in texts]
+        if any(hashes):  # a teacher by name has no file; its name stands for it
+            found[key] = [h or text for h, text in zip(hashes, texts, strict=True)]
     return found
+
+
+def _of_text(text: str) -> str:
+    """Return a hash of what a text names; "" if it names no file."""
+    kind, _, where = text.partition(":")
+    if kind == ENSEMBLE:
+        try:
+            return " ".join(tree_hash(file) for file in members(where))
+        except InputError:
+            return ""
+    return _content(located(text))
 
 
 def _content(path: Path) -> str:
