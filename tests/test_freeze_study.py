@@ -34,8 +34,8 @@ def test_the_freezing_study(tmp_path, capsys):
     shown = capsys.readouterr().out
     table = pd.read_csv(out / "results.csv", keep_default_na=False)
     count = table.groupby("arm").size().to_dict()
-    # None frozen, and two numbers of frozen layers with two policies each.
-    assert count == {"scratch": 2, "finetuned": 10, "gradual": 2, "layerwise": 2,
+    # None frozen, the embedding, and all layers with two policies.
+    assert count == {"scratch": 2, "finetuned": 8, "gradual": 2, "layerwise": 2,
                      "mean": 2}  # fmt: skip
     tuned = table[table["arm"] == "finetuned"]
     assert set(tuned["freeze.convolutions"]) == {"null", "0", "all"}
