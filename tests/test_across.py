@@ -25,7 +25,7 @@ from crysdistill.training.settings import (
 )
 from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.targets import Target
-from crysdistill.transfer.weights import load_predictor
+from crysdistill.transfer.weights import load_predictor, read_header
 from tests.toy_runs import DENSITY, results, rows, shared, tuning
 from tests.toy_stores import labelled, write_store
 
@@ -149,9 +149,12 @@ def test_shared_crystals_can_be_kept_and_are_marked(config, other, capsys):
     assert found["test_set"]["shared_kept"]
     both = found["test_set"]["shared"]
     assert found["overlap"] == (
-        f"transductive ({both} of 19 test crystals are also in the training or "
-        "validation set)"
+        f"leaked (the training or validation set holds {both} of the 19 test crystals "
+        "with their labels); before this run: clean (no pretraining: nothing was seen "
+        "but labels)"
     )
+    weights = config.out / "weights.safetensors"
+    assert read_header(weights).provenance.overlap == "leaked"
     said = " ".join(capsys.readouterr().out.split())
     assert f"{both} of them, which the training or validation set also holds" in said
 

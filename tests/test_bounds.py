@@ -29,6 +29,7 @@ from crysdistill.training.overlap import overlap_line
 from crysdistill.training.pretrain import pretrain
 from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.card import write_card
+from crysdistill.transfer.same_store import Judges
 from crysdistill.transfer.seen import at_most, seen
 from crysdistill.transfer.weights import (
     Provenance,
@@ -246,7 +247,7 @@ def test_a_comparison_of_structures_comes_first(folder):
 
     assert seen(known(0), dataset)[1].startswith("clean of some.h5 (4 corpus")
     assert seen(known(4), dataset)[0] == "transductive"
-    assert at_most(known(0), dataset, np.arange(3)) == {}
+    assert at_most(known(0), dataset, Judges(np.arange(3))) == {}
 
 
 def test_the_verb_takes_weights_for_their_corpus(folder, weights, tmp_path, capsys):

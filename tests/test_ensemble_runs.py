@@ -106,8 +106,8 @@ def test_a_distilled_student_with_its_own_members(config, trained, capsys):
     assert found["teacher"]["level"] == "crystals"
     assert np.isfinite(found["teacher"]["r2"])
     assert found["overlap"] == (
-        "clean (the weights and their teachers learned from other crystals of the "
-        "dataset than the 8 test crystals)"
+        "clean (by row, none of the 8 test crystals is among those that the weights "
+        "and their teachers learned from)"
     )
     assert "(2 predictors) as teacher: R2" in " ".join(capsys.readouterr().out.split())
 

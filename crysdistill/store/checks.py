@@ -70,10 +70,21 @@ class DatasetCheck:
     @property
     def statement(self) -> str:
         """The status and its numbers, in words."""
+        return self.say(labels=False)
+
+    def say(self, labels: bool) -> str:
+        """Return the status and its numbers, in words.
+
+        Args:
+            labels: whether labels of corpus crystals may have been learned too.
+        """
         if self.kept:
+            word, end = "transductive", ""
+            if labels:
+                word, end = "unknown", ", perhaps with their labels"
             return (
-                f"transductive ({self.kept:,} of {self.structures:,} structures of "
-                f"{self.name} are also in the corpus)"
+                f"{word} ({self.kept:,} of {self.structures:,} structures of "
+                f"{self.name} are also in the corpus{end})"
             )
         return f"clean of {self.name} ({self.left_out:,} corpus crystals left out)"
 
@@ -111,13 +122,18 @@ def status(
     return "transductive" if kept else "clean"
 
 
-def statement(checks: Sequence[DatasetCheck]) -> str:
-    """Return, in words, the datasets of which a corpus is clean and not clean."""
+def statement(checks: Sequence[DatasetCheck], labels: bool = False) -> str:
+    """Return, in words, the datasets of which a corpus is clean and not clean.
+
+    Args:
+        checks: of the corpus.
+        labels: whether labels of corpus crystals may have been learned too.
+    """
     if not checks:
         return "unknown (compared with no dataset)"
     kept = [check for check in checks if check.kept]
     clean = [check for check in checks if not check.kept]
-    said = [check.statement for check in kept]
+    said = [check.say(labels) for check in kept]
     if clean:
         names = ", ".join(check.name for check in clean)
         left_out = sum(check.left_out for check in clean)

@@ -30,6 +30,13 @@ class Named(Protocol):
         """Return the number of crystals."""
 
 
+class Labelled(Named, Protocol):
+    """A store with labels."""
+
+    def property(self, name: str) -> np.ndarray:
+        """Return the labels of all crystals, (B,), NaN where not known."""
+
+
 @dataclass(frozen=True)
 class Used:
     """Some crystals of one store.
@@ -38,21 +45,33 @@ class Used:
         store: the `structures_hash` of the store.
         labels: whether their labels were learned too.
         rows: one bit for each crystal of the store, packed as text.
+        target: the property of these labels; "" if there are none, or if it was not
+            recorded.
+        corpus: whether they belong to a corpus, so that the checks in the weights are
+            about them too.
     """
 
     store: str
     labels: bool
     rows: str
+    target: str = ""
+    corpus: bool = True
 
     @classmethod
-    def of(cls, store: Named, rows: np.ndarray, labels: bool) -> Used:
+    def of(
+        cls,
+        store: Named,
+        rows: np.ndarray,
+        labels: bool,
+        target: str = "",
+        corpus: bool = True,
+    ) -> Used:
         """Return the crystals in some rows of a store."""
         chosen = np.zeros(len(store), bool)
         chosen[rows] = True
         data = zlib.compress(np.packbits(chosen).tobytes(), 9)
-        return cls(
-            store.structures_hash, labels, base64.b64encode(data).decode("ascii")
-        )
+        packed = base64.b64encode(data).decode("ascii")
+        return cls(store.structures_hash, labels, packed, target, corpus)
 
     def has(self, rows: np.ndarray) -> np.ndarray:
         """Return which rows of the store are among them, (n,) bool.
@@ -77,6 +96,28 @@ class Used:
 
 UNKNOWN = Used("", True, "")
 """Stands for crystals, perhaps with labels, that nobody has recorded."""
+
+
+def used_rows(
+    store: Labelled, rows: np.ndarray, targets: Iterable[str], corpus: bool
+) -> tuple[Used, ...]:
+    """Return the crystals of a run by the labels that they have.
+
+    Args:
+        store: the store.
+        rows: of the crystals that the run learned from or chose by.
+        targets: the properties whose labels it read.
+        corpus: whether these crystals are a corpus.
+    """
+    found, rest = [], np.ones(len(rows), bool)
+    for target in targets:
+        known = ~np.isnan(store.property(target)[rows])
+        rest &= ~known
+        if known.any():
+            found.append(Used.of(store, rows[known], True, target, corpus))
+    if rest.any():
+        found.append(Used.of(store, rows[rest], False, corpus=corpus))
+    return tuple(found)
 
 
 def read_used(values: Iterable[Used | Mapping[str, Any]]) -> tuple[Used, ...]:

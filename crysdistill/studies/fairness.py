@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +15,11 @@ from crysdistill.splits import make_split
 from crysdistill.store.store import Store
 from crysdistill.studies.cells import Cell
 from crysdistill.studies.kinds import plain
+from crysdistill.studies.sections.overlap import WORST_FIRST
 from crysdistill.training.across import open_other
 from crysdistill.training.judging import one_column, outputs_for
 from crysdistill.transfer.scores import metric_of
-from crysdistill.transfer.seen import seen
+from crysdistill.transfer.seen import NOTHING_SEEN, seen
 from crysdistill.transfer.weights import read_header
 
 
@@ -125,9 +128,63 @@ def pretrained_by(cell: Cell) -> str | None:
     """Return the weights file that a cell's predictor learns from, if any."""
     if cell.arm.pretrained != "weights":
         return None
+    return next(iter(_given(cell)), None)
+
+
+def _given(cell: Cell) -> list[str]:
+    """Return the weights or the teacher in a cell's configuration."""
     config = cell.config
     given = getattr(config, "weights", None) or getattr(config, "teacher", None)
-    return str(given[0] if isinstance(given, list) else given)
+    return [str(one) for one in (given if isinstance(given, list) else [given]) if one]
+
+
+def overlap_of_runs(folder: Path, cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """Return what finished runs say of the overlap with their test crystals.
+
+    Args:
+        folder: of the study.
+        cells: of the study.
+
+    Returns:
+        A row for each task, weights or teacher, and word: `task`, `weights`, `arms`,
+        `status` (the word), `runs` (their number) and `said` (the sentence of the first
+        of them); the worst word first. Runs without pretraining are left out.
+    """
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for cell in cells:
+        path = folder / "runs" / cell.name / "results.json"
+        results = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        said = results.get("overlap", NOTHING_SEEN)
+        if said == NOTHING_SEEN:
+            continue
+        weights, word = ", ".join(_given(cell)), said.partition(" ")[0]
+        word = word if word in WORST_FIRST else "unknown"
+        new = {"task": cell.task, "weights": weights, "arms": [], "status": word,
+               "runs": 0, "said": said}  # fmt: skip
+        row = found.setdefault((cell.task, weights, word), new)
+        row["runs"] += 1
+        if cell.arm.name not in row["arms"]:
+            row["arms"].append(cell.arm.name)
+    return sorted(found.values(), key=lambda row: WORST_FIRST.index(row["status"]))
+
+
+def unfair_runs(rows: Iterable[dict[str, Any]], before: Sequence[str]) -> list[str]:
+    """Return a line for each row of `overlap_of_runs` that is not clean.
+
+    Args:
+        rows: these rows.
+        before: lines of `unfair`; what they say is not said again.
+    """
+    return [
+        f"perhaps not fair, {row['task']}: {_named(row['arms'])}; after "
+        f"{row['runs']:,} runs, overlap {row['said']}"
+        for row in rows
+        if row["status"] != "clean" and not any(row["said"] in line for line in before)
+    ]
+
+
+def _named(arms: Iterable[str]) -> str:
+    return ", ".join(f"`{arm}`" for arm in arms)
 
 
 def unfair(

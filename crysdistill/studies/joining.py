@@ -162,6 +162,14 @@ def _joined_facts(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             found[name] = {k: v for value in values for k, v in value.items()}
         elif name == "command":
             found[name] = "; ".join(dict.fromkeys(map(str, values)))
+        elif name == "overlap_of_runs" and (
+            len(known) < len(facts) or any(value != values[0] for value in values)
+        ):
+            found[name] = [
+                {"study": study, **row}
+                for study, one in facts.items()
+                for row in one.get(name) or _before_runs(one)
+            ]
         elif name == "overlap" and any(value != values[0] for value in values):
             found[name] = _rows(known)
         elif all(value == values[0] for value in values):
@@ -169,6 +177,18 @@ def _joined_facts(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         else:
             found[name] = known
     return found
+
+
+def _before_runs(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the sentences on the overlap of a study without those of its runs."""
+    tasks = facts.get("tasks") or {}
+    said = {
+        name: about["overlap"] for name, about in tasks.items() if "overlap" in about
+    }
+    return [
+        {"task": task, "status": str(text).partition(" ")[0], "said": str(text)}
+        for task, text in said.items()
+    ]
 
 
 def _rows(known: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -137,7 +137,7 @@ def _judge(
         "labels": len(split.train),
         "seed": config.seed,
         "dataset": store.hash,
-        **find_seen(before, store, split, other),
+        **find_seen(before, store, split, outputs.names, other),
         "split": split.hash(store.material_ids),
         "split_by": split.made_by,
         **({"test_set": other.facts()} if other else {}),

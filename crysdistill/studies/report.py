@@ -37,7 +37,7 @@ from crysdistill.studies.sections.embeddings import maps
 from crysdistill.studies.sections.freezing import freezing
 from crysdistill.studies.sections.gap import share_of_gap
 from crysdistill.studies.sections.labels import learning_curves
-from crysdistill.studies.sections.overlap import overlap, overlap_of_tasks
+from crysdistill.studies.sections.overlap import known_overlap, overlap
 from crysdistill.studies.sections.overview import fullest, overview
 from crysdistill.studies.sections.predictions import predictions_sections
 from crysdistill.studies.sections.search import SHARED, searched
@@ -55,7 +55,7 @@ __all__ = ["console_table", "write_report"]
 
 _SHOWN_ELSEWHERE = {
     "arms", "overlap", "settings", "versions", "measured", "controls", "tasks",
-    "command", "tune", "not_fair", "roles",
+    "command", "tune", "not_fair", "roles", "overlap_of_runs",
 }  # fmt: skip
 _ALL_DRAWN = 8  # of more groups, only those of the overview have figures
 
@@ -94,7 +94,8 @@ def write_report(
             and mappings are shown unchanged; `duration` is in seconds. Known names:
             `arms` (arm to description), `controls` (names of arms), `tasks` (task to
             facts, with its `overlap`), `overlap` (one of the words of `OVERLAP_WORDS`,
-            a mapping with that word as `status`, or rows of a table), `settings` and
+            a mapping with that word as `status`, or rows of a table),
+            `overlap_of_runs` (such rows, which count more), `settings` and
             `versions` (mappings), `measured` (sentences instead of `MEASURED`),
             `command` (what ran the study), `tune` (see `searched`), `not_fair`
             (sentences on comparisons that are not fair), `roles` (see `Arm.role`).
@@ -127,8 +128,7 @@ def write_report(
     table = check_results(results, reference)
     controls = facts.get("controls") or controls
     groups = result_groups(table, reference, facts.get("arms"), controls)
-    known = facts.get("overlap")
-    seen = overlap(overlap_of_tasks(tasks) if known is None else known)
+    seen = overlap(known_overlap(facts))
     targets = _targets(groups, table, reference)
     first = overview(groups, table, reference)
     roles = facts.get("roles") or {}

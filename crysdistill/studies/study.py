@@ -23,7 +23,14 @@ from crysdistill.schema import Unread, write_value
 from crysdistill.studies.axes import read_axes
 from crysdistill.studies.cells import Cell, make_cells
 from crysdistill.studies.facts import study_facts
-from crysdistill.studies.fairness import Draw, draw_splits, overlaps, unfair
+from crysdistill.studies.fairness import (
+    Draw,
+    draw_splits,
+    overlap_of_runs,
+    overlaps,
+    unfair,
+    unfair_runs,
+)
 from crysdistill.studies.kinds import KINDS, STUDIES_SET, Settings, check_key, flat
 from crysdistill.studies.running import Job, record_of, run_job, write_record
 from crysdistill.studies.search import TuneSettings
@@ -151,6 +158,10 @@ def study(config: StudyConfig, progress: bool = True) -> pd.DataFrame:
         finally:
             if rows:
                 _table(rows, axes).to_csv(config.out / "results.csv", index=False)
+            if said := overlap_of_runs(config.out, cells):
+                more = unfair_runs(said, lines)
+                facts |= {"overlap_of_runs": said, "not_fair": [*lines, *more]}
+                _write_facts(config.out, facts)
         _write_facts(config.out, {**facts, **_tuned(config, cells)})
     return _table(rows, axes)
 

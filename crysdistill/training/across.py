@@ -59,8 +59,9 @@ class OtherStore:
         if not (self.shared and self.kept):
             return pretrained
         return (
-            f"transductive ({self.shared:,} of {len(self.rows):,} test crystals are "
-            "also in the training or validation set)"
+            f"leaked (the training or validation set holds {self.shared:,} of the "
+            f"{len(self.rows):,} test crystals with their labels); before this run: "
+            f"{pretrained}"
         )
 
     def facts(self) -> dict[str, Any]:

@@ -44,7 +44,12 @@ from crysdistill.training.judging import (
 )
 from crysdistill.training.labelled import LabelledConfig
 from crysdistill.training.loader import BatchLoader, place
-from crysdistill.training.overlap import find_seen, overlap_line, with_labelled
+from crysdistill.training.overlap import (
+    find_seen,
+    overlap_line,
+    with_labelled,
+    word_of,
+)
 from crysdistill.training.pretrained import load_pretrained
 from crysdistill.training.probe import (
     COMPOSITION,
@@ -64,7 +69,7 @@ from crysdistill.training.train import TrainConfig, train
 from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.scores import Scores
-from crysdistill.transfer.seen import seen, with_teachers
+from crysdistill.transfer.seen import with_teachers
 from crysdistill.transfer.shipped import shipped
 from crysdistill.transfer.side_by_side import SideBySide
 from crysdistill.transfer.spread import Watched
@@ -400,7 +405,7 @@ class _Work:
                 write_predictions(run, subset, outputs, labels, output, watched.sd())
         kinds = Scores(outputs).kinds
         header = self._learned(best, frozen)
-        overlap = find_seen(header, store, split, self.other)
+        overlap = find_seen(header, store, split, outputs.names, self.other)
         results = {
             "labels": len(split.train),
             "seed": self.config.seed,
@@ -419,9 +424,9 @@ class _Work:
         earlier = header.provenance if header else nothing
         kind = header.kind if header else "encoder"
         provenance = replace(
-            with_labelled(earlier, kind, store, split),
+            with_labelled(earlier, kind, store, split, outputs.names),
             licence=joint_licence([earlier.licence, store.licence]),
-            overlap=seen(header, store, split.test)[0],
+            overlap=word_of(overlap),
             origin=f"{self.config.out}: labels of {store.path.name}",
         )
         save_weights(run.weights, chosen.predictor, provenance=provenance)

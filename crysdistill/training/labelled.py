@@ -38,7 +38,12 @@ from crysdistill.training.judging import (
     write_predictions,
 )
 from crysdistill.training.loader import BatchLoader, place
-from crysdistill.training.overlap import find_seen, overlap_line, with_labelled
+from crysdistill.training.overlap import (
+    find_seen,
+    overlap_line,
+    with_labelled,
+    word_of,
+)
 from crysdistill.training.run import Learning, Plan, RunConfig
 from crysdistill.training.runs import RunDirectory
 from crysdistill.training.settings import (
@@ -54,7 +59,7 @@ from crysdistill.transfer.heads import CLASSIFIER_DROPOUT, PropertyHead
 from crysdistill.transfer.outputs import Outputs, check_names
 from crysdistill.transfer.predictor import Predictor
 from crysdistill.transfer.ridge import fit_last_layer
-from crysdistill.transfer.seen import Learned, seen
+from crysdistill.transfer.seen import Learned
 from crysdistill.transfer.targets import Target
 from crysdistill.transfer.weights import Provenance, save_weights
 
@@ -172,7 +177,7 @@ class LabelledPlan(Plan[Config]):
             config.all_targets, labels, self.split, store.material_ids
         )
         self._choose_tested(outputs)
-        self.overlap = find_seen(self.before(), store, self.split, self.other)
+        self.overlap = find_seen(self.before(), store, self.split, names, self.other)
         module = self.module(self._predictor(store, outputs))
         module.augment, module.seed = augmentation(config.augment), config.seed
         size, budget = trainer.batch_size, trainer.edge_budget
@@ -321,11 +326,12 @@ class LabelledPlan(Plan[Config]):
             licences.append(taught.licence)
             origin += f"; taught by {taught.origin}" if taught.origin else ""
         kind = before.kind if before else "encoder"
+        names = [target.name for target in self.config.all_targets]
         return replace(
-            with_labelled(earlier, kind, store, self.split),
+            with_labelled(earlier, kind, store, self.split, names),
             licence=joint_licence(licences),
             # Being clean of other datasets does not mean clean of this one.
-            overlap=seen(before, store, self.split.test)[0],
+            overlap=word_of(self.overlap),
             origin=origin,
         )
 

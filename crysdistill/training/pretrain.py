@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,12 +22,11 @@ from crysdistill.store.checks import (
     DatasetCheck,
     find_check,
     statement,
-    status,
 )
 from crysdistill.store.formulas import Formulas
 from crysdistill.store.origins import licence_remark
 from crysdistill.store.store import Store
-from crysdistill.store.used import Used
+from crysdistill.store.used import join_used, used_rows
 from crysdistill.training.cleaning import EXCLUDED, Cleaned, clean_rows
 from crysdistill.training.engine import device_of
 from crysdistill.training.loader import BatchLoader, place
@@ -49,7 +48,12 @@ from crysdistill.training.small_tasks import (
     SmallTask,
     SmallTasks,
 )
-from crysdistill.transfer.seen import Learned, overlap_in_words, with_teachers
+from crysdistill.transfer.seen import (
+    Learned,
+    overlap_in_words,
+    with_teachers,
+    word_of_corpus,
+)
 from crysdistill.transfer.weights import Provenance, read_header, save_weights
 
 
@@ -262,17 +266,22 @@ class PretrainPlan(Plan[PretrainConfig]):
         module, store, checks = learning.module, self.store, self.checks
         assert isinstance(module, PretrainModule)  # noqa: S101 - for the type checker
         # The held-out crystals choose the epoch.
-        used = np.union1d(learning.train.rows, self.held_out)
-        labels = any(o.columns for o in module.named().values())
+        rows = np.union1d(learning.train.rows, self.held_out)
+        names = dict.fromkeys(c for o in module.named().values() for c in o.columns)
+        used = [used_rows(store, rows, names, True)]
+        # Probes choose it too. That tells so little that only their own store counts.
+        for task in self.tasks.tasks if self.tasks else ():
+            seen = np.concatenate([task.train, task.val])
+            used.append(used_rows(task.store, seen, [task.name], False))
         own = Provenance(
             store.hash,
-            status(checks),
             licence=store.licence,
             checks=checks,
-            origin=f"{self.config.out}: {statement(checks)}",
-            formulas=Formulas.of(store, used),
-            used=(Used.of(store, used, labels),),
+            origin=f"{self.config.out}: {statement(checks, labels=bool(names))}",
+            formulas=Formulas.of(store, rows),
+            used=join_used(used),
         )
+        own = replace(own, overlap=word_of_corpus(own))
         learned: list[Learned] = [
             one for o in module.named().values() for one in o.learned
         ]

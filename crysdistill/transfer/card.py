@@ -62,7 +62,8 @@ def _facts(
     if source.corpus:
         yield f"corpus: {source.corpus}"
     for check in source.checks:
-        yield f"overlap: {check.statement}"
+        known = source.labels_of_corpus or bool(source.taught_by)
+        yield f"overlap: {check.say(labels=known)}"
     if header.targets and "overlap" in results:
         yield f"overlap with its own dataset: {results['overlap']}"
     elif not source.checks:

@@ -8,14 +8,22 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from crysdistill.store.checks import find_check, statement, status
+from crysdistill.store.checks import DatasetCheck, find_check, statement, status
 from crysdistill.store.formulas import Composed, join_formulas
 from crysdistill.store.origins import joint_licence
 from crysdistill.store.used import UNKNOWN, join_used
-from crysdistill.transfer.same_store import labels_known, seen_in_it, used_by
+from crysdistill.transfer.same_store import (
+    Judges,
+    labels_known,
+    seen_in_it,
+    used_by,
+)
 from crysdistill.transfer.weights import Provenance
 
 Word = Literal["clean", "transductive", "unknown", "leaked"]
+
+NOTHING_SEEN = "clean (no pretraining: nothing was seen but labels)"
+"""What is said without pretrained weights and teachers."""
 
 
 class Learned(Protocol):
@@ -39,7 +47,7 @@ class Dataset(Composed, Protocol):
 
 
 def seen(
-    before: Learned | None, dataset: Dataset, tested: np.ndarray | None = None
+    before: Learned | None, dataset: Dataset, tested: Judges | None = None
 ) -> tuple[Word, str]:
     """Return whether weights were trained without the crystals of a dataset.
 
@@ -50,17 +58,20 @@ def seen(
     Args:
         before: the pretrained weights or the teacher of a run; None if it has neither.
         dataset: the crystals.
-        tested: the rows of the test crystals, if they are known.
+        tested: the test crystals, if they are known.
 
     Returns:
         The word, and a sentence that begins with it for results and reports.
     """
     if before is None:
-        return "clean", "clean (no pretraining: nothing was seen but labels)"
-    word, sentence = _known(before, dataset.structures_hash, tested)
-    shared = _by_formula(before, dataset) if word == "unknown" else None
+        return "clean", NOTHING_SEEN
+    name = dataset.structures_hash
+    if found := _known(before, name, tested):
+        return found
+    shared = _by_formula(before, dataset)
     if shared is None:
-        return word, sentence
+        why = not _recorded(before, name, tested) and _not_compared(before)
+        return "unknown", f"unknown ({why or _NOT_EXCLUDED})"
     if not shared.any():
         return "clean", (
             "clean (by formula: no crystal of the dataset has the composition of a "
@@ -70,21 +81,20 @@ def seen(
 
 
 def at_most(
-    before: Learned | None, dataset: Dataset, tested: np.ndarray
+    before: Learned | None, dataset: Dataset, tested: Judges
 ) -> dict[str, dict[str, int]]:
     """Return how many crystals the weights can have seen, for the results of a run.
 
     Args:
         before: the pretrained weights or the teacher of a run; None if it has neither.
         dataset: the crystals.
-        tested: the rows of the test crystals.
+        tested: the test crystals.
 
     Returns:
-        The entry `overlap_at_most`; nothing if structures were compared, or if the
-        weights carry no formulas.
+        The entry `overlap_at_most`; nothing if rows or comparisons of structures tell
+        more, or if the weights carry no formulas.
     """
-    name = dataset.structures_hash
-    if before is None or _known(before, name, tested)[0] != "unknown":
+    if before is None or _known(before, dataset.structures_hash, tested):
         return {}
     shared = _by_formula(before, dataset)
     if shared is None:
@@ -92,8 +102,8 @@ def at_most(
     numbers = {
         "crystals": int(shared.sum()),
         "of_crystals": len(shared),
-        "test_crystals": int(shared[tested].sum()),
-        "of_test_crystals": len(tested),
+        "test_crystals": int(shared[tested.rows].sum()),
+        "of_test_crystals": len(tested.rows),
     }
     return {"overlap_at_most": numbers}
 
@@ -105,7 +115,9 @@ def of_the_tested(found: Mapping[str, Any]) -> str:
         found: the results of a run, with what `at_most` returned.
     """
     numbers = found.get("overlap_at_most", {})
-    if not numbers.get("crystals") or not found["overlap"].startswith("unknown"):
+    if not (numbers.get("crystals") and numbers["of_test_crystals"]):
+        return ""
+    if not found["overlap"].startswith("unknown"):
         return ""
     return (
         f"; of the {numbers['of_test_crystals']:,} test crystals at most "
@@ -146,56 +158,80 @@ def _by_formula(learned: Learned, dataset: Dataset) -> np.ndarray | None:
     return None if formulas is None else formulas.has(dataset)
 
 
+_NOT_EXCLUDED = (
+    "nobody has compared the corpus with this dataset; `exclude` it when pretraining"
+)
+
+
 def _known(
-    before: Learned, dataset: str, tested: np.ndarray | None
-) -> tuple[Word, str]:
-    """Return what rows and comparisons say of a dataset, given by its hash."""
-    if tested is None:
-        return _compared(before, dataset)
-    used = used_by(before.kind, before.provenance, [dataset])
-    found = seen_in_it(used, dataset, tested)
-    return found or _compared(before, dataset, labels_known(used, dataset))
-
-
-def _compared(
-    before: Learned, dataset: str, recorded: bool = False
-) -> tuple[Word, str]:
-    """Return what comparisons of structures say of a dataset, given by its hash.
+    before: Learned, dataset: str, tested: Judges | None
+) -> tuple[Word, str] | None:
+    """Return what rows and comparisons say of a dataset; None if they say nothing.
 
     Args:
         before: the weights.
-        dataset: the hash.
-        recorded: whether their labels are known, and are not of test crystals. Then
-            only corpora count, which checks compare.
+        dataset: the hash of the dataset.
+        tested: its test crystals, if they are known.
     """
+    if tested is not None and len(tested.rows):
+        used = used_by(before.kind, before.provenance, [dataset])
+        if found := seen_in_it(used, dataset, tested):
+            return found
     check = find_check(before.provenance.checks, dataset)
-    if check is not None and check.kept:
-        return (
-            check.status,
-            f"{check.statement}; hash of the overlap {check.overlap[:12]}",
-        )
-    if before.provenance.taught_by and not recorded:
-        return "unknown", (
-            f"unknown (taught by {before.provenance.taught_by}; nobody has compared "
-            "its crystals with this dataset)"
-        )
-    if before.kind == "foreign" and not recorded:
-        return "unknown", (
-            f"unknown ({before.provenance.origin or 'a foreign model'}; nobody has "
-            "compared its crystals with this dataset)"
-        )
-    if before.kind in ("predictor", "frozen", "stack") and not recorded:
-        # Its labels may belong to any crystals, whatever its corpus was cleared of.
-        return "unknown", (
-            "unknown (the weights learned from labels of crystals that nobody has "
-            "compared with this dataset)"
-        )
     if check is None:
-        return "unknown", (
-            "unknown (nobody has compared the corpus with this dataset; "
-            "`exclude` it when pretraining)"
-        )
+        return None
+    if check.kept:
+        return _kept(before, check, _recorded(before, dataset, tested))
+    if _not_compared(before) and not _recorded(before, dataset, tested):
+        return None
     return check.status, f"{check.statement}; hash of the overlap {check.overlap[:12]}"
+
+
+def _recorded(before: Learned, dataset: str, tested: Judges | None) -> bool:
+    """Return whether rows prove that no labels of the test crystals were learned.
+
+    Then only corpora count, which checks compare. It holds if the weights learned from
+    labels of this dataset alone, and `seen_in_it` found none of test crystals.
+    """
+    if tested is None or not len(tested.rows):
+        return False
+    return labels_known(used_by(before.kind, before.provenance, [dataset]), dataset)
+
+
+def _kept(before: Learned, check: DatasetCheck, recorded: bool) -> tuple[Word, str]:
+    """Return what is known if the corpus holds crystals of a dataset."""
+    # Encoders of earlier versions recorded nothing, and learned without labels.
+    labels = not recorded and bool(
+        before.provenance.labels_of_corpus or _not_compared(before)
+    )
+    return "unknown" if labels else "transductive", (
+        f"{check.say(labels)}; hash of the overlap {check.overlap[:12]}"
+    )
+
+
+def _not_compared(before: Learned) -> str:
+    """Return what weights learned from beside corpora; "" if nothing.
+
+    Checks compare only the corpora.
+    """
+    known = before.provenance
+    if known.taught_by:
+        return (
+            f"taught by {known.taught_by}; nobody has compared its crystals with this "
+            "dataset"
+        )
+    if before.kind == "foreign":
+        return (
+            f"{known.origin or 'a foreign model'}; nobody has compared its crystals "
+            "with this dataset"
+        )
+    if before.kind != "encoder":
+        # Its labels may belong to any crystals, whatever its corpus was cleared of.
+        return (
+            "the weights learned from labels of crystals that nobody has compared with "
+            "this dataset"
+        )
+    return ""
 
 
 def with_teachers(own: Provenance, teachers: Iterable[Learned]) -> Provenance:
@@ -229,14 +265,10 @@ def with_teachers(own: Provenance, teachers: Iterable[Learned]) -> Provenance:
             checks = [one for one in checks if find_check(theirs, one.dataset)]
         found = [one for one in theirs if one.kept]
         checks = [one for one in checks if not find_check(found, one.dataset)] + found
-    overlap = status(checks)
-    if strangers and overlap == "clean":
-        overlap = "unknown"
     origins = [t.provenance.origin for t in teachers if t.provenance.origin]
-    return replace(
+    joined = replace(
         own,
         checks=checks,
-        overlap=overlap,
         licence=joint_licence([own.licence, *(t.provenance.licence for t in teachers)]),
         taught_by="; ".join(dict.fromkeys(strangers)),
         formulas=join_formulas(
@@ -245,14 +277,22 @@ def with_teachers(own: Provenance, teachers: Iterable[Learned]) -> Provenance:
         origin="; taught by ".join([own.origin, *dict.fromkeys(origins)]),
         used=join_used(used),
     )
+    return replace(joined, overlap=word_of_corpus(joined))
+
+
+def word_of_corpus(known: Provenance) -> Word:
+    """Return one word for the datasets that a corpus was compared with."""
+    found = status(known.checks)
+    kept = found == "transductive" and known.labels_of_corpus
+    return "unknown" if known.taught_by or kept else found
 
 
 def overlap_in_words(provenance: Provenance) -> str:
     """Return in words which datasets the weights are clean of, and which not."""
-    said = statement(provenance.checks)
-    if not provenance.taught_by:
-        return said
-    return (
-        f"unknown (taught by {provenance.taught_by}; nobody has compared its crystals "
-        f"with any dataset); the corpus alone: {said}"
-    )
+    said = statement(provenance.checks, provenance.labels_of_corpus)
+    if provenance.taught_by:
+        return (
+            f"unknown (taught by {provenance.taught_by}; nobody has compared its "
+            f"crystals with any dataset); the corpus alone: {said}"
+        )
+    return said

@@ -93,24 +93,35 @@ class Provenance:
         object.__setattr__(self, "used", read_used(self.used))
 
     @property
+    def labels_of_corpus(self) -> bool:
+        """Whether labels of corpus crystals were learned, as far as recorded."""
+        return any(o.labels and o.corpus for o in self.used if o != UNKNOWN)
+
+    @property
     def excluded(self) -> list[str]:
         """The `structures_hash` of every dataset that the corpus is clean of."""
         return [check.dataset for check in self.checks if not check.kept]
 
     def record(self) -> dict[str, Any]:
-        """Return `provenance`, `used` and, where known, `formulas`, for JSON."""
+        """Return `provenance` and what stands beside it, for JSON."""
         values = asdict(replace(self, formulas=None, used=()))
         # Apart: they are long, and versions that know none of them read the rest.
         del values["formulas"], values["used"]
-        used = [one.to_dict() for one in self.used]
-        if self.formulas is None:
-            return {"provenance": values, "used": used}
-        return {"provenance": values, "used": used, "formulas": self.formulas.packed()}
+        found: dict[str, Any] = {"provenance": values}
+        if self.overlap == "leaked":  # a word that version 0.1 refuses
+            values["overlap"] = "unknown"
+            found["overlap"] = self.overlap
+        found["used"] = [one.to_dict() for one in self.used]
+        if self.formulas is not None:
+            found["formulas"] = self.formulas.packed()
+        return found
 
 
 def recorded_apart(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `Provenance.record` put beside `provenance`."""
-    return {"formulas": facts.get("formulas"), "used": facts.get("used", [UNKNOWN])}
+    overlap = {"overlap": facts["overlap"]} if "overlap" in facts else {}
+    used = facts.get("used", [UNKNOWN])
+    return {"formulas": facts.get("formulas"), "used": used, **overlap}
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,17 @@ from crysdistill.errors import InputError, did_you_mean
 
 OVERLAP_WORDS = {
     "clean": "the pretraining corpus holds no crystal that matches a test crystal",
-    "transductive": "the pretraining corpus holds test crystals (without labels), so "
-    "the gain may be smaller on crystals that it has never seen",
-    "leaked": "the pretrained weights or their teachers learned from labels of test "
-    "crystals, so the test errors say little",
-    "unknown": "it is not known whether the pretraining corpus holds test crystals",
+    "transductive": "the pretraining corpus holds test crystals (without the labels to "
+    "predict), so the gain may be smaller on crystals that it has never seen",
+    "leaked": "the pretrained weights, their teachers or the runs themselves learned "
+    "from labels of test crystals, so the test errors say little",
+    "unknown": "it is not known whether the pretrained weights or their teachers "
+    "learned from test crystals, or from their labels",
 }
 """The meaning of each status of an overlap."""
+
+WORST_FIRST = ("leaked", "unknown", "transductive", "clean")
+"""The words from the worst on; what is not known may be a leak."""
 
 
 def overlap(given: Any) -> dict[str, Any] | None:
@@ -52,9 +56,7 @@ def overlap(given: Any) -> dict[str, Any] | None:
     else:
         rows = list(given)
         found = {str(row["status"]) for row in rows if "status" in row}
-        # The worst status counts.
-        order = ("leaked", "transductive", "unknown", "clean")
-        word = next((w for w in order if w in found), "unknown")
+        word = next((w for w in WORST_FIRST if w in found), "unknown")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if word not in OVERLAP_WORDS:
         raise InputError(
@@ -71,12 +73,23 @@ def overlap(given: Any) -> dict[str, Any] | None:
     }
 
 
-def overlap_of_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return what is known of the overlap of several tasks, for `overlap`.
+def known_overlap(facts: Mapping[str, Any]) -> Any:
+    """Return what a study knows of its overlap, for `overlap`.
+
+    Its runs know their test crystals, so what they say counts more than what was known
+    before the first of them.
 
     Args:
-        tasks: facts of each task, with a sentence `overlap` that begins with the word.
+        facts: about the study: `overlap_of_runs`, `overlap` or `tasks`.
     """
+    if rows := facts.get("overlap_of_runs"):
+        return rows if len(rows) > 1 else rows[0]["said"]
+    known = facts.get("overlap")
+    return _of_tasks(facts.get("tasks") or {}) if known is None else known
+
+
+def _of_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return what is known of the overlap of several tasks."""
     rows = []
     for name, facts in tasks.items():
         sentence = str(facts.get("overlap") or "")
