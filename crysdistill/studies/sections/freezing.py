@@ -141,7 +141,11 @@ def _sentence(group: ResultGroup, found: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _named(row: dict[str, Any]) -> str:
-    return f"{row['line']} with {row['frozen']} frozen"
+    count = str(row["frozen"])
+    plural = "" if count == "1" else "s"
+    words = {"null": "nothing", "0": "the embedding", "all": "all layers"}
+    frozen = words.get(count, f"{count} convolution{plural}")
+    return f"{row['line']} with {frozen} frozen"
 
 
 def _cost(row: dict[str, Any]) -> str:
