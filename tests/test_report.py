@@ -383,10 +383,27 @@ def test_findings_name_a_control_that_is_better():
     assert said[0].endswith("against scratch: better.")
     assert said[1].startswith("The control forest has a better mean than distilled: 0.")
     assert said[2].startswith("Knowledge, or only regularisation? distilled is at −")
+    row = next(row for row in group.rows if row.arm == "distilled")
+    assert all(change < 0 for change in row.changes)  # errors
+    pairs, gain = 2 * len(row.changes), -sum(row.changes) / len(row.changes)
     assert tally([group, group]) == [
-        "distilled: better than scratch in 2 of 2 comparisons, worse in 0 (after "
-        "Holm's correction)."
+        f"distilled: better than scratch in {pairs} of {pairs} pairs of runs, mean "
+        f"gain +{gain:.1f} %. After Holm's correction better in 2 of 2 comparisons, "
+        "worse in 0."
     ]
+
+
+def test_a_tally_of_arms_that_help_and_harm_where_higher_is_better():
+    table = results(arms={"scratch": 0.6, "distilled": 0.5, "finetuned": 0.9})
+    (group,) = result_groups(table.assign(metric="auc", unit=""))
+    first, second = tally([group])
+    assert re.match(
+        r"finetuned: better than scratch in (\d) of \1 pairs of runs, mean gain \+",
+        first,
+    )
+    assert re.match(
+        r"distilled: better than scratch in 0 of \d pairs of runs, mean gain −", second
+    )
 
 
 def test_findings_when_nothing_helps():

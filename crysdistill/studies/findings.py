@@ -61,20 +61,27 @@ def tally(groups: Sequence[ResultGroup], most: int = 5) -> list[str]:
 
     Args:
         groups: the groups from `result_groups`.
-        most: the number of arms; those that are better more often come first.
+        most: the number of arms; those with the largest mean gain come first.
     """
-    said: list[tuple[int, str]] = []
+    said: list[tuple[float, str]] = []
     for arm in dict.fromkeys(row.arm for group in groups for row in group.rows):
-        rows = [r for g in groups for r in g.rows if r.arm == arm and r.changes]
+        found = [
+            (r, g.higher) for g in groups for r in g.rows if r.arm == arm and r.changes
+        ]
+        rows = [row for row, _ in found]
         if not rows or rows[0].control:
             continue
         name = next(g.reference.arm for g in groups if g.reference)
+        gains = [c if up else -c for row, up in found for c in row.changes]
+        won = sum(gain > 0 for gain in gains)
         better, worse = (sum(r.tone == tone for r in rows) for tone in (BETTER, WORSE))
+        gain = sum(gains) / len(gains)
         text = (
-            f"{arm}: better than {name} in {better} of {len(rows)} comparisons, worse "
-            f"in {worse} (after Holm's correction)."
+            f"{arm}: better than {name} in {won} of {len(gains)} pairs of runs, mean "
+            f"gain {percent(gain)} %. After Holm's correction better in {better} of "
+            f"{len(rows)} comparisons, worse in {worse}."
         )
-        said.append((worse - better, text))
+        said.append((-gain, text))
     return [text for _, text in sorted(said, key=lambda pair: pair[0])[:most]]
 
 
