@@ -16,7 +16,7 @@ from scipy.special import erf, erfc
 from crysdistill.errors import BadStructure, InputError
 from crysdistill.graphs.batch import make_batch
 from crysdistill.structures.crystal import Crystal
-from crysdistill.teachers import answers_for, make_teacher
+from crysdistill.teachers import make_teacher
 from crysdistill.training.pretrain import pretrain
 from crysdistill.transfer.seen import seen
 from crysdistill.transfer.weights import read_header
@@ -233,19 +233,6 @@ def test_what_dftd4_refuses_is_named():
         r"distances found\); leave that crystal out of the store",
     ):
         DispersionTeacher()(batch)
-
-
-def test_answers_are_kept(tmp_path, monkeypatch):
-    store = open_store(tmp_path / "s.h5", [NACL, CU, TIO2])
-    teacher = make_teacher("dftd4", store)
-    first = answers_for(teacher, store, [0, 2], workers=1, progress=False)
-    monkeypatch.setattr(DispersionTeacher, "__call__", None)  # nobody asks again
-    again = answers_for(
-        make_teacher("dftd4", store), store, [0, 2], workers=1, progress=False
-    )
-    rows = store.batch([2, 0]).rows
-    torch.testing.assert_close(again.gather_atoms(rows), first.gather_atoms(rows))
-    assert (again.atom_width, again.crystal_width) == (5, 1)
 
 
 def test_another_release_of_dftd4_is_asked_again(monkeypatch):

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from pymatgen.core import Composition, Lattice, Structure
 from scipy.constants import e as elementary_charge
 from scipy.constants import epsilon_0
@@ -20,7 +19,11 @@ from crysdistill.structures.crystal import Crystal
 from crysdistill.structures.elements import atomic_numbers_by_symbol, symbols
 from crysdistill.teachers import answers_for, make_teacher
 from crysdistill.teachers.electrostatics import EwaldTeacher
-from crysdistill.teachers.formal_charges import Formula, formal_charges, reduced
+from crysdistill.teachers.formal_charges import (
+    Formula,
+    formal_charges,
+    formulas_of,
+)
 from crysdistill.transfer.seen import seen
 from tests.conftest import crystal, from_structure, random_crystal, structures
 from tests.toy_stores import SMALL_GRAPH, open_store
@@ -109,8 +112,9 @@ def test_a_long_formula_takes_no_minutes():
 
 
 def test_the_formula_does_not_depend_on_the_cell():
-    assert reduced(np.array([8, 22, 8] * 3)) == ((8, 2), (22, 1))
-    assert reduced(np.array([29])) == ((29, 1),)
+    atoms = np.array([8, 22, 8] * 3 + [29] + [22, 8, 8])
+    rutile = ((8, 2), (22, 1))
+    assert formulas_of(np.array([0, 9, 10, 13]), atoms) == [rutile, ((29, 1),), rutile]
 
 
 # ------------------------------------------------------------- potentials and energies
@@ -248,19 +252,6 @@ def test_crystals_without_charges_are_unknown(tmp_path):
         "another teacher",
     ):
         objective.prepare(store, np.array([1]))
-
-
-def test_answers_are_kept(tmp_path, monkeypatch):
-    store = open_store(tmp_path / "s.h5", [NACL, CU, TIO2])
-    teacher = make_teacher("ewald", store)
-    first = answers_for(teacher, store, [0, 2], workers=1, progress=False)
-    monkeypatch.setattr(EwaldTeacher, "__call__", None)  # nobody asks again
-    again = answers_for(
-        make_teacher("ewald", store), store, [0, 2], workers=1, progress=False
-    )
-    rows = store.batch([2, 0]).rows
-    torch.testing.assert_close(again.gather_atoms(rows), first.gather_atoms(rows))
-    assert (again.atom_width, again.crystal_width) == (2, 1)
 
 
 def test_another_release_of_pymatgen_is_asked_again(monkeypatch):

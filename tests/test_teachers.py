@@ -29,7 +29,7 @@ from crysdistill.transfer.distillation import Distillation
 from crysdistill.transfer.published import PUBLISHED_GRAPH, import_cgcnn
 from crysdistill.transfer.seen import seen
 from crysdistill.transfer.weights import Provenance, save_weights
-from tests.conftest import random_crystal
+from tests.conftest import from_structure, random_crystal, structures
 from tests.test_published_cgcnn import published_checkpoint
 from tests.toy_stores import SMALL_ENCODER, SMALL_GRAPH, labelled, open_store
 
@@ -280,3 +280,20 @@ def test_an_encoder_is_refused_a_crystal_without_neighbours(tmp_path, encoder):
             EncoderTeacher(encoder, short), store, np.arange(3), workers=1,
             progress=False,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "widths"), [("dftd4", (5, 1)), ("ewald", (2, 1))])
+def test_computed_answers_are_kept(name, widths, tmp_path, monkeypatch):
+    if name == "dftd4":
+        pytest.importorskip("dftd4", reason="the extra `dispersion`")
+    known = [from_structure(n, structures()[n]) for n in ("NaCl", "fcc-Cu", "TiO2")]
+    store = open_store(tmp_path / "s.h5", known)
+    teacher = make_teacher(name, store)
+    first = answers_for(teacher, store, [0, 2], workers=1, progress=False)
+    monkeypatch.setattr(type(teacher), "__call__", None)  # nobody asks again
+    again = make_teacher(name, store)
+    found = answers_for(again, store, [0, 2], workers=1, progress=False)
+    rows = store.batch([2, 0]).rows
+    torch.testing.assert_close(found.gather_atoms(rows), first.gather_atoms(rows))
+    torch.testing.assert_close(found.gather_crystals(rows), first.gather_crystals(rows))
+    assert (found.atom_width, found.crystal_width) == widths

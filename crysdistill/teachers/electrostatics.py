@@ -11,7 +11,7 @@ from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch
 from crysdistill.store.store import Store
 from crysdistill.teachers.chgnet import structures_of
-from crysdistill.teachers.formal_charges import Formula, formal_charges, reduced
+from crysdistill.teachers.formal_charges import formal_charges, formulas_of
 from crysdistill.teachers.teacher import Answer, Teacher
 
 _VERSION = 1  # of the answers; count up when they change
@@ -72,15 +72,10 @@ class EwaldTeacher(Teacher):
 
     def knows(self, store: Store, rows: np.ndarray) -> np.ndarray:
         """Return which crystals have formal charges."""
-        ends, numbers = store.atom_offsets, store.atomic_numbers
-        known: dict[Formula, bool] = {}
-        found = np.zeros(len(rows), dtype=bool)
-        for place, row in enumerate(rows.tolist()):
-            formula = reduced(numbers[ends[row] : ends[row + 1]])
-            if formula not in known:
-                known[formula] = formal_charges(formula) is not None
-            found[place] = known[formula]
-        return found
+        every = formulas_of(store.atom_offsets, store.atomic_numbers)
+        asked = [every[row] for row in rows.tolist()]
+        known = {formula: formal_charges(formula) is not None for formula in set(asked)}
+        return np.array([known[formula] for formula in asked], dtype=bool)
 
     def prepare(self, store: Store, rows: np.ndarray) -> None:
         """Refuse crystals without formal charges.
@@ -103,10 +98,13 @@ class EwaldTeacher(Teacher):
         from pymatgen.analysis.ewald import EwaldSummation
 
         atoms, crystals = [], []
-        every = batch.atomic_numbers.cpu().numpy()  # (N,)
-        of_each = np.split(every, batch.ptr[1:-1].cpu().numpy())
-        for structure, numbers in zip(structures_of(batch), of_each, strict=True):
-            known = formal_charges(reduced(numbers))
+        ptr, every = batch.ptr.cpu().numpy(), batch.atomic_numbers.cpu().numpy()
+        formulas = formulas_of(ptr, every)
+        of_each = np.split(every, ptr[1:-1])
+        for structure, numbers, formula in zip(
+            structures_of(batch), of_each, formulas, strict=True
+        ):
+            known = formal_charges(formula)
             if known is None:
                 raise RuntimeError("call `prepare` before asking")
             charges = np.array([known[z] for z in numbers.tolist()])  # (n,)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import warnings
 from collections.abc import Mapping
 from functools import cache, lru_cache
 
 import numpy as np
+
+from crysdistill.store.fingerprints import compositions
 
 Formula = tuple[tuple[int, int], ...]
 """Atomic numbers and counts of a reduced formula, by atomic number."""
@@ -15,15 +17,19 @@ Formula = tuple[tuple[int, int], ...]
 _MOST = 100_000  # formulas whose charges are remembered
 
 
-def reduced(numbers: np.ndarray) -> Formula:
-    """Return the reduced formula of atoms, which is the same for any cell.
+def formulas_of(atom_offsets: np.ndarray, atomic_numbers: np.ndarray) -> list[Formula]:
+    """Return the reduced formulas of many crystals, which are the same for any cell.
 
     Args:
-        numbers: (N,) atomic numbers.
+        atom_offsets: (B + 1,) first atom of each crystal.
+        atomic_numbers: (N,) those of all crystals.
     """
-    elements, counts = np.unique(numbers, return_counts=True)
-    counts = counts // math.gcd(*counts.tolist())
-    return tuple(zip(elements.tolist(), counts.tolist(), strict=True))
+    offsets, species, amounts = compositions(atom_offsets, atomic_numbers)
+    pairs = list(zip(species.tolist(), amounts.tolist(), strict=True))
+    return [
+        tuple(sorted(pairs[first:end]))
+        for first, end in itertools.pairwise(offsets.tolist())
+    ]
 
 
 @lru_cache(maxsize=_MOST)
@@ -45,7 +51,7 @@ def formal_charges(formula: Formula) -> Mapping[int, float] | None:
     here the best sums are joined atom by atom, in milliseconds.
 
     Args:
-        formula: as `reduced` returns it.
+        formula: as `formulas_of` returns it.
     """
     if len(formula) < 2:
         return None

@@ -320,9 +320,7 @@ class Distillation(nn.Module):
         """
         student, teacher = self._both(student, teacher)
         if weights is not None:
-            root = weights.to(
-                student.device
-            ).sqrt()  # w (s - t)^2 = (root s - root t)^2
+            root = weights.to(student.device).sqrt()  # w (s - t)^2 = (r s - r t)^2
             student, teacher = root * student, root * teacher
         return self._loss.distance(student, teacher, batch)
 
