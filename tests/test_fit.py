@@ -16,8 +16,8 @@ from crysdistill.errors import InputError
 from crysdistill.graphs.neighbors import GraphSettings
 from crysdistill.store.checks import DatasetCheck
 from crysdistill.store.store import Store
-from crysdistill.training import fit as module
-from crysdistill.training.fit import FitConfig, fit
+from crysdistill.training import candidates as module
+from crysdistill.training.fit import FitConfig, _named, fit
 from crysdistill.training.inference import predict
 from crysdistill.training.probe import Probed, advice, probe
 from crysdistill.training.settings import SplitSettings, TrainerSettings
@@ -100,13 +100,13 @@ def test_validation_chooses_and_the_test_set_judges(store, weights, tmp_path, ca
 
 def test_every_candidate_is_what_its_name_says(store, weights, tmp_path, monkeypatch):
     seen = {}
-    real = module._Work._judged
+    real = module.Workshop._judged
 
     def watch(self, name, predictor):
         seen[name] = predictor
         return real(self, name, predictor)
 
-    monkeypatch.setattr(module._Work, "_judged", watch)
+    monkeypatch.setattr(module.Workshop, "_judged", watch)
     shares = {"fine-tuned": 0.6, "frozen": 0.4}
     monkeypatch.setattr(module, "choose_shares", lambda *_: shares)
     fit(config(store, tmp_path / "fit", weights=[weights], repeats=2))
@@ -139,13 +139,13 @@ def test_several_weights_are_also_frozen_side_by_side(
     second = tmp_path / "second.safetensors"
     save_weights(second, make_encoder("cgcnn", GRAPH, **SMALL), GRAPH)
     prefer_together(monkeypatch)
-    real = module._Work._judged
+    real = module.Workshop._judged
 
     def judged(self, name, predictor):
         found = real(self, name, predictor)
         return replace(found, score=0.0) if name == "frozen" else found
 
-    monkeypatch.setattr(module._Work, "_judged", judged)
+    monkeypatch.setattr(module.Workshop, "_judged", judged)
     path = fit(config(store, tmp_path / "fit", weights=[weights, second]))
     predictor = load_predictor(path)
     assert isinstance(predictor, FrozenPredictor)
@@ -266,7 +266,7 @@ def test_probe_is_a_cross_validation(store):
 def test_weights_of_equal_names_are_told_apart():
     names = ["a/run/weights.safetensors", "b/run/weights.safetensors"]
     names += ["c/known.safetensors", "untrained.safetensors"]
-    found = module._named([Path(name) for name in names])
+    found = _named([Path(name) for name in names], [])
     assert found == dict(
         zip([*names[:2], "known", names[3]], map(Path, names), strict=True)
     )

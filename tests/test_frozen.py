@@ -27,6 +27,7 @@ from crysdistill.transfer.readouts import (
     GaussianProcess,
     Logistic,
     Scaling,
+    _likelihood_and_slope,
     log_likelihood,
 )
 from crysdistill.transfer.seen import seen
@@ -155,6 +156,14 @@ def test_gaussian_process_is_that_of_scikit_learn():
     free = ConstantKernel(1, bounds[0]) * RationalQuadratic(2, 1, *bounds[1:])
     searched = GaussianProcessRegressor(free + WhiteKernel(0.1, (1e-5, 10))).fit(x, y)
     assert float(likelihood) > searched.log_marginal_likelihood() - 0.01
+    # The search's own derivatives are those of autograd.
+    logarithms = torch.tensor([0.3, 1.2, -0.4, -2.0], dtype=torch.float64)
+    logarithms.requires_grad_()
+    whole = log_likelihood(square, torch.tensor(y), logarithms.exp())
+    whole.backward()
+    value, slope = _likelihood_and_slope(square, torch.tensor(y), logarithms.detach())
+    assert value == pytest.approx(whole.item(), rel=1e-10)
+    torch.testing.assert_close(slope, logarithms.grad, rtol=1e-6, atol=1e-8)
     found = process(torch.tensor(asked))[:, 0]
     np.testing.assert_allclose(found, plain.predict(asked), atol=1e-4)
     # The same from the formula.

@@ -1,12 +1,12 @@
 """Teachers: models and tables that answer for the atoms or crystals of a batch.
 
 A student learns from its labels and from a teacher's answers for the same crystals. A
-new kind of teacher is one file with a subclass of `Teacher`, and one line below.
+new kind of teacher is one file with a subclass of `Teacher`, and one line in `named`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,8 @@ from crysdistill.errors import InputError, did_you_mean
 from crysdistill.store.store import Store
 from crysdistill.teachers.answers import TeacherAnswers
 from crysdistill.teachers.asking import answers_for
-from crysdistill.teachers.chgnet import CHGNetTeacher
-from crysdistill.teachers.dispersion import DispersionTeacher
-from crysdistill.teachers.electrostatics import EwaldTeacher
 from crysdistill.teachers.encoder import EncoderTeacher, encoder_teacher
-from crysdistill.teachers.ensemble import ENSEMBLE, EnsembleTeacher
+from crysdistill.teachers.named import NAMED
 from crysdistill.teachers.published import published_teacher
 from crysdistill.teachers.random import RandomTeacher
 from crysdistill.teachers.table import TableTeacher
@@ -37,14 +34,6 @@ __all__ = [
     "answers_for",
     "make_teacher",
 ]
-
-NAMED: dict[str, Callable[[str], Teacher]] = {
-    "chgnet": CHGNetTeacher,
-    "dftd4": DispersionTeacher,
-    ENSEMBLE: EnsembleTeacher,
-    "ewald": EwaldTeacher,
-}
-"""Live teachers by name; each takes the text after the colon, which may be empty."""
 
 
 def make_teacher(

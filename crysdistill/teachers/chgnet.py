@@ -40,6 +40,7 @@ ELEMENTS = 94
 
 _REACH = 6.0  # Å; every atom needs a neighbour within it
 _AT_ONCE = 512  # crystals whose neighbours are checked at a time
+_TOGETHER = 32  # crystals in a forward pass; more need gigabytes
 _WIDTH = 64
 _LICENCE = "BSD-3-Clause-LBNL AND CC-BY-4.0"
 """The licence of the code and its weights, and that of Materials Project data."""
@@ -151,7 +152,7 @@ class CHGNetTeacher(Teacher):
                 return_site_energies=True,
                 return_atom_feas=True,
                 return_crystal_feas=True,
-                batch_size=len(graphs),
+                batch_size=min(len(graphs), _TOGETHER),
             )
         answers: Sequence[dict[str, np.ndarray]] = (
             [found] if isinstance(found, dict) else found

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import rich
-import torch
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
-from crysdistill.encoders import Encoder, find_encoder, make_encoder
 from crysdistill.errors import InputError
 from crysdistill.schema import dump_config
 from crysdistill.splits import Split, make_split
 from crysdistill.store.formulas import Formulas
 from crysdistill.store.origins import joint_licence
 from crysdistill.store.store import Store
+from crysdistill.teachers.frozen import FrozenTeacher, asked
 from crysdistill.training.across import (
     OtherStore,
     choose_tested,
     find_shared,
     open_other,
 )
-from crysdistill.training.engine import device_of
-from crysdistill.training.finetune import FinetuneConfig, finetune
+from crysdistill.training.candidates import (
+    ALL_WEIGHTS,
+    TOGETHER,
+    Candidate,
+    Given,
+    Workshop,
+    same_split,
+)
 from crysdistill.training.judging import (
     one_column,
     outputs_for,
@@ -43,7 +43,6 @@ from crysdistill.training.judging import (
     write_predictions,
 )
 from crysdistill.training.labelled import LabelledConfig
-from crysdistill.training.loader import BatchLoader, place
 from crysdistill.training.overlap import (
     find_seen,
     overlap_line,
@@ -51,50 +50,25 @@ from crysdistill.training.overlap import (
     word_of,
 )
 from crysdistill.training.pretrained import load_pretrained
-from crysdistill.training.probe import (
-    COMPOSITION,
-    UNTRAINED,
-    Probed,
-    advice,
-    probe,
-)
+from crysdistill.training.probe import COMPOSITION, UNTRAINED, Probed, advice
 from crysdistill.training.runs import RunDirectory, open_run
-from crysdistill.training.selection import choose_shares
-from crysdistill.training.settings import (
-    AcrossSettings,
-    EncoderChoice,
-    SplitSettings,
-)
-from crysdistill.training.train import TrainConfig, train
-from crysdistill.transfer.frozen import FrozenPredictor
+from crysdistill.training.settings import EncoderChoice
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.scores import Scores
-from crysdistill.transfer.seen import with_teachers
+from crysdistill.transfer.seen import Learned, with_teachers
 from crysdistill.transfer.shipped import shipped
-from crysdistill.transfer.side_by_side import SideBySide
 from crysdistill.transfer.spread import Watched
-from crysdistill.transfer.stack import Stack, weighted
-from crysdistill.transfer.weights import (
-    AnyPredictor,
-    Provenance,
-    WeightsHeader,
-    load_predictor,
-    read_header,
-    save_weights,
-)
-
-TOGETHER = "all together"
-"""The name of all given weights side by side."""
+from crysdistill.transfer.weights import Provenance, read_header, save_weights
 
 
 @dataclass(kw_only=True)
 class FitConfig(LabelledConfig):
     """The best predictor for some labels, of any kind.
 
-    Candidates are a network from scratch, one that starts from pretrained weights, a
-    Gaussian process on frozen embeddings, one on the composition, and the weighted mean
-    of these that predicts the validation crystals best. Validation chooses one, and
-    only that one predicts the test crystals, once.
+    Candidates are a network from scratch, one that starts from pretrained weights,
+    Gaussian processes on frozen embeddings, on the answers of teachers and on the
+    composition, and the weighted mean of these that predicts the validation crystals
+    best. Validation chooses one, and only that one predicts the test crystals, once.
 
     Args:
         weights: pretrained encoders, by file or by the name of one in the package. A
@@ -102,12 +76,15 @@ class FitConfig(LabelledConfig):
             side by side. None takes all of the package that read the dataset's graph,
             but none that a foreign model taught. If empty, networks are trained only
             from scratch.
+        teachers: foreign models to freeze beside the weights: `chgnet`, `dftd4` or
+            `ewald`. The predictor then asks them about every new crystal.
         encoder: of the network from scratch; by default that of the first weights.
         repeats: networks of each kind, with different seeds; their mean predicts.
     """
 
     out: Path = Path("runs/fit")
     weights: list[Path] | None = None
+    teachers: list[str] = field(default_factory=list)
     encoder: EncoderChoice = field(default_factory=lambda: {"name": "cgcnn"})
     repeats: int = 1
 
@@ -117,29 +94,12 @@ class FitConfig(LabelledConfig):
             raise InputError(f"`repeats` is {self.repeats} but must be at least 1")
         if self.weights is not None:  # names of the package are texts
             self.weights = [Path(path) for path in self.weights]
-        names = [str(path) for path in self.weights or ()]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise InputError(f"`weights` names {twice[0]} twice; leave one out")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A predictor that might be chosen.
-
-    Args:
-        name: its name in tables and messages.
-        predictor: fitted to the training crystals.
-        score: the validation error; see `Scores`.
-        metrics: the validation metric of each target.
-        answers: the raw outputs (n, O) for the validation crystals.
-    """
-
-    name: str
-    predictor: AnyPredictor
-    score: float
-    metrics: dict[str, float]
-    answers: Tensor
+        given = {"weights": [str(path) for path in self.weights or ()]}
+        given["teachers"] = self.teachers
+        for key, names in given.items():
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise InputError(f"`{key}` names {twice[0]} twice; leave one out")
 
 
 def fit(config: FitConfig) -> Path:
@@ -148,14 +108,15 @@ def fit(config: FitConfig) -> Path:
     With `resume=true`, networks that an interrupted run has trained are reused.
 
     Raises:
-        InputError: the dataset, the weights or a setting cannot be used.
+        InputError: the dataset, the weights, a teacher or a setting cannot be used.
     """
     store = Store.open(config.dataset)
     for target in config.all_targets:
         target.check(store.property(target.name), store.material_ids)
     other = open_other(config.test, config.all_targets, store)
-    paths = _named(_chosen_from(config, store))
-    encoders = {name: load_pretrained(path, store) for name, path in paths.items()}
+    paths = _named(_chosen_from(config, store), config.teachers)
+    own = {name: load_pretrained(path, store) for name, path in paths.items()}
+    foreign = {name: FrozenTeacher(name) for name in config.teachers}
     names = [target.name for target in config.all_targets]
     labels = np.stack([store.property(name) for name in names], axis=1)  # (B, T)
     split = make_split(store, config.split, one_column(labels))
@@ -163,7 +124,7 @@ def fit(config: FitConfig) -> Path:
     with open_run(config.out, text, config.resume, config.overwrite, parts=True) as run:
         split.write(run.path / "split.csv", store.material_ids)
         # Read the split as every network will, in the same order: all have one scale.
-        split = make_split(store, _same_split(run), one_column(labels))
+        split = make_split(store, same_split(run), one_column(labels))
         outputs = outputs_for(config.all_targets, labels, split, store.material_ids)
         rich.print(
             escape(
@@ -175,23 +136,17 @@ def fit(config: FitConfig) -> Path:
             shared = find_shared(other, store, split)
             other = choose_tested(other, shared, config.test.keep_shared, outputs)
             rich.print(escape(other.remark))
-        work = _Work(config, store, split, outputs, run, paths, other)
-        if len(encoders) > 1:
-            encoders[TOGETHER] = SideBySide(list(encoders.values()))
-        looked = work.probe(encoders)
-        best = next((one.name for one in looked if one.name in paths), None)
-        work.advise(looked, best)
-        frozen = next((one.name for one in looked if one.name in encoders), None)
-        made = work.candidates(encoders, best, frozen)
-        candidates = sorted([*made, *work.mean_of(made)], key=lambda one: one.score)
-        chosen = candidates[0]
-        work.show(candidates)
-        return work.finish(chosen, candidates, looked, best, frozen)
-
-
-def _same_split(run: RunDirectory) -> SplitSettings:
-    """Return the settings that read the split of this run again."""
-    return SplitSettings(file=str(run.path / "split.csv"))
+        shop = Workshop(
+            config, config.encoder, config.repeats, store, split, outputs, run,
+            Given.of(paths, own, foreign),
+        )  # fmt: skip
+        rows = np.concatenate([split.train, split.val, split.test])
+        progress = config.trainer.progress
+        with asked(
+            foreign.values(), store, rows,
+            fallback=run.path, device=shop.device, progress=progress,
+        ):  # fmt: skip
+            return _Fit(config, store, split, outputs, run, other, shop).run_all()
 
 
 def _chosen_from(config: FitConfig, store: Store) -> Sequence[Path]:
@@ -210,18 +165,18 @@ def _chosen_from(config: FitConfig, store: Store) -> Sequence[Path]:
     ]
 
 
-def _named(weights: Sequence[Path]) -> dict[str, Path]:
+def _named(weights: Sequence[Path], teachers: Sequence[str]) -> dict[str, Path]:
     """Return weights by the name of their file or run; by their path if ambiguous."""
     short = [p.parent.name if p.stem == "weights" else p.stem for p in weights]
-    taken = [*short, COMPOSITION, UNTRAINED, TOGETHER]
+    taken = [*short, *teachers, COMPOSITION, UNTRAINED, TOGETHER, ALL_WEIGHTS]
     return {
         name if taken.count(name) == 1 else str(path): path
         for name, path in zip(short, weights, strict=True)
     }
 
 
-class _Work:
-    """The state of one fit.
+class _Fit:
+    """One fit: what to expect, the candidates, the choice, and its judgement.
 
     Args:
         config: the user's configuration.
@@ -229,8 +184,8 @@ class _Work:
         split: of its crystals.
         outputs: the targets to predict.
         run: the directory for all results.
-        weights: the pretrained encoders by name.
         other: the crystals to test on in another store.
+        shop: makes the candidates.
     """
 
     def __init__(
@@ -240,127 +195,28 @@ class _Work:
         split: Split,
         outputs: Outputs,
         run: RunDirectory,
-        weights: dict[str, Path],
         other: OtherStore | None,
+        shop: Workshop,
     ) -> None:
         self.config, self.store, self.split = config, store, split
-        self.outputs, self.run, self.weights = outputs, run, weights
-        self.other = other
-        self.device = device_of(config.trainer)
+        self.outputs, self.run, self.other = outputs, run, other
+        self.shop = shop
 
-    # ------------------------------------------------------------ the look ahead
-
-    def probe(self, encoders: dict[str, Encoder]) -> list[Probed]:
-        """Cross-validate readouts on all but the test crystals."""
-        rows = np.concatenate([self.split.train, self.split.val])
-        torch.manual_seed(self.config.seed)
-        asked: dict[str, Encoder | None] = {COMPOSITION: None}
-        asked[UNTRAINED] = make_encoder(graph=self.store.graph, **self._architecture())
-        return probe(
-            self.store,
-            rows,
-            self.outputs,
-            {**asked, **encoders},
-            self.device,
-            self.config.seed,
-        )
-
-    def advise(self, looked: Sequence[Probed], best: str | None) -> None:
-        """Print the probe's results, and what to expect from pretrained weights."""
-        rich.print(
-            self._table("frozen embeddings of", "Cross-validated on the labels", looked)
-        )
+    def run_all(self) -> Path:
+        """Look ahead, make candidates, choose one and judge it; see `fit`."""
+        given = self.shop.given
+        looked = self.shop.probe()
+        best = next((one.name for one in looked if one.name in given.weights), None)
+        title = "Cross-validated on the labels"
+        rich.print(self._table("frozen embeddings of", title, looked))
         rich.print(escape(advice(looked, best)))
+        frozen = next((one.name for one in looked if one.name in given.own), None)
+        made = self.shop.make(best, frozen)
+        every = sorted([*made, *self.shop.mean_of(made)], key=lambda one: one.score)
+        self._show(every)
+        return self._finish(every, looked, self._learned(best, frozen))
 
-    # --------------------------------------------------------------- candidates
-
-    def candidates(
-        self, encoders: dict[str, Encoder], best: str | None, frozen: str | None
-    ) -> list[Candidate]:
-        """Return each predictor of its own kind, judged on validation.
-
-        Args:
-            encoders: by name.
-            best: the name of the encoder to start from; None for none.
-            frozen: the name of the encoder to freeze; None for none.
-        """
-        made: dict[str, AnyPredictor] = {"scratch": self._networks("scratch", None)}
-        if best is not None and frozen is not None:
-            made["fine-tuned"] = self._networks("finetuned", self.weights[best])
-            made["frozen"] = self._readout(encoders[frozen])
-        made[COMPOSITION] = self._readout(None)
-        return [self._judged(name, predictor) for name, predictor in made.items()]
-
-    def mean_of(self, made: Sequence[Candidate]) -> Iterator[Candidate]:
-        """Yield the mean of candidates that predicts validation best, if of several."""
-        asked = self._batches(self.split.val)
-        labels = torch.cat([batch.targets for batch in asked]).cpu()
-        answers = {one.name: one.answers for one in made}
-        shares = choose_shares(answers, labels, self.outputs)
-        if len(shares) > 1:
-            parts = {one.name: one.predictor for one in made if one.name in shares}
-            name = " + ".join(f"{share:.0%} {one}" for one, share in shares.items())
-            mean = weighted([(parts[one], share) for one, share in shares.items()])
-            yield self._judged(name, mean)
-
-    def _readout(self, encoder: Encoder | None) -> FrozenPredictor:
-        batches = self._batches(self.split.train)
-        known = FrozenPredictor.read(encoder, batches)
-        return FrozenPredictor.fit(
-            encoder, known, self.outputs, self.store.graph, self.config.seed
-        )
-
-    def _networks(self, kind: str, weights: Path | None) -> AnyPredictor:
-        """Train the missing networks of one kind; return all as one predictor."""
-        config, made = self.config, []
-        seeds = range(config.seed, config.seed + config.repeats)
-        shown = config.trainer.progress
-        for seed in track(seeds, f"training, {kind}", disable=not shown):
-            folder = self.run.path / f"{kind}-{seed}"
-            shared = {f.name: getattr(config, f.name) for f in fields(LabelledConfig)}
-            shared |= {
-                "out": folder,
-                "seed": seed,
-                "split": _same_split(self.run),
-                "test": AcrossSettings(),  # only the chosen candidate is tested
-                "trainer": replace(config.trainer, progress=False),
-                "resume": True,
-                "overwrite": False,
-            }
-            if not (folder / "results.json").exists():
-                # Its output repeats files in its folder, and this run has its own bar.
-                with contextlib.redirect_stdout(io.StringIO()):
-                    if weights is None:
-                        train(TrainConfig(**shared, encoder=self._architecture()))
-                    else:
-                        finetune(FinetuneConfig(**shared, weights=weights))
-            made.append(load_predictor(folder / "weights.safetensors"))
-        members = [one for one in made if not isinstance(one, Stack)]
-        return members[0] if len(members) == 1 else Stack(members)
-
-    def _architecture(self) -> dict[str, Any]:
-        """Return the encoder of a network from scratch."""
-        config = self.config
-        if not self.weights or config.encoder != {"name": "cgcnn"}:
-            return config.encoder
-        given = read_header(next(iter(self.weights.values()))).encoder
-        settings = find_encoder(given["name"]).for_properties(given["settings"])
-        return {"name": given["name"], **settings}
-
-    def _judged(self, name: str, predictor: AnyPredictor) -> Candidate:
-        predictor.to(self.device)
-        scores, answers, _ = tested(predictor, self._batches(self.split.val))
-        metrics = scores.compute()
-        return Candidate(name, predictor, metrics.pop("score"), metrics, answers)
-
-    def _batches(self, rows: np.ndarray) -> BatchLoader:
-        loader = BatchLoader(self.store, rows, 256, self.outputs.names)
-        place([loader], self.device)
-        return loader
-
-    # ------------------------------------------------------------------- the end
-
-    def show(self, candidates: Sequence[Candidate]) -> None:
+    def _show(self, candidates: Sequence[Candidate]) -> None:
         """Print the validation results, the best first, and write them as a table."""
         rich.print(self._table("candidate", "On the validation crystals", candidates))
         rows = [
@@ -383,29 +239,24 @@ class _Work:
             table.add_row(escape(one.name), *cells)
         return table
 
-    def finish(
+    def _finish(
         self,
-        chosen: Candidate,
         candidates: Sequence[Candidate],
         looked: Sequence[Probed],
-        best: str | None,
-        frozen: str | None,
+        before: Learned | None,
     ) -> Path:
-        """Judge the chosen candidate on the test crystals; write everything."""
+        """Judge the best candidate on the test crystals; write everything.
+
+        Args:
+            candidates: the best first.
+            looked: the probe's results.
+            before: the weights and teachers that candidates were made from.
+        """
         run, store, split, outputs = self.run, self.store, self.split, self.outputs
-        found = {"val": {**chosen.metrics, "score": chosen.score}}
-        subsets = subsets_of(store, split, outputs.names, self.other)
-        del subsets["val"]  # judged before
-        for name, subset in subsets.items():
-            batches = subset.batches(self.device)
-            watched = Watched(chosen.predictor)
-            scores, output, labels = tested(watched, batches)
-            found[name] = scores.compute()
-            if name == "test":
-                write_predictions(run, subset, outputs, labels, output, watched.sd())
+        chosen = candidates[0]
+        found = self._judge(chosen)
         kinds = Scores(outputs).kinds
-        header = self._learned(best, frozen)
-        overlap = find_seen(header, store, split, outputs.names, self.other)
+        overlap = find_seen(before, store, split, outputs.names, self.other)
         results = {
             "labels": len(split.train),
             "seed": self.config.seed,
@@ -421,8 +272,8 @@ class _Work:
         }
         run.write_json("results.json", results)
         nothing = Provenance(formulas=Formulas(), used=())
-        earlier = header.provenance if header else nothing
-        kind = header.kind if header else "encoder"
+        earlier = before.provenance if before else nothing
+        kind = before.kind if before else "encoder"
         provenance = replace(
             with_labelled(earlier, kind, store, split, outputs.names),
             licence=joint_licence([earlier.licence, store.licence]),
@@ -437,11 +288,47 @@ class _Work:
         run.print_tree()
         return run.weights
 
-    def _learned(self, best: str | None, frozen: str | None) -> WeightsHeader | None:
-        """Return the header of the weights that were used, with all they have seen."""
-        if best is None:
+    def _judge(self, chosen: Candidate) -> dict[str, dict[str, float]]:
+        """Return the metrics of every subset; write the predictions of the test set."""
+        found = {"val": {**chosen.metrics, "score": chosen.score}}
+        names, device = self.outputs.names, self.shop.device
+        subsets = subsets_of(self.store, self.split, names, self.other)
+        del subsets["val"]  # judged before
+        for name, subset in subsets.items():
+            elsewhere = subset.store is not self.store
+            with asked(
+                [chosen.predictor], subset.store, subset.rows,
+                fallback=self.run.path / "test" if elsewhere else self.run.path,
+                device=device,
+                progress=self.config.trainer.progress,
+            ):  # fmt: skip
+                watched = Watched(chosen.predictor)
+                scores, output, labels = tested(watched, subset.batches(device))
+            found[name] = scores.compute()
+            if name == "test":
+                sd = watched.sd()
+                write_predictions(self.run, subset, self.outputs, labels, output, sd)
+        return found
+
+    def _learned(self, best: str | None, frozen: str | None) -> Learned | None:
+        """Return what all weights and teachers of the candidates have seen."""
+        given = self.shop.given
+        together = bool(given.everything) or frozen not in given.weights
+        names = [best, *(given.weights if together else [frozen])]
+        used: list[Learned] = [
+            read_header(given.weights[name]) for name in dict.fromkeys(names) if name
+        ]
+        taught = (one.teacher.learned for one in given.teachers)
+        used += [one for one in taught if one is not None]
+        if not used:
             return None
-        first = read_header(self.weights[best])
-        names = list(self.weights) if frozen == TOGETHER else [frozen or best]
-        others = [read_header(self.weights[name]) for name in names if name != best]
-        return replace(first, provenance=with_teachers(first.provenance, others))
+        first, *others = used
+        return _Joined(first.kind, with_teachers(first.provenance, others))
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """What several models have seen together; see `Learned`."""
+
+    kind: str
+    provenance: Provenance

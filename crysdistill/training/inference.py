@@ -22,6 +22,7 @@ from crysdistill.errors import InputError, did_you_mean
 from crysdistill.files import FULL, whole, writable, write_whole
 from crysdistill.graphs.batch import CrystalBatch, GraphSettings
 from crysdistill.store.store import Store
+from crysdistill.teachers.frozen import asked
 from crysdistill.teachers.tables.layout import ABOUT
 from crysdistill.teachers.tables.writing import (
     Contents,
@@ -75,18 +76,24 @@ def predict(
         The path of the CSV.
 
     Raises:
-        InputError: the weights or a source cannot be read, no crystal is left, or there
-            is no room; an earlier result then stays.
+        InputError: the weights or a source cannot be read, no crystal is left, a frozen
+            teacher does not know a crystal, or there is no room; an earlier result then
+            stays.
     """
     out, device = writable(out, [weights, *sources]), _device(accelerator)
     predictor = load_predictor(weights).to(device)
     outputs = predictor.outputs
     with _as_store(sources, predictor.graph, out, workers, progress) as store, _room():
-        loader = _batches(store, batch_size, device)
-        found = [
-            predictor.answer(batch).cpu()
-            for batch in track(loader, "predicting", disable=not progress)
-        ]
+        loader, rows = _batches(store, batch_size, device), np.arange(len(store))
+        with (
+            tempfile.TemporaryDirectory(prefix="crysdistill-") as spare,
+            asked([predictor], store, rows, fallback=Path(spare), device=device,
+                  progress=progress),
+        ):  # fmt: skip
+            found = [
+                predictor.answer(batch).cpu()
+                for batch in track(loader, "predicting", disable=not progress)
+            ]
         columns = outputs.columns(
             torch.cat(found) if found else torch.empty(0, outputs.size)
         )

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import nn
 
 from crysdistill import __version__
-from crysdistill.encoders import Encoder, find_encoder
+from crysdistill.encoders import Encoder
 from crysdistill.errors import InputError, did_you_mean
 from crysdistill.files import write_whole
 from crysdistill.graphs.batch import GraphSettings
@@ -26,12 +26,12 @@ from crysdistill.store.checks import DatasetCheck
 from crysdistill.store.formulas import Formulas
 from crysdistill.store.used import UNKNOWN, Used, read_used
 from crysdistill.structures.elements import ELEMENT_TABLES
+from crysdistill.transfer.composed import build_encoder
 from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.heads import PropertyHead
 from crysdistill.transfer.older_weights import upgrade
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.predictor import Predictor
-from crysdistill.transfer.side_by_side import SideBySide
 from crysdistill.transfer.stack import Stack
 from crysdistill.transfer.targets import Normalizer, Target
 from crysdistill.transfer.tensors import fill, read_metadata, read_tensors
@@ -390,25 +390,18 @@ def _all(
 
 def _make_encoder(path: Path, recipe: Mapping[str, Any]) -> Encoder:
     """Build the encoder that a header describes, without its weights."""
-    name, settings = recipe.get("name"), recipe.get("settings", {})
-    elements = settings.get("elements")
+    elements = recipe.get("settings", {}).get("elements")
     if elements is not None and elements not in ELEMENT_TABLES:
         raise InputError(
             f"{path}: unknown element table {elements!r}; crysdistill "
             f"{__version__} knows {', '.join(ELEMENT_TABLES)}"
         )
     try:
-        if name == SideBySide.name:
-            return SideBySide(
-                [_make_encoder(path, one) for one in settings["encoders"]]
-            )
-        # The random weights are replaced later: leave the caller's random state alone.
-        with torch.random.fork_rng(devices=[]):
-            return find_encoder(str(name))(**settings)
+        return build_encoder(recipe)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{path}: the settings of encoder `{name}` do not fit crysdistill "
-            f"{__version__} ({error})"
+            f"{path}: the settings of encoder `{recipe.get('name')}` do not fit "
+            f"crysdistill {__version__} ({error})"
         ) from None
