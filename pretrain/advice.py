@@ -4,22 +4,26 @@
 fine-tuning will help, and chooses by validation. This recipe runs it on every
 development task with some hundred labels. It compares the test error of the choice with
 that of the network from scratch, and with the control: what `fit` chooses without
-pretrained weights. And it compares the advice with what fine-tuning then gave.
+pretrained weights. With `--teachers`, it also runs `fit` with these foreign models. And
+it compares the advice with what fine-tuning then gave.
 
-    python -m pretrain.advice --data data/ --seeds 2
+    python -m pretrain.advice --data data/ --seeds 2 --teachers chgnet
 
 FOLDER holds the tasks of `pretrain.evidence`. A task with crystals that the weights
-learned from is marked `seen`; `--weights` compares other weights. After an
-interruption, run it again: it goes on. `--smoke` runs every step on a few alloys that
-it makes itself.
+learned from is marked `seen`; `--weights` compares other weights. All choices of a task
+share the same networks. After an interruption, or with more seeds, tasks or teachers,
+run it again: it does only what is missing. `--smoke` runs every step on a few alloys
+that it makes itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +36,18 @@ from rich.table import Table
 from crysdistill import FitConfig, SplitSettings, Target, TrainerSettings, build, fit
 from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS, make_encoder
+from crysdistill.files import write_whole
+from crysdistill.schema import dump_config
 from crysdistill.store.store import Store
 from crysdistill.studies.recipe import results_of_run, run_recipe
-from crysdistill.training.fit import TOGETHER
+from crysdistill.teachers.named import LIVE
+from crysdistill.training.candidates import TOGETHER
 from crysdistill.training.probe import HELPFUL
 from crysdistill.transfer.weights import read_header, save_weights
 from pretrain.evidence import TASKS, Task, task_stores
+
+MOST_TESTED = 1_500
+"""The most test crystals of a task; a teacher is asked about all of them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Trial:
         labels: the number of training labels.
         epochs: passes over the labels.
         settings: further settings of every `fit`.
+        teachers: foreign models of a further `fit`; empty for none.
     """
 
     tasks: Mapping[str, Task]
@@ -59,6 +70,7 @@ class Trial:
     labels: int
     epochs: int
     settings: Mapping[str, Any]
+    teachers: Sequence[str] = ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--data", type=Path, metavar="FOLDER", help="folder of the tasks")
     add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     add("--weights", nargs="+", type=Path, help="those of the package if absent")
+    add("--teachers", nargs="+", choices=list(LIVE), default=[])
     add("--labels", type=int, default=500, help="training labels of each task")
     add("--seeds", type=int, default=1, help="number of repeats")
     add("--epochs", type=int, default=60, help="passes over the labels")
@@ -88,9 +101,16 @@ def _full(args: argparse.Namespace) -> None:
     stores = task_stores(args.data, args.out)
     tasks = {name: TASKS[name] for name in args.tasks}
     datasets = {name: stores[task.folder] for name, task in tasks.items()}
-    given = {} if args.weights is None else {"weights": args.weights}
-    seeds = range(args.seeds)
-    run(Trial(tasks, datasets, seeds, args.labels, args.epochs, given), args.out)
+    trial = Trial(
+        tasks,
+        datasets,
+        seeds=range(args.seeds),
+        labels=args.labels,
+        epochs=args.epochs,
+        settings={} if args.weights is None else {"weights": args.weights},
+        teachers=args.teachers,
+    )
+    run(trial, args.out)
 
 
 def _small(args: argparse.Namespace, folder: Path) -> None:
@@ -112,26 +132,20 @@ def run(trial: Trial, out: Path) -> pd.DataFrame:
         pd.DataFrame(rows).to_csv(out / "results.csv", index=False)
     results = pd.DataFrame(rows)
     rich.print(_table(results))
-    told, mean = results["advice"] == results["helped"], results["change"].mean()
-    rich.print(
-        f"mean change against scratch: {mean:+.1%}, against the control: "
-        f"{results['against_control'].mean():+.1%}; worse than scratch in "
-        f"{(results['change'] > 0).sum()} of {len(results)} runs; the advice was right "
-        f"in {told.sum()} of {len(results)}"
-    )
+    rich.print(_summary(results))
     rich.print(f"runs and results.csv: {out}")
     return results
 
 
 def _result(trial: Trial, task: str, seed: int, out: Path) -> dict[str, Any]:
-    """Run `fit` with and without weights, unless the folders hold the results."""
+    """Run `fit` in every way, unless the folders hold the results."""
     name = f"{task}-{trial.labels}-{seed}".replace(" ", "-")
     folder = out / "runs" / name
     found = _fitted(trial, task, seed, folder, **trial.settings)
     network = read_header(folder / f"scratch-{seed}" / "weights.safetensors").encoder
     same = {"name": network["name"], **network["settings"]}
     control = _fitted(
-        trial, task, seed, out / "controls" / name, weights=[], encoder=same
+        trial, task, seed, out / "controls" / name, folder, weights=[], encoder=same
     )
     tests = {
         kind: json.loads((folder / f"{kind}-{seed}" / "results.json").read_text())
@@ -141,7 +155,7 @@ def _result(trial: Trial, task: str, seed: int, out: Path) -> dict[str, Any]:
     probe = dict(found["probe"])
     without = min(probe.pop("composition"), probe.pop("untrained"))
     probe.pop(TOGETHER, None)  # a network starts from one of the weights
-    return {
+    row = {
         "task": task,
         "seed": seed,
         "unit": found["unit"],
@@ -157,27 +171,74 @@ def _result(trial: Trial, task: str, seed: int, out: Path) -> dict[str, Any]:
         "advice": 1 - min(probe.values()) / without > HELPFUL,
         "helped": tuned < scratch,
     }
+    if trial.teachers:
+        asked = {**trial.settings, "teachers": list(trial.teachers)}
+        where = out / "-".join(["with", *trial.teachers]) / name
+        taught = _fitted(trial, task, seed, where, folder, **asked)
+        row["taught"] = taught["test"]
+        row["taught_change"] = taught["test"] / scratch - 1
+        row["taught_chosen"] = taught["chosen"]
+    return row
 
 
 def _fitted(
-    trial: Trial, task: str, seed: int, folder: Path, **settings: Any
+    trial: Trial,
+    task: str,
+    seed: int,
+    folder: Path,
+    networks: Path | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Run one `fit`, unless its folder already holds a result; return the result."""
+    """Run one `fit`, unless its folder already holds a result; return the result.
+
+    Args:
+        trial: the settings of all.
+        task: its name.
+        seed: of split, weights and order.
+        folder: of the run.
+        networks: the folder of a finished `fit` whose networks are used again.
+        settings: further settings.
+    """
     torch.set_num_threads(1)
+    dataset = trial.datasets[task]
     config = FitConfig(
-        dataset=trial.datasets[task],
+        dataset=dataset,
         target=trial.tasks[task].target,
         out=folder,
         seed=seed,
         split=SplitSettings(
-            train=trial.labels, val=max(1, trial.labels // 4), test=0.2, seed=seed
+            train=trial.labels,
+            val=max(1, trial.labels // 4),
+            test=min(len(Store.open(dataset)) // 5, MOST_TESTED),
+            seed=seed,
         ),
         trainer=TrainerSettings(
             epochs=trial.epochs, accelerator="cpu", progress=False, threads=1
         ),
         **settings,
     )
+    if networks is not None and not folder.exists():
+        partial = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        for part in networks.glob(f"*-{seed}"):
+            shutil.copytree(part, partial / part.name)
+        write_whole(partial / "config.yaml", dump_config(config).encode())
+        partial.rename(folder)
     return results_of_run(fit, config)
+
+
+def _summary(results: pd.DataFrame) -> str:
+    """Return the means over all runs, in words."""
+    told = results["advice"] == results["helped"]
+    words = [f"mean change against scratch: {results['change'].mean():+.1%}"]
+    if "taught_change" in results:
+        words.append(f"with teachers: {results['taught_change'].mean():+.1%}")
+    words += [
+        f"against the control: {results['against_control'].mean():+.1%}",
+        f"worse than scratch in {(results['change'] > 0).sum()} of {len(results)} runs",
+        f"the advice was right in {told.sum()} of {len(results)}",
+    ]
+    return "; ".join(words)
 
 
 def _table(results: pd.DataFrame) -> Table:
@@ -185,7 +246,9 @@ def _table(results: pd.DataFrame) -> Table:
     table = Table(title="`fit` with pretrained weights: test errors")
     table.add_column("task")
     table.add_column("choice")
-    for head in ("scratch", "control", "choice", "change", "advice", "helped"):
+    heads = ["scratch", "control", "choice", "change", "advice", "helped"]
+    taught = "taught" in results
+    for head in [*heads, *(["with teachers", "change"] if taught else [])]:
         table.add_column(head, justify="right", no_wrap=True)
     for _, row in results.iterrows():
         mark = ", seen" if row["seen"] else ""
@@ -195,9 +258,21 @@ def _table(results: pd.DataFrame) -> Table:
             *(f"{row[name]:.4g}" for name in ("scratch", "control", "test")),
             f"{row['change']:+.1%}",
             *("yes" if row[name] else "no" for name in ("advice", "helped")),
+            *(
+                (f"{row['taught']:.4g}", f"{row['taught_change']:+.1%}")
+                if taught
+                else ()
+            ),
         )
     table.caption = "the number is the seed; the change is against scratch"
     return table
+
+
+def _taught(row: pd.Series) -> tuple[str, ...]:
+    """Return the cells of the choice with teachers, if there are any."""
+    if "taught" not in row:
+        return ()
+    return f"{row['taught']:.4g}", f"{row['taught_change']:+.1%}"
 
 
 def _alloys(folder: Path) -> Trial:
@@ -212,7 +287,8 @@ def _alloys(folder: Path) -> Trial:
     weights = save_weights(folder / "known.safetensors", encoder, graph)
     task = Task("alloys", Target("formation_energy", "eV/atom"))
     settings = {"weights": [weights]}
-    return Trial({"alloys": task}, {"alloys": store}, (0,), 24, 2, settings)
+    teachers = [name for name in ("dftd4",) if find_spec(name)]
+    return Trial({"alloys": task}, {"alloys": store}, (0,), 24, 2, settings, teachers)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ It pretrains the encoders that come with the package (`crysdistill/shipped/`), e
 crystals that are in none of the development tasks of `pretrain.evidence`:
 
 - `label-free`: the targets of `bank`, on all crystals of at most 40 atoms.
+- `label-free-large`: the same, of an encoder with width 96 and four convolutions.
 - `taught`: the labels of `mp36k`, together with `bank`. It starts from `label-free`.
 - `taught-by-chgnet`: CHGNet's answers for 18,000 crystals of at most 20 atoms. This one
   needs the package `chgnet`.
@@ -76,6 +77,12 @@ RECIPES = {
     "label-free": Recipe(
         labelled=False,
         encoder={"name": "cgcnn", "width": 64, "convolutions": 3},
+        objectives={"bank": {"weight": 1.0}},
+        epochs=6,
+    ),
+    "label-free-large": Recipe(
+        labelled=False,
+        encoder={"name": "cgcnn", "width": 96, "convolutions": 4},
         objectives={"bank": {"weight": 1.0}},
         epochs=6,
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 
 import pytest
 import torch
@@ -55,6 +56,12 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return write_store(tmp_path_factory.mktemp("set") / "d.h5", labelled(60), GRAPH)
+
+
+def test_they_are_in_the_order_of_their_names(folder):
+    """`fit` takes the network from scratch from the first."""
+    shutil.copy(folder / "good.safetensors", folder / "good-large.safetensors")
+    assert list(shipped()) == ["good", "good-large", "other"]
 
 
 def test_a_name_is_as_good_as_a_path(folder):

@@ -15,7 +15,8 @@ FOLDER = Path(__file__).parents[1] / "shipped"
 
 def shipped() -> dict[str, Path]:
     """Return the weights files that come with the package, by name."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
+    found = {path.stem: path for path in FOLDER.glob("*.safetensors")}
+    return dict(sorted(found.items()))
 
 
 def located(weights: str | Path) -> Path:
