@@ -129,6 +129,14 @@ def test_fit_takes_none_that_a_foreign_model_taught(folder, dataset, tmp_path):
     assert {"good", "strange", "all together"} < set(results(out)["probe"])
 
 
+def test_fit_takes_a_large_one_by_name_only(folder, dataset, tmp_path):
+    shutil.copy(folder / "good.safetensors", folder / "good-large.safetensors")
+    fit(FitConfig(**settings(dataset, tmp_path / "fit")))
+    assert "good-large" not in results(tmp_path / "fit")["probe"]
+    fit(FitConfig(**settings(dataset, tmp_path / "named", weights=["good-large"])))
+    assert "good-large" in results(tmp_path / "named")["probe"]
+
+
 def test_fit_without_any(folder, dataset, tmp_path, capsys):
     encoder = dict(SMALL_ENCODER)
     fit(FitConfig(**settings(dataset, tmp_path / "fit", weights=[], encoder=encoder)))

@@ -56,7 +56,7 @@ from crysdistill.training.settings import EncoderChoice
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.scores import Scores
 from crysdistill.transfer.seen import Learned, with_teachers
-from crysdistill.transfer.shipped import shipped
+from crysdistill.transfer.shipped import LARGE, shipped
 from crysdistill.transfer.spread import Watched
 from crysdistill.transfer.weights import Provenance, read_header, save_weights
 
@@ -73,9 +73,9 @@ class FitConfig(LabelledConfig):
     Args:
         weights: pretrained encoders, by file or by the name of one in the package. A
             probe chooses one of them to start from, and one to freeze, or all of them
-            side by side. None takes all of the package that read the dataset's graph,
-            but none that a foreign model taught. If empty, networks are trained only
-            from scratch.
+            side by side. None takes all small ones of the package that read the
+            dataset's graph, but none that a foreign model taught. If empty, networks
+            are trained only from scratch.
         teachers: foreign models to freeze beside the weights: `chgnet`, `dftd4` or
             `ewald`. The predictor then asks them about every new crystal.
         encoder: of the network from scratch; by default that of the first weights.
@@ -153,7 +153,8 @@ def _chosen_from(config: FitConfig, store: Store) -> Sequence[Path]:
     """Return the given weights, or else those of the package that can be used.
 
     They read the graph of the dataset. No foreign model taught them, of whose crystals
-    nobody knows whether they are in the dataset.
+    nobody knows whether they are in the dataset. And they are not large: a large
+    encoder takes twice the time, and was not better on average.
     """
     if config.weights is not None:
         return config.weights
@@ -161,7 +162,9 @@ def _chosen_from(config: FitConfig, store: Store) -> Sequence[Path]:
     return [
         Path(name)
         for name, header in headers.items()
-        if header.graph == store.graph and not header.provenance.taught_by
+        if header.graph == store.graph
+        and not header.provenance.taught_by
+        and not name.endswith(LARGE)
     ]
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[1] / "shipped"
 """The folder of the weights files, each with its card."""
 
+LARGE = "-large"
+"""The end of the names of large encoders, which are used only if they are named."""
+
 
 def shipped() -> dict[str, Path]:
     """Return the weights files that come with the package, by name."""
