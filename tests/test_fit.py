@@ -16,6 +16,7 @@ from crysdistill.errors import InputError
 from crysdistill.graphs.neighbors import GraphSettings
 from crysdistill.store.checks import DatasetCheck
 from crysdistill.store.store import Store
+from crysdistill.store.used import UNKNOWN
 from crysdistill.training import candidates as module
 from crysdistill.training.fit import FitConfig, _named, fit
 from crysdistill.training.inference import predict
@@ -102,9 +103,9 @@ def test_every_candidate_is_what_its_name_says(store, weights, tmp_path, monkeyp
     seen = {}
     real = module.Workshop._judged
 
-    def watch(self, name, predictor):
+    def watch(self, name, predictor, sources):
         seen[name] = predictor
-        return real(self, name, predictor)
+        return real(self, name, predictor, sources)
 
     monkeypatch.setattr(module.Workshop, "_judged", watch)
     shares = {"fine-tuned": 0.6, "frozen": 0.4}
@@ -132,6 +133,17 @@ def prefer_together(monkeypatch):
     monkeypatch.setattr(module, "probe", prefer)
 
 
+def prefer(monkeypatch, chosen):
+    """Let a candidate win."""
+    real = module.Workshop._judged
+
+    def judged(self, name, predictor, sources):
+        found = real(self, name, predictor, sources)
+        return replace(found, score=0.0) if name == chosen else found
+
+    monkeypatch.setattr(module.Workshop, "_judged", judged)
+
+
 def test_several_weights_are_also_frozen_side_by_side(
     store, weights, tmp_path, monkeypatch
 ):
@@ -139,13 +151,7 @@ def test_several_weights_are_also_frozen_side_by_side(
     second = tmp_path / "second.safetensors"
     save_weights(second, make_encoder("cgcnn", GRAPH, **SMALL), GRAPH)
     prefer_together(monkeypatch)
-    real = module.Workshop._judged
-
-    def judged(self, name, predictor):
-        found = real(self, name, predictor)
-        return replace(found, score=0.0) if name == "frozen" else found
-
-    monkeypatch.setattr(module.Workshop, "_judged", judged)
+    prefer(monkeypatch, "frozen")
     path = fit(config(store, tmp_path / "fit", weights=[weights, second]))
     predictor = load_predictor(path)
     assert isinstance(predictor, FrozenPredictor)
@@ -169,6 +175,7 @@ def test_several_weights_are_also_frozen_side_by_side(
 
 def test_what_any_of_the_weights_has_seen_counts(store, weights, tmp_path, monkeypatch):
     prefer_together(monkeypatch)
+    prefer(monkeypatch, "frozen")
     torch.manual_seed(1)
     second = tmp_path / "second.safetensors"
     hash_ = Store.open(store).structures_hash
@@ -183,6 +190,23 @@ def test_what_any_of_the_weights_has_seen_counts(store, weights, tmp_path, monke
         fit(config(store, out, weights=list(names)))
         found = json.loads((out / "results.json").read_text())
         assert found["overlap"].startswith(word), names
+
+
+@pytest.mark.parametrize(
+    ("chosen", "word"),
+    [("scratch", "clean (no pretraining"), ("composition", "clean (no pretraining"),
+     ("fine-tuned", "unknown"), ("frozen", "unknown")],
+)  # fmt: skip
+def test_only_what_the_chosen_one_was_made_from_counts(
+    store, weights, tmp_path, monkeypatch, chosen, word
+):
+    prefer(monkeypatch, chosen)
+    path = fit(config(store, tmp_path / "fit", weights=[weights]))
+    found = json.loads((tmp_path / "fit" / "results.json").read_text())
+    assert found["chosen"] == chosen
+    assert found["overlap"].startswith(word)
+    used = read_header(path).provenance.used
+    assert (UNKNOWN in used) == (word == "unknown")
 
 
 def test_without_weights(store, tmp_path, capsys):

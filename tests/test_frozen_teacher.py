@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from crysdistill.store.store import Store
 from crysdistill.teachers import named
 from crysdistill.teachers.frozen import FrozenTeacher, asked
 from crysdistill.teachers.teacher import Answer, Foreign, Teacher
+from crysdistill.training import candidates
 from crysdistill.training.fit import FitConfig, fit
 from crysdistill.training.inference import predict
 from crysdistill.training.settings import (
@@ -224,6 +226,29 @@ def test_fit_freezes_teachers_beside_the_weights(store, weights, tmp_path):
     again = pd.read_csv(out).set_index("material_id").loc[judged.index]
     np.testing.assert_allclose(again["density"], judged["prediction"], rtol=1e-3)
     assert Knowing.calls == len(pd.read_csv(out))
+
+
+def test_a_mean_that_holds_a_teacher_has_seen_its_crystals(
+    store, weights, tmp_path, monkeypatch
+):
+    for shares, seen in (
+        ({"knowing": 0.5, "scratch": 0.5}, True),
+        ({"composition": 0.5, "scratch": 0.5}, False),
+    ):
+        real = candidates.Workshop._judged
+
+        def judged(self, name, predictor, sources, real=real):
+            found = real(self, name, predictor, sources)
+            return replace(found, score=0.0) if "%" in name else found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(candidates, "choose_shares", lambda *_, s=shares: s)
+            patch.setattr(candidates.Workshop, "_judged", judged)
+            path = fit(config(store, tmp_path / f"{seen}", weights=[weights]))
+        found = json.loads((tmp_path / f"{seen}" / "results.json").read_text())
+        assert found["overlap"].startswith("unknown" if seen else "clean")
+        taught = read_header(path).provenance.taught_by
+        assert ("Knowing" in taught) == seen
 
 
 def test_two_weights_and_a_teacher(store, weights, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from crysdistill.encoders import Encoder, find_encoder, make_encoder
 from crysdistill.splits import Split
 from crysdistill.store.store import Store
-from crysdistill.teachers.frozen import FrozenTeacher, frozen_teachers
+from crysdistill.teachers.frozen import FrozenTeacher
 from crysdistill.training.engine import device_of
 from crysdistill.training.finetune import FinetuneConfig, finetune
 from crysdistill.training.judging import tested
@@ -55,6 +55,7 @@ class Candidate:
         score: the validation error; see `Scores`.
         metrics: the validation metric of each target.
         answers: the raw outputs (n, O) for the validation crystals.
+        sources: the names of the weights and teachers that it was made from.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Candidate:
     score: float
     metrics: dict[str, float]
     answers: Tensor
+    sources: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,13 @@ class Given:
         return cls(weights, several, foreign, everything)
 
     @property
-    def teachers(self) -> list[FrozenTeacher]:
-        """The frozen teachers, typed."""
-        return frozen_teachers(self.foreign.values())
+    def teachers(self) -> dict[str, FrozenTeacher]:
+        """The frozen teachers by name, typed."""
+        return {
+            name: one
+            for name, one in self.foreign.items()
+            if isinstance(one, FrozenTeacher)
+        }
 
     @property
     def encoders(self) -> dict[str, Encoder]:
@@ -166,14 +172,19 @@ class Workshop:
             frozen: the name of our own encoders to freeze; None for none.
         """
         given = self.given
-        made: dict[str, AnyPredictor] = {"scratch": self._networks("scratch", None)}
+        made = [self._judged("scratch", self._networks("scratch", None), ())]
         if best is not None and frozen is not None:
-            made["fine-tuned"] = self._networks("finetuned", given.weights[best])
-            made["frozen"] = self._readout(given.own[frozen])
-        for name, encoder in {**given.foreign, **given.everything}.items():
-            made[name] = self._readout(encoder)
-        made[COMPOSITION] = self._readout(None)
-        return [self._judged(name, predictor) for name, predictor in made.items()]
+            tuned = self._networks("finetuned", given.weights[best])
+            made.append(self._judged("fine-tuned", tuned, [best]))
+            own = [frozen] if frozen in given.weights else given.weights
+            made.append(self._judged("frozen", self._readout(given.own[frozen]), own))
+        for name, encoder in given.foreign.items():
+            made.append(self._judged(name, self._readout(encoder), [name]))
+        for name, encoder in given.everything.items():
+            every = [*given.weights, *given.foreign]
+            made.append(self._judged(name, self._readout(encoder), every))
+        made.append(self._judged(COMPOSITION, self._readout(None), ()))
+        return made
 
     def mean_of(self, made: Sequence[Candidate]) -> Iterator[Candidate]:
         """Yield the mean of candidates that predicts validation best, if of several."""
@@ -182,10 +193,11 @@ class Workshop:
         answers = {one.name: one.answers for one in made}
         shares = choose_shares(answers, labels, self.outputs)
         if len(shares) > 1:
-            parts = {one.name: one.predictor for one in made if one.name in shares}
+            parts = {one.name: one for one in made if one.name in shares}
             name = " + ".join(f"{share:.0%} {one}" for one, share in shares.items())
-            mean = weighted([(parts[one], share) for one, share in shares.items()])
-            yield self._judged(name, mean)
+            mean = weighted([(parts[one].predictor, x) for one, x in shares.items()])
+            sources = frozenset[str]().union(*(one.sources for one in parts.values()))
+            yield self._judged(name, mean, sources)
 
     def _readout(self, encoder: Encoder | None) -> FrozenPredictor:
         batches = self._batches(self.split.train)
@@ -231,11 +243,14 @@ class Workshop:
         settings = find_encoder(known["name"]).for_properties(known["settings"])
         return {"name": known["name"], **settings}
 
-    def _judged(self, name: str, predictor: AnyPredictor) -> Candidate:
+    def _judged(
+        self, name: str, predictor: AnyPredictor, sources: Iterable[str]
+    ) -> Candidate:
         predictor.to(self.device)
         scores, answers, _ = tested(predictor, self._batches(self.split.val))
         metrics = scores.compute()
-        return Candidate(name, predictor, metrics.pop("score"), metrics, answers)
+        score = metrics.pop("score")
+        return Candidate(name, predictor, score, metrics, answers, frozenset(sources))
 
     def _batches(self, rows: np.ndarray) -> BatchLoader:
         loader = BatchLoader(self.store, rows, 256, self.outputs.names)

@@ -217,7 +217,7 @@ class _Fit:
         made = self.shop.make(best, frozen)
         every = sorted([*made, *self.shop.mean_of(made)], key=lambda one: one.score)
         self._show(every)
-        return self._finish(every, looked, self._learned(best, frozen))
+        return self._finish(every, looked)
 
     def _show(self, candidates: Sequence[Candidate]) -> None:
         """Print the validation results, the best first, and write them as a table."""
@@ -243,20 +243,17 @@ class _Fit:
         return table
 
     def _finish(
-        self,
-        candidates: Sequence[Candidate],
-        looked: Sequence[Probed],
-        before: Learned | None,
+        self, candidates: Sequence[Candidate], looked: Sequence[Probed]
     ) -> Path:
         """Judge the best candidate on the test crystals; write everything.
 
         Args:
             candidates: the best first.
             looked: the probe's results.
-            before: the weights and teachers that candidates were made from.
         """
         run, store, split, outputs = self.run, self.store, self.split, self.outputs
         chosen = candidates[0]
+        before = self._learned(chosen)
         found = self._judge(chosen)
         kinds = Scores(outputs).kinds
         overlap = find_seen(before, store, split, outputs.names, self.other)
@@ -313,20 +310,19 @@ class _Fit:
                 write_predictions(self.run, subset, self.outputs, labels, output, sd)
         return found
 
-    def _learned(self, best: str | None, frozen: str | None) -> Learned | None:
-        """Return what all weights and teachers of the candidates have seen."""
+    def _learned(self, chosen: Candidate) -> Learned | None:
+        """Return what the weights and teachers of a candidate have seen together."""
         given = self.shop.given
-        together = bool(given.everything) or frozen not in given.weights
-        names = [best, *(given.weights if together else [frozen])]
-        used: list[Learned] = [
-            read_header(given.weights[name]) for name in dict.fromkeys(names) if name
-        ]
-        taught = (one.teacher.learned for one in given.teachers)
-        used += [one for one in taught if one is not None]
-        if not used:
+        own = [read_header(path) for name, path in given.weights.items()
+               if name in chosen.sources]  # fmt: skip
+        teachers = [one.teacher.learned for name, one in given.teachers.items()
+                    if name in chosen.sources]  # fmt: skip
+        others = [one for one in (*own[1:], *teachers) if one is not None]
+        if not own and not others:
             return None
-        first, *others = used
-        return _Joined(first.kind, with_teachers(first.provenance, others))
+        kind = own[0].kind if own else "encoder"
+        first = own[0].provenance if own else Provenance(formulas=Formulas(), used=())
+        return _Joined(kind, with_teachers(first, others))
 
 
 @dataclass(frozen=True)
