@@ -30,6 +30,7 @@ from crysdistill.training.settings import (
 from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.side_by_side import SideBySide
+from crysdistill.transfer.stack import Stack
 from crysdistill.transfer.targets import Normalizer, Target
 from crysdistill.transfer.weights import (
     Provenance,
@@ -163,6 +164,16 @@ def test_a_weights_file_names_the_teacher(store, tmp_path):
     settings = read_header(tmp_path / "alone.safetensors").encoder["settings"]
     assert settings["teacher"] == "knowing"
     assert settings["fingerprint"] == Knowing("").fingerprint()
+
+
+def test_members_of_a_stack_may_share_an_encoder(store, tmp_path):
+    opened = Store.open(store)
+    own = make_encoder("cgcnn", SMALL_GRAPH, **SMALL)
+    both = SideBySide([own, FrozenTeacher("knowing")])
+    made = Stack([readout(opened, own), readout(opened, both)])
+    path = save_weights(tmp_path / "s.safetensors", made)
+    batch = opened.batch(np.arange(9))
+    torch.testing.assert_close(load_predictor(path).answer(batch), made(batch))
 
 
 def test_a_file_is_read_before_anything_else_knows_teachers(store, tmp_path):

@@ -203,8 +203,9 @@ def save_weights(
         **(provenance or Provenance()).record(),
         **facts,
     }
+    # Members of a stack may share an encoder; a file holds each tensor of its own.
     tensors = {
-        name: tensor.detach().cpu().contiguous()
+        name: tensor.detach().cpu().clone().contiguous()
         for name, tensor in container.state_dict().items()
     }
     about = {_ENTRY: json.dumps(header, sort_keys=True)}
