@@ -270,7 +270,6 @@ class _Fit:
             "probe": {one.name: one.score for one in looked},
             **results_of(outputs, kinds, found),
         }
-        run.write_json("results.json", results)
         nothing = Provenance(formulas=Formulas(), used=())
         earlier = before.provenance if before else nothing
         kind = before.kind if before else "encoder"
@@ -281,6 +280,7 @@ class _Fit:
             origin=f"{self.config.out}: labels of {store.path.name}",
         )
         save_weights(run.weights, chosen.predictor, provenance=provenance)
+        run.write_json("results.json", results)  # last: it says that the run is done
         rich.print(escape(f"chosen: {chosen.name}"))
         for line in spoken(outputs, kinds, found):
             rich.print(escape(line))
