@@ -18,10 +18,9 @@ from crysdistill.store.checks import DatasetCheck
 from crysdistill.store.store import Store
 from crysdistill.store.used import UNKNOWN
 from crysdistill.training import candidates as module
-from crysdistill.training.fit import FitConfig, _named, fit
+from crysdistill.training.fit import _named, fit
 from crysdistill.training.inference import predict
 from crysdistill.training.probe import Probed, advice, probe
-from crysdistill.training.settings import SplitSettings, TrainerSettings
 from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.stack import Stack
@@ -33,6 +32,7 @@ from crysdistill.transfer.weights import (
     read_header,
     save_weights,
 )
+from tests.toy_runs import fit_config
 from tests.toy_stores import labelled, write_store
 
 GRAPH = GraphSettings(6.0, 8)
@@ -52,24 +52,8 @@ def weights(tmp_path_factory):
     return save_weights(path, make_encoder("cgcnn", GRAPH, **SMALL), GRAPH)
 
 
-def config(store, out, **more):
-    return FitConfig(
-        **{
-            "dataset": store,
-            "target": DENSITY,
-            "out": out,
-            "encoder": {"name": "cgcnn", **SMALL},
-            "split": SplitSettings(train=36, val=12, test=12),
-            "trainer": TrainerSettings(
-                epochs=2, batch_size=12, accelerator="cpu", progress=False, threads=1
-            ),
-            **more,
-        }
-    )
-
-
 def test_validation_chooses_and_the_test_set_judges(store, weights, tmp_path, capsys):
-    path = fit(config(store, tmp_path / "fit", weights=[weights], repeats=2))
+    path = fit(fit_config(store, tmp_path / "fit", weights=[weights], repeats=2))
     said = capsys.readouterr().out
     table = pd.read_csv(tmp_path / "fit" / "candidates.csv")
     means = [name for name in table["candidate"] if "%" in name]
@@ -110,7 +94,7 @@ def test_every_candidate_is_what_its_name_says(store, weights, tmp_path, monkeyp
     monkeypatch.setattr(module.Workshop, "_judged", watch)
     shares = {"fine-tuned": 0.6, "frozen": 0.4}
     monkeypatch.setattr(module, "choose_shares", lambda *_: shares)
-    fit(config(store, tmp_path / "fit", weights=[weights], repeats=2))
+    fit(fit_config(store, tmp_path / "fit", weights=[weights], repeats=2))
     assert isinstance(seen["frozen"], FrozenPredictor)
     assert seen["composition"].encoder is None
     assert isinstance(seen["scratch"], Stack)
@@ -152,7 +136,7 @@ def test_several_weights_are_also_frozen_side_by_side(
     save_weights(second, make_encoder("cgcnn", GRAPH, **SMALL), GRAPH)
     prefer_together(monkeypatch)
     prefer(monkeypatch, "frozen")
-    path = fit(config(store, tmp_path / "fit", weights=[weights, second]))
+    path = fit(fit_config(store, tmp_path / "fit", weights=[weights, second]))
     predictor = load_predictor(path)
     assert isinstance(predictor, FrozenPredictor)
     known, other = predictor.encoder.encoders
@@ -187,7 +171,7 @@ def test_what_any_of_the_weights_has_seen_counts(store, weights, tmp_path, monke
     save_weights(first, encoder, GRAPH, Provenance(checks=[clean]))
     for names, word in (((first, second), "clean"), ((second, weights), "unknown")):
         out = tmp_path / word
-        fit(config(store, out, weights=list(names)))
+        fit(fit_config(store, out, weights=list(names)))
         found = json.loads((out / "results.json").read_text())
         assert found["overlap"].startswith(word), names
 
@@ -201,7 +185,7 @@ def test_only_what_the_chosen_one_was_made_from_counts(
     store, weights, tmp_path, monkeypatch, chosen, word
 ):
     prefer(monkeypatch, chosen)
-    path = fit(config(store, tmp_path / "fit", weights=[weights]))
+    path = fit(fit_config(store, tmp_path / "fit", weights=[weights]))
     found = json.loads((tmp_path / "fit" / "results.json").read_text())
     assert found["chosen"] == chosen
     assert found["overlap"].startswith(word)
@@ -210,7 +194,7 @@ def test_only_what_the_chosen_one_was_made_from_counts(
 
 
 def test_without_weights(store, tmp_path, capsys):
-    fit(config(store, tmp_path / "fit"))
+    fit(fit_config(store, tmp_path / "fit"))
     assert "no pretrained weights were given" in " ".join(
         capsys.readouterr().out.split()
     )
@@ -224,13 +208,13 @@ def test_without_weights(store, tmp_path, capsys):
 
 
 def test_goes_on_where_it_was(store, weights, tmp_path, monkeypatch):
-    whole = config(store, tmp_path / "whole", weights=[weights])
+    whole = fit_config(store, tmp_path / "whole", weights=[weights])
     fit(whole)
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    cut = config(store, tmp_path / "cut", weights=[weights])
+    cut = fit_config(store, tmp_path / "cut", weights=[weights])
     with monkeypatch.context() as patch:
         patch.setattr(module, "finetune", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -245,18 +229,20 @@ def test_goes_on_where_it_was(store, weights, tmp_path, monkeypatch):
             tmp_path / "whole" / name
         ).read_bytes()
     with pytest.raises(InputError, match="holds an earlier run"):
-        fit(config(store, tmp_path / "cut", weights=[weights]))
+        fit(fit_config(store, tmp_path / "cut", weights=[weights]))
     with pytest.raises(InputError, match="was begun with another configuration"):
-        fit(config(store, tmp_path / "cut", resume=True))
+        fit(fit_config(store, tmp_path / "cut", resume=True))
 
 
 def test_bad_settings(store, weights, tmp_path):
     with pytest.raises(InputError, match="`repeats` is 0 but must be at least 1"):
-        config(store, tmp_path, repeats=0)
+        fit_config(store, tmp_path, repeats=0)
     with pytest.raises(InputError, match=r"`weights` names .* twice; leave one out"):
-        config(store, tmp_path, weights=[weights, weights])
+        fit_config(store, tmp_path, weights=[weights, weights])
     with pytest.raises(InputError, match="no such file"):
-        fit(config(store, tmp_path / "x", weights=[tmp_path / "absent.safetensors"]))
+        fit(
+            fit_config(store, tmp_path / "x", weights=[tmp_path / "absent.safetensors"])
+        )
     assert not (tmp_path / "x").exists()
 
 

@@ -20,12 +20,11 @@ from crysdistill.teachers import named
 from crysdistill.teachers.frozen import FrozenTeacher, asked
 from crysdistill.teachers.teacher import Answer, Foreign, Teacher
 from crysdistill.training import candidates
-from crysdistill.training.fit import FitConfig, fit
+from crysdistill.training.fit import fit
 from crysdistill.training.inference import predict
 from crysdistill.training.settings import (
     AcrossSettings,
     SplitSettings,
-    TrainerSettings,
 )
 from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.outputs import Outputs
@@ -38,6 +37,7 @@ from crysdistill.transfer.weights import (
     read_header,
     save_weights,
 )
+from tests.toy_runs import fit_config
 from tests.toy_stores import SMALL_GRAPH, labelled, write_store
 
 DENSITY = Target("density", "1/Å³")
@@ -98,20 +98,7 @@ def weights(tmp_path_factory):
 
 
 def config(store, out, **more):
-    return FitConfig(
-        **{
-            "dataset": store,
-            "target": DENSITY,
-            "out": out,
-            "encoder": {"name": "cgcnn", **SMALL},
-            "split": SplitSettings(train=36, val=12, test=12),
-            "trainer": TrainerSettings(
-                epochs=2, batch_size=12, accelerator="cpu", progress=False, threads=1
-            ),
-            "teachers": ["knowing"],
-            **more,
-        }
-    )
+    return fit_config(store, out, **{"teachers": ["knowing"], **more})
 
 
 def test_its_embeddings_are_the_answers(store):

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from crysdistill.encoders import ENCODERS
 from crysdistill.objectives import CRYSGNN
 from crysdistill.training.finetune import FinetuneConfig
+from crysdistill.training.fit import FitConfig
 from crysdistill.training.labelled import LabelledConfig
 from crysdistill.training.pretrain import PretrainConfig
 from crysdistill.training.settings import (
@@ -63,6 +65,23 @@ def command(config: TrainConfig, *more: str) -> list[str]:
     }
     words = [f"{name}={value}" for name, value in given.items()]
     return ["train", *words, *more]
+
+
+def fit_config(dataset: Path, out: Path, **more) -> FitConfig:
+    """A fit of two epochs, on 60 crystals."""
+    return FitConfig(
+        **{
+            "dataset": dataset,
+            "target": DENSITY,
+            "out": out,
+            "encoder": {"name": "cgcnn", **ENCODERS["cgcnn"].SMALL},
+            "split": SplitSettings(train=36, val=12, test=12),
+            "trainer": TrainerSettings(
+                epochs=2, batch_size=12, accelerator="cpu", progress=False, threads=1
+            ),
+            **more,
+        }
+    )
 
 
 def pretraining_config(corpus: Path, out: Path, **more) -> PretrainConfig:
