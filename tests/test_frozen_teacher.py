@@ -16,8 +16,9 @@ import torch
 from crysdistill.encoders import ENCODERS, make_encoder
 from crysdistill.errors import InputError
 from crysdistill.store.store import Store
-from crysdistill.teachers import named
+from crysdistill.teachers import answers_for, make_teacher
 from crysdistill.teachers.frozen import FrozenTeacher, asked
+from crysdistill.teachers.live import LIVE
 from crysdistill.teachers.teacher import Answer, Foreign, Teacher
 from crysdistill.training import candidates
 from crysdistill.training.fit import fit
@@ -80,7 +81,7 @@ class Knowing(Teacher):
 @pytest.fixture(autouse=True)
 def live(monkeypatch):
     """Put the teacher among those that a name stands for."""
-    monkeypatch.setitem(named.LIVE, "knowing", Knowing)
+    monkeypatch.setitem(LIVE, "knowing", Knowing)
     Knowing.calls = 0
 
 
@@ -161,6 +162,46 @@ def test_members_of_a_stack_may_share_an_encoder(store, tmp_path):
     path = save_weights(tmp_path / "s.safetensors", made)
     batch = opened.batch(np.arange(9))
     torch.testing.assert_close(load_predictor(path).answer(batch), made(batch))
+
+
+def test_an_ensemble_asks_the_teacher_of_its_members_once(store, tmp_path, capsys):
+    opened, rows = Store.open(store), np.array([2, 9, 4])
+    shared = readout(opened, FrozenTeacher("knowing"))
+    both = SideBySide([FrozenTeacher("knowing"), FrozenTeacher("knowing")])
+    members = [shared, readout(opened, both)]
+    for k, member in enumerate(members):
+        save_weights(tmp_path / f"{k}.safetensors", member)
+    teacher = make_teacher(f"ensemble:{tmp_path}/*.safetensors", opened)
+    Knowing.calls = 0
+    for _ in range(2):
+        found = answers_for(teacher, opened, rows)
+    assert Knowing.calls == 3
+    batch = opened.batch(rows)
+    direct = [
+        member.outputs.normalizers[0].denormalize(member.answer(batch))
+        for member in members
+    ]
+    told = found.gather_crystals(torch.from_numpy(rows))
+    torch.testing.assert_close(told[:, :1], sum(direct) / 2)
+    assert "asking Knowing" in capsys.readouterr().out
+    Knowing.calls = 0
+    teacher(opened.batch(np.array([0])))  # answers are held only while it is asked
+    assert Knowing.calls == 3
+
+
+def test_an_ensemble_knows_what_the_teachers_of_its_members_know(tmp_path):
+    crystals = labelled(40)
+    known = [not strange(crystal) for crystal in crystals]
+    assert 0 < sum(known) < 40
+    fitted = write_store(
+        tmp_path / "known.h5",
+        [c for c, one in zip(crystals, known, strict=True) if one],
+    )
+    member = readout(Store.open(fitted), FrozenTeacher("knowing"))
+    save_weights(tmp_path / "m.safetensors", member)
+    every = Store.open(write_store(tmp_path / "all.h5", crystals))
+    teacher = make_teacher(f"ensemble:{tmp_path}/m.safetensors", every)
+    assert teacher.knows(every, np.arange(40)).tolist() == known
 
 
 def test_a_file_is_read_before_anything_else_knows_teachers(store, tmp_path):

@@ -1,7 +1,7 @@
 """Teachers: models and tables that answer for the atoms or crystals of a batch.
 
 A student learns from its labels and from a teacher's answers for the same crystals. A
-new kind of teacher is one file with a subclass of `Teacher`, and one line in `named`.
+new kind of teacher is one file with a subclass of `Teacher`, and one line in `live`.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -113,7 +114,7 @@ class _Asking:
                 return folder
             with room_for(folder, "the answers so far"):
                 if kept.can_write():
-                    self._complete(kept, rows)
+                    self._complete(kept, rows, fallback)
                     return folder
         raise InputError(
             f"{folders[-1]}: cannot write the answers of {self.teacher.name} there; "
@@ -133,10 +134,19 @@ class _Asking:
             crystal_width=teacher.kept_width,
         )
 
-    def _complete(self, kept: KeptAnswers, rows: np.ndarray) -> None:
+    def _complete(
+        self, kept: KeptAnswers, rows: np.ndarray, fallback: Path | None
+    ) -> None:
         """Ask about the crystals that have no answers yet."""
-        with kept.writing() as writer, Progress(disable=not self.progress) as bar:
+        with ExitStack() as stack:
+            writer = stack.enter_context(kept.writing())
             missing = rows[~writer.done[rows]]
+            ready = self.teacher.ready_for(
+                self.store, missing,
+                fallback=fallback, device=self.device, progress=self.progress,
+            )  # fmt: skip
+            stack.enter_context(ready)  # its bars end before the next begins
+            bar = stack.enter_context(Progress(disable=not self.progress))
             said = f"asking {escape(self.teacher.name)}"
             task = bar.add_task(said, total=len(missing))
             parts = list(self._parts(missing))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from glob import glob
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from crysdistill.errors import InputError
 from crysdistill.graphs.batch import CrystalBatch, GraphSettings
+from crysdistill.store.store import Store
+from crysdistill.teachers.frozen import asked, frozen_teachers
 from crysdistill.teachers.teacher import Answer, Foreign, Teacher
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.seen import with_teachers
@@ -94,6 +99,23 @@ class EnsembleTeacher(Teacher):
             return Answer(None, mean)
         shares = torch.full((len(found),), 1 / len(found), device=found.device)
         return Answer(None, torch.cat([mean, disagreement(found, shares)], dim=1))
+
+    def knows(self, store: Store, rows: np.ndarray) -> np.ndarray:
+        """Return which crystals every frozen teacher in a member knows."""
+        known = np.ones(len(rows), dtype=bool)
+        for one in frozen_teachers(self.members):
+            known &= one.teacher.knows(store, rows)
+        return known
+
+    @contextmanager
+    def ready_for(
+        self, store: Store, rows: np.ndarray, **settings: Any
+    ) -> Iterator[None]:
+        """Ask the frozen teachers in members once, and keep their answers."""
+        # On another graph, other processes answer, and answers at hand stay here.
+        here = self.members if self.graph == store.graph else []
+        with asked(here, store, rows, **settings):
+            yield
 
     def to(self, device: str | torch.device) -> EnsembleTeacher:
         """Move to a device, in place."""

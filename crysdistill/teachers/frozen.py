@@ -17,7 +17,7 @@ from crysdistill.graphs.batch import CrystalBatch, mean_over_atoms
 from crysdistill.store.store import Store
 from crysdistill.teachers.answers import TeacherAnswers
 from crysdistill.teachers.asking import answers_for
-from crysdistill.teachers.named import LIVE
+from crysdistill.teachers.live import LIVE
 from crysdistill.teachers.teacher import Answer
 from crysdistill.transfer.composed import BUILDERS
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -102,6 +105,29 @@ class Teacher(ABC):
             rows: (R,).
         """
         return np.ones(len(rows), dtype=bool)
+
+    @contextmanager
+    def ready_for(
+        self,
+        store: Store,
+        rows: np.ndarray,
+        *,
+        fallback: Path | None = None,
+        device: str | torch.device = "cpu",
+        progress: bool = True,
+    ) -> Iterator[None]:
+        """Stand open while batches of these crystals are answered.
+
+        A teacher that asks other teachers asks them here, about all crystals at once.
+
+        Args:
+            store: the store with the crystals.
+            rows: their rows.
+            fallback: a folder for answers if the store's folder cannot be written to.
+            device: where to compute.
+            progress: whether to show a progress bar.
+        """
+        yield
 
     def at_hand(self, rows: np.ndarray) -> TeacherAnswers | None:
         """Return answers that need no computing; None if they must be computed."""
