@@ -9,7 +9,7 @@ it compares the advice with what fine-tuning then gave.
 
     python -m pretrain.advice --data data/ --seeds 2 --teachers chgnet
 
-FOLDER holds the tasks of `pretrain.evidence`. A task with crystals that the weights
+FOLDER holds the tasks of `pretrain.tasks`. A task with crystals that the weights
 learned from is marked `seen`; `--weights` compares other weights. All choices of a task
 share the same networks. After an interruption, or with more seeds, tasks or teachers,
 run it again: it does only what is missing. `--smoke` runs every step on a few alloys
@@ -33,18 +33,17 @@ import torch
 from rich.progress import track
 from rich.table import Table
 
-from crysdistill import FitConfig, SplitSettings, Target, TrainerSettings, build, fit
-from crysdistill.demo import demo_sets
+from crysdistill import FitConfig, SplitSettings, TrainerSettings, fit
 from crysdistill.encoders import ENCODERS, make_encoder
 from crysdistill.files import write_whole
 from crysdistill.schema import dump_config
 from crysdistill.store.store import Store
 from crysdistill.studies.recipe import results_of_run, run_recipe
-from crysdistill.teachers.named import LIVE
+from crysdistill.teachers.live import LIVE
 from crysdistill.training.candidates import TOGETHER
 from crysdistill.training.probe import HELPFUL
 from crysdistill.transfer.weights import read_header, save_weights
-from pretrain.evidence import TASKS, Task, task_stores
+from pretrain.tasks import ALLOYS, TASKS, Task, alloys, task_stores
 
 MOST_TESTED = 1_500
 """The most test crystals of a task; a teacher is asked about all of them."""
@@ -245,50 +244,32 @@ def _table(results: pd.DataFrame) -> Table:
     """Return a table with the test errors of each run; `results.csv` has more."""
     table = Table(title="`fit` with pretrained weights: test errors")
     table.add_column("task")
-    table.add_column("choice")
-    heads = ["scratch", "control", "choice", "change", "advice", "helped"]
-    taught = "taught" in results
-    for head in [*heads, *(["with teachers", "change"] if taught else [])]:
+    columns = {"scratch": "scratch", "control": "control", "test": "fit"}
+    if "taught" in results:
+        columns["taught"] = "teachers"
+    for head in ("seed", *columns.values(), "advice", "helped"):
         table.add_column(head, justify="right", no_wrap=True)
     for _, row in results.iterrows():
         mark = ", seen" if row["seen"] else ""
         table.add_row(
-            f"{row['task']} ({row['unit']}), {row['seed']}{mark}",
-            row["chosen"],
-            *(f"{row[name]:.4g}" for name in ("scratch", "control", "test")),
-            f"{row['change']:+.1%}",
+            f"{row['task']} ({row['unit']}){mark}",
+            f"{row['seed']}",
+            *(f"{row[name]:.4g}" for name in columns),
             *("yes" if row[name] else "no" for name in ("advice", "helped")),
-            *(
-                (f"{row['taught']:.4g}", f"{row['taught_change']:+.1%}")
-                if taught
-                else ()
-            ),
         )
-    table.caption = "the number is the seed; the change is against scratch"
     return table
-
-
-def _taught(row: pd.Series) -> tuple[str, ...]:
-    """Return the cells of the choice with teachers, if there are any."""
-    if "taught" not in row:
-        return ()
-    return f"{row['taught']:.4g}", f"{row['taught_change']:+.1%}"
 
 
 def _alloys(folder: Path) -> Trial:
     """Return a small trial on alloys, with weights that know nothing."""
-    _, dataset = demo_sets(seed=0, corpus_size=1, dataset_size=60)
-    store = build(
-        dataset, folder / "alloys.h5", symmetry=None, workers=1, progress=False
-    ).store
+    _, store = alloys(folder, corpus_size=1)
     graph = Store.open(store).graph
     torch.manual_seed(0)
     encoder = make_encoder("cgcnn", graph, **ENCODERS["cgcnn"].SMALL)
     weights = save_weights(folder / "known.safetensors", encoder, graph)
-    task = Task("alloys", Target("formation_energy", "eV/atom"))
     settings = {"weights": [weights]}
     teachers = [name for name in ("dftd4",) if find_spec(name)]
-    return Trial({"alloys": task}, {"alloys": store}, (0,), 24, 2, settings, teachers)
+    return Trial(ALLOYS, {"alloys": store}, (0,), 24, 2, settings, teachers)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ teacher with random weights.
 
     python -m pretrain.evidence mp_corpus/ --data data/ --arms fingerprint bank
 
-FOLDER holds the tasks (`TASKS`), each as a source of `build`. The recipe prints the
-change of the test error against scratch for each task, and ranks the arms by the mean
-change. After an interruption, or with more arms, tasks or seeds, run it again: it does
-only the missing runs. `--smoke` runs every step on a few alloys that it makes itself.
+FOLDER holds the tasks of `pretrain.tasks`, each as a source of `build`. The recipe
+prints the change of the test error against scratch for each task, and ranks the arms by
+the mean change. After an interruption, or with more arms, tasks or seeds, run it again:
+it does only the missing runs. `--smoke` runs every step on a few alloys that it makes
+itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,12 @@ from crysdistill import (
     FinetuneConfig,
     PretrainConfig,
     SplitSettings,
-    Target,
     TrainConfig,
     TrainerSettings,
-    build,
     finetune,
     pretrain,
     train,
 )
-from crysdistill.corpus.filters import Filters
-from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS
 from crysdistill.objectives import CRYSGNN
 from crysdistill.store.checks import find_check
@@ -55,40 +52,7 @@ from crysdistill.store.store import Store
 from crysdistill.studies.recipe import run_recipe
 from crysdistill.studies.statistics import t_interval
 from crysdistill.transfer.weights import read_header
-
-
-@dataclass(frozen=True)
-class Task:
-    """A property with few labels.
-
-    Args:
-        folder: the folder of its crystals, under `--data`.
-        target: the property.
-    """
-
-    folder: str
-    target: Target
-
-
-TASKS = {
-    "phonons": Task("phonons", Target("last_phdos_peak", "1/cm")),
-    "bulk modulus": Task(
-        "elasticity", Target("bulk_modulus_vrh", "GPa", transform="log10")
-    ),
-    "shear modulus": Task(
-        "elasticity", Target("shear_modulus_vrh", "GPa", transform="log10")
-    ),
-    "gap (HSE)": Task("gap_hse", Target("band_gap_hse", "eV")),
-    "exp. formation energy": Task(
-        "formation_energy_experimental",
-        Target("formation_energy_experimental", "eV/atom"),
-    ),
-    "perovskites": Task("perovskites", Target("heat_of_formation", "eV/atom")),
-    "formation energy": Task("mp36k", Target("formation_energy_per_atom", "eV/atom")),
-    "gap (PBE)": Task("mp36k", Target("band_gap", "eV")),
-    "Fermi energy": Task("mp36k", Target("fermi_energy", "eV")),
-}
-"""The development tasks, which choose our defaults."""
+from pretrain.tasks import ALLOYS, TASKS, Task, alloys, clean_corpus, task_stores
 
 CHGNET = {"max_atoms": 20, "max_crystals": 18_000}
 """The crystals of the corpus for which a slow teacher is evaluated."""
@@ -106,6 +70,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "random teacher": {"teacher": {"teachers": ["random"], **CHGNET}},
     "chgnet, bank": {"teacher": {"teachers": ["chgnet"], **CHGNET}, "bank": {}},
     "dftd4, ewald": {"teacher": {"teachers": ["dftd4", "ewald"], **CHGNET}},
+    "dftd4, ewald, bank": {
+        "teacher": {"teachers": ["dftd4", "ewald"], **CHGNET},
+        "bank": {},
+    },
     **{name: {name: {}} for name in ALONE},
 }
 """Objectives by arm. `random teacher` is the control of the teachers."""
@@ -133,6 +101,7 @@ class Evidence:
         subset: pretrain on this many crystals; None for all.
         workers: the number of runs at a time, of one thread each.
         weights: further arms by name, each an encoder that is already pretrained.
+        longer: whether to also train twice as long from scratch, as a control.
     """
 
     corpus: Path
@@ -147,6 +116,7 @@ class Evidence:
     subset: int | None = None
     workers: int = 1
     weights: dict[str, Path] = field(default_factory=dict)
+    longer: bool = True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,75 +154,36 @@ def _full(args: argparse.Namespace) -> None:
     tasks = {name: TASKS[name] for name in args.tasks}
     datasets = task_stores(args.data, args.out)
     corpus = clean_corpus(args.corpus, args.out, args.max_atoms, datasets.values())
-    run(
-        Evidence(
-            corpus=corpus,
-            datasets={name: datasets[task.folder] for name, task in tasks.items()},
-            tasks=tasks,
-            arms=args.arms,
-            labels=args.labels,
-            seeds=range(args.seeds),
-            pretrain_epochs=args.pretrain_epochs,
-            epochs=args.epochs,
-            encoder={
-                "name": "cgcnn",
-                "width": args.width,
-                "convolutions": args.convolutions,
-            },
-            subset=args.subset,
-            workers=args.workers,
-            weights={_named(path): path for path in args.weights},
-        ),
-        args.out,
+    evidence = Evidence(
+        corpus=corpus,
+        datasets={name: datasets[task.folder] for name, task in tasks.items()},
+        tasks=tasks,
+        arms=args.arms,
+        labels=args.labels,
+        seeds=range(args.seeds),
+        pretrain_epochs=args.pretrain_epochs,
+        epochs=args.epochs,
+        encoder={
+            "name": "cgcnn",
+            "width": args.width,
+            "convolutions": args.convolutions,
+        },
+        subset=args.subset,
+        workers=args.workers,
+        weights={_named(path): path for path in args.weights},
     )
+    rich.print(ranked(run(evidence, args.out), evidence))
+    rich.print(f"runs and results.csv: {args.out}")
 
 
 def _small(args: argparse.Namespace, folder: Path) -> None:
     """Run every step on a few crystals."""
-    run(_alloys(folder), folder)
-
-
-def task_stores(data: Path, out: Path) -> dict[str, Path]:
-    """Build the stores of all tasks in the folder, unless they exist.
-
-    Build all of them, even if not requested, so that the corpus is clean of all.
-    """
-    found = {}
-    for folder in sorted({task.folder for task in TASKS.values()}):
-        path = out / f"{folder}.h5"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            build([data / folder], path, symmetry=None)
-        found[folder] = path
-    return found
-
-
-def clean_corpus(
-    source: Path, out: Path, most: int, datasets: Iterable[Path], licence: str = ""
-) -> Path:
-    """Build the corpus without the crystals of any task, unless it exists.
-
-    Args:
-        source: the crystals of the corpus.
-        out: the folder of the store.
-        most: the most atoms of a crystal.
-        datasets: the stores of all tasks.
-        licence: SPDX identifier, for a source that names none.
-    """
-    path = out / f"corpus-{most}.h5"
-    if not path.exists():
-        build(
-            [source],
-            path,
-            filters=Filters(max_atoms=most),
-            exclude=sorted(datasets),
-            licence=licence,
-        )
-    return path
+    evidence = small(folder, ["bank", "random teacher"])
+    rich.print(ranked(run(evidence, folder), evidence))
 
 
 def run(evidence: Evidence, out: Path) -> pd.DataFrame:
-    """Run the missing runs, print the table, and return one row for each run.
+    """Run the missing runs, and return one row for each run.
 
     Args:
         evidence: the comparison.
@@ -260,28 +191,27 @@ def run(evidence: Evidence, out: Path) -> pd.DataFrame:
     """
     torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
     weights = {
-        arm: _pretrained(evidence, arm, out) for arm in track(evidence.arms, "pretrain")
+        arm: pretrained(evidence, arm, out) for arm in track(evidence.arms, "pretrain")
     }
-    arms = {SCRATCH: None, LONGER: None, **weights, **evidence.weights}
+    controls = [SCRATCH, LONGER] if evidence.longer else [SCRATCH]
+    starts: dict[str, Path | None] = dict.fromkeys(controls)
+    starts |= {**weights, **evidence.weights}
     cells = [
         (arm, task, seed)
         for seed in evidence.seeds
         for task in evidence.tasks
-        for arm in arms
-        if arms[arm] is None or _fair(arms[arm], evidence.datasets[task])
+        for arm, start in starts.items()
+        if start is None or _fair(start, evidence.datasets[task])
     ]
     jobs = Parallel(n_jobs=evidence.workers, return_as="generator")(
-        delayed(_result)(evidence, arm, arms[arm], task, seed, out)
+        delayed(_result)(evidence, arm, starts[arm], task, seed, out)
         for arm, task, seed in cells
     )
     rows = []
     for row in track(jobs, "tasks", total=len(cells)):
         rows.append(row)
         pd.DataFrame(rows).to_csv(out / "results.csv", index=False)
-    table = pd.DataFrame(rows)
-    rich.print(ranked(table, evidence))
-    rich.print(f"runs and results.csv: {out}")
-    return table
+    return pd.DataFrame(rows)
 
 
 def _named(weights: Path) -> str:
@@ -296,7 +226,7 @@ def _fair(weights: Path, dataset: Path) -> bool:
     return check is not None and not check.kept
 
 
-def _pretrained(evidence: Evidence, arm: str, out: Path) -> Path:
+def pretrained(evidence: Evidence, arm: str, out: Path) -> Path:
     """Pretrain an arm, or continue its pretraining, unless it is done."""
     size = "all" if evidence.subset is None else f"{evidence.subset}"
     name = f"{arm}-{evidence.pretrain_epochs}-epochs-{size}".replace(", ", "-and-")
@@ -423,26 +353,26 @@ def _interval(values: np.ndarray) -> str:
     return "" if np.isnan(low) else f"{low:+.1%} to {high:+.1%}"
 
 
-def _alloys(folder: Path) -> Evidence:
-    """Return a small comparison, on alloys."""
-    corpus, dataset = demo_sets(seed=0, corpus_size=60, dataset_size=60)
-    stores = {}
-    for name, crystals in (("corpus", corpus), ("dataset", dataset)):
-        path = folder / f"{name}.h5"
-        stores[name] = build(
-            crystals, path, symmetry=None, workers=1, progress=False
-        ).store
-    target = Target("formation_energy", "eV/atom")
+def small(folder: Path, arms: Sequence[str], longer: bool = True) -> Evidence:
+    """Return a small comparison, of alloys.
+
+    Args:
+        folder: for its stores.
+        arms: names of `ARMS`.
+        longer: whether to train twice as long too.
+    """
+    corpus, dataset = alloys(folder)
     return Evidence(
-        corpus=stores["corpus"],
-        datasets={"alloys": stores["dataset"]},
-        tasks={"alloys": Task("dataset", target)},
-        arms=["bank", "random teacher"],
+        corpus=corpus,
+        datasets={"alloys": dataset},
+        tasks=ALLOYS,
+        arms=arms,
         labels=24,
         seeds=(0, 1),
         pretrain_epochs=1,
         epochs=2,
         encoder={"name": "cgcnn", **ENCODERS["cgcnn"].SMALL},
+        longer=longer,
     )
 
 

@@ -1,7 +1,7 @@
 """`python -m pretrain.shipped CORPUS --data FOLDER` makes the weights of the package.
 
 It pretrains the encoders that come with the package (`crysdistill/shipped/`), each on
-crystals that are in none of the development tasks of `pretrain.evidence`:
+crystals that are in none of the development tasks of `pretrain.tasks`:
 
 - `label-free`: the targets of `bank`, on all crystals of at most 40 atoms.
 - `label-free-large`: the same, of an encoder with width 96 and four convolutions.
@@ -30,14 +30,14 @@ from typing import Any
 
 import rich
 
-from crysdistill import PretrainConfig, Target, TrainerSettings, build, pretrain
+from crysdistill import PretrainConfig, TrainerSettings, build, pretrain
 from crysdistill.corpus.filters import Filters
-from crysdistill.demo import demo_sets
 from crysdistill.encoders import ENCODERS
 from crysdistill.files import write_whole
 from crysdistill.studies.recipe import run_recipe
 from crysdistill.transfer.card import write_card
-from pretrain.evidence import CHGNET, clean_corpus, task_stores
+from pretrain.evidence import CHGNET
+from pretrain.tasks import ALLOYS, alloys, clean_corpus, task_stores
 
 MOST_ATOMS = 40
 """The largest crystals that the encoders learn from; larger ones cost most of an
@@ -202,15 +202,9 @@ def _ship(name: str, weights: Path, folder: Path) -> Path:
 
 def _smoke(out: Path) -> None:
     """Make all encoders in small, of alloys."""
-    corpus, dataset = demo_sets(seed=0, corpus_size=60, dataset_size=60)
-    stores = {}
-    for name, crystals in (("corpus", corpus), ("labelled", dataset)):
-        path = out / f"{name}.h5"
-        stores[name] = build(
-            crystals, path, symmetry=None, workers=1, progress=False
-        ).store
+    corpus, labelled = alloys(out)
     small = {"name": "cgcnn", **ENCODERS["cgcnn"].SMALL}
-    target = Target("formation_energy", "eV/atom").to_dict()
+    target = ALLOYS["alloys"].target.to_dict()
     # A teacher that needs no package of its own.
     instead = {"targets": [target], "teachers": ["random"]}
     recipes = {
@@ -227,7 +221,7 @@ def _smoke(out: Path) -> None:
         for name, recipe in RECIPES.items()
     }
     for name in recipes:
-        make(name, recipes, stores["corpus"], stores["labelled"], out)
+        make(name, recipes, corpus, labelled, out)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ FILES = {
 }
 SHOWN = {
     "pretrain.crysgnn": (r"together\W+162,162\W+162,162", "by chance"),
+    "pretrain.tasks": (r"corpus.h5: 60", r"dataset.h5: 60"),
+    "pretrain.evidence": (r"bank .*\d%", r"random teacher .*\d%", r"twice as long .*\d%"),
+    "pretrain.scaling": (r"8x2 │ +20 ", r"8x2 │ +40 ", r"16x1 │ +scratch"),
+    "pretrain.advice": (r"teachers ┃", "the advice was right in . of 1"),
     "finetune.freeze_layers": ("0.765", "bulk modulus", "learned first", "scratch"),
     "finetune.distil_small_data": ("0.588", "random-teacher", "published"),
     "finetune.dft_to_experiment": ("0.265", "measurements", "left out"),
