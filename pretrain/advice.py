@@ -38,7 +38,7 @@ from crysdistill.encoders import ENCODERS, make_encoder
 from crysdistill.files import write_whole
 from crysdistill.schema import dump_config
 from crysdistill.store.store import Store
-from crysdistill.studies.recipe import results_of_run, run_recipe
+from crysdistill.studies.recipe import at_least_one, results_of_run, run_recipe
 from crysdistill.teachers.live import LIVE
 from crysdistill.training.candidates import TOGETHER
 from crysdistill.training.probe import HELPFUL
@@ -80,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     add("--weights", nargs="+", type=Path, help="those of the package if absent")
     add("--teachers", nargs="+", choices=list(LIVE), default=[])
-    add("--labels", type=int, default=500, help="training labels of each task")
-    add("--seeds", type=int, default=1, help="number of repeats")
-    add("--epochs", type=int, default=60, help="passes over the labels")
+    add("--labels", type=at_least_one, default=500, help="training labels of each task")
+    add("--seeds", type=at_least_one, default=1, help="number of repeats")
+    add("--epochs", type=at_least_one, default=60, help="passes over the labels")
     add("--out", type=Path, default=Path("runs/advice"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
     return run_recipe(
@@ -246,7 +246,7 @@ def _table(results: pd.DataFrame) -> Table:
     table.add_column("task")
     columns = {"scratch": "scratch", "control": "control", "test": "fit"}
     if "taught" in results:
-        columns["taught"] = "teachers"
+        columns["taught"] = "with teachers"
     for head in ("seed", *columns.values(), "advice", "helped"):
         table.add_column(head, justify="right", no_wrap=True)
     for _, row in results.iterrows():
@@ -257,6 +257,9 @@ def _table(results: pd.DataFrame) -> Table:
             *(f"{row[name]:.4g}" for name in columns),
             *("yes" if row[name] else "no" for name in ("advice", "helped")),
         )
+    table.caption = (
+        "advice: whether to fine-tune; helped: whether that was better than scratch"
+    )
     return table
 
 

@@ -46,11 +46,14 @@ from crysdistill import (
     train,
 )
 from crysdistill.encoders import ENCODERS
+from crysdistill.errors import InputError
 from crysdistill.objectives import CRYSGNN
+from crysdistill.schema import dump_config
 from crysdistill.store.checks import find_check
 from crysdistill.store.store import Store
-from crysdistill.studies.recipe import run_recipe
+from crysdistill.studies.recipe import at_least_one, narrow_tables, run_recipe
 from crysdistill.studies.statistics import t_interval
+from crysdistill.training.runs import check_same_run
 from crysdistill.transfer.weights import read_header
 from pretrain.tasks import ALLOYS, TASKS, Task, alloys, clean_corpus, task_stores
 
@@ -128,15 +131,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--arms", nargs="*", choices=list(ARMS), default=["fingerprint", "bank"])
     add("--weights", nargs="+", type=Path, default=[], metavar="FILE", help=WEIGHTS)
     add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    add("--labels", type=int, default=500, help="training labels of each task")
-    add("--seeds", type=int, default=3, help="number of repeats")
-    add("--pretrain-epochs", type=int, default=6, help="passes over the corpus")
-    add("--epochs", type=int, default=60, help="passes over the labels")
-    add("--max-atoms", type=int, default=40, help="most atoms of a corpus crystal")
-    add("--subset", type=int, help="pretrain on this many crystals")
-    add("--width", type=int, default=64, help="width of the encoder")
-    add("--convolutions", type=int, default=3, help="convolutions of the encoder")
-    add("--workers", type=int, default=1, help="runs at a time")
+    add("--labels", type=at_least_one, default=500, help="training labels of each task")
+    add("--seeds", type=at_least_one, default=3, help="number of repeats")
+    add(
+        "--pretrain-epochs", type=at_least_one, default=6, help="passes over the corpus"
+    )
+    add("--epochs", type=at_least_one, default=60, help="passes over the labels")
+    add(
+        "--max-atoms",
+        type=at_least_one,
+        default=40,
+        help="most atoms of a corpus crystal",
+    )
+    add("--subset", type=at_least_one, help="pretrain on this many crystals")
+    add("--width", type=at_least_one, default=64, help="width of the encoder")
+    add(
+        "--convolutions",
+        type=at_least_one,
+        default=3,
+        help="convolutions of the encoder",
+    )
+    add("--workers", type=at_least_one, default=1, help="runs at a time")
     add("--out", type=Path, default=Path("runs/evidence"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
     return run_recipe(
@@ -170,24 +185,30 @@ def _full(args: argparse.Namespace) -> None:
         },
         subset=args.subset,
         workers=args.workers,
-        weights={_named(path): path for path in args.weights},
+        weights=_by_name(args.weights),
     )
-    rich.print(ranked(run(evidence, args.out), evidence))
+    table = run(evidence, args.out, args.out / "results.csv")
+    rich.print(*ranked(table, evidence))
     rich.print(f"runs and results.csv: {args.out}")
 
 
 def _small(args: argparse.Namespace, folder: Path) -> None:
     """Run every step on a few crystals."""
     evidence = small(folder, ["bank", "random teacher"])
-    rich.print(ranked(run(evidence, folder), evidence))
+    rich.print(*ranked(run(evidence, folder), evidence))
 
 
-def run(evidence: Evidence, out: Path) -> pd.DataFrame:
+def run(evidence: Evidence, out: Path, table: Path | None = None) -> pd.DataFrame:
     """Run the missing runs, and return one row for each run.
 
     Args:
         evidence: the comparison.
-        out: the folder for all runs; `results.csv` in it holds the table.
+        out: the folder for all runs.
+        table: a CSV file of the rows so far; None writes none.
+
+    Raises:
+        InputError: the corpus was not cleared of a task, or the folder holds runs with
+            another configuration.
     """
     torch.set_flush_denormal(True)  # tails of Gaussians slow a CPU down
     weights = {
@@ -196,12 +217,13 @@ def run(evidence: Evidence, out: Path) -> pd.DataFrame:
     controls = [SCRATCH, LONGER] if evidence.longer else [SCRATCH]
     starts: dict[str, Path | None] = dict.fromkeys(controls)
     starts |= {**weights, **evidence.weights}
+    unfair = {task: _unfair(evidence, starts, task) for task in evidence.tasks}
     cells = [
         (arm, task, seed)
         for seed in evidence.seeds
         for task in evidence.tasks
         for arm, start in starts.items()
-        if start is None or _fair(start, evidence.datasets[task])
+        if arm not in unfair[task]
     ]
     jobs = Parallel(n_jobs=evidence.workers, return_as="generator")(
         delayed(_result)(evidence, arm, starts[arm], task, seed, out)
@@ -210,8 +232,22 @@ def run(evidence: Evidence, out: Path) -> pd.DataFrame:
     rows = []
     for row in track(jobs, "tasks", total=len(cells)):
         rows.append(row)
-        pd.DataFrame(rows).to_csv(out / "results.csv", index=False)
+        if table is not None:
+            pd.DataFrame(rows).to_csv(table, index=False)
     return pd.DataFrame(rows)
+
+
+def _by_name(files: Sequence[Path]) -> dict[str, Path]:
+    """Return weights files by their names."""
+    found: dict[str, Path] = {}
+    for file in files:
+        name = _named(file)
+        if name in found or name in ARMS:
+            raise InputError(
+                f"{file} would be called {name}, as another arm is; rename it"
+            )
+        found[name] = file
+    return found
 
 
 def _named(weights: Path) -> str:
@@ -219,21 +255,46 @@ def _named(weights: Path) -> str:
     return weights.parent.name if weights.stem == "weights" else weights.stem
 
 
-def _fair(weights: Path, dataset: Path) -> bool:
-    """Return whether the weights' corpus was cleared of the crystals of a task."""
-    checks = read_header(weights).provenance.checks
-    check = find_check(checks, Store.open(dataset).structures_hash)
-    return check is not None and not check.kept
+def _unfair(evidence: Evidence, starts: dict[str, Path | None], task: str) -> list[str]:
+    """Return the arms whose corpus may hold crystals of a task.
+
+    Only weights from elsewhere may: our own corpus is built without the tasks.
+    """
+    hashed = Store.open(evidence.datasets[task]).structures_hash
+    found = []
+    for arm, start in starts.items():
+        if start is None:
+            continue
+        check = find_check(read_header(start).provenance.checks, hashed)
+        if check is None or check.kept:
+            found.append(arm)
+    for arm in found:
+        if arm in evidence.arms:
+            raise InputError(
+                f"{evidence.corpus} was not cleared of {evidence.datasets[task]}; "
+                "remove the corpus, and what was pretrained on it, and run this again"
+            )
+    return found
 
 
 def pretrained(evidence: Evidence, arm: str, out: Path) -> Path:
-    """Pretrain an arm, or continue its pretraining, unless it is done."""
+    """Pretrain an arm, or continue its pretraining, unless it is done.
+
+    Args:
+        evidence: the corpus, the encoder and the epochs.
+        arm: one of `ARMS`.
+        out: the folder for all runs.
+
+    Returns:
+        The weights file.
+
+    Raises:
+        InputError: the folder holds a run with another configuration.
+    """
     size = "all" if evidence.subset is None else f"{evidence.subset}"
     name = f"{arm}-{evidence.pretrain_epochs}-epochs-{size}".replace(", ", "-and-")
     folder = out / "pretrained" / name.replace(" ", "-")
     weights = folder / "weights.safetensors"
-    if weights.exists():
-        return weights
     config = PretrainConfig(
         corpus=evidence.corpus,
         out=folder,
@@ -247,6 +308,9 @@ def pretrained(evidence: Evidence, arm: str, out: Path) -> Path:
         ),
         resume=folder.exists(),
     )
+    if weights.exists():
+        check_same_run(folder, dump_config(config))
+        return weights
     return pretrain(config)
 
 
@@ -259,32 +323,38 @@ def _result(
     what = f"{task}-{evidence.labels}-{evidence.epochs}-epochs".replace(" ", "-")
     folder = out / "runs" / what / f"{kind}{before}-{seed}"
     cost = folder / "cost.json"
-    if not cost.exists():
+    shared = {
+        "dataset": evidence.datasets[task],
+        "target": evidence.tasks[task].target,
+        "out": folder,
+        "seed": seed,
+        "split": SplitSettings(
+            train=evidence.labels,
+            val=max(1, evidence.labels // 4),
+            test=0.2,
+            seed=seed,
+        ),
+        "trainer": TrainerSettings(
+            epochs=evidence.epochs * (2 if arm == LONGER else 1),
+            accelerator="cpu",
+            progress=False,
+            threads=1,
+        ),
+        "overwrite": True,
+    }
+    config = (
+        TrainConfig(**shared, encoder=evidence.encoder)
+        if weights is None
+        else FinetuneConfig(**shared, weights=weights)
+    )
+    if cost.exists():
+        check_same_run(folder, dump_config(config))
+    else:
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
-        epochs = evidence.epochs * (2 if arm == LONGER else 1)
-        shared = {
-            "dataset": evidence.datasets[task],
-            "target": evidence.tasks[task].target,
-            "out": folder,
-            "seed": seed,
-            "split": SplitSettings(
-                train=evidence.labels,
-                val=max(1, evidence.labels // 4),
-                test=0.2,
-                seed=seed,
-            ),
-            "trainer": TrainerSettings(
-                epochs=epochs, accelerator="cpu", progress=False, threads=1
-            ),
-            "overwrite": True,
-        }
         begun = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
-            if weights is None:
-                train(TrainConfig(**shared, encoder=evidence.encoder))
-            else:
-                finetune(FinetuneConfig(**shared, weights=weights))
+            train(config) if isinstance(config, TrainConfig) else finetune(config)
         spent = time.process_time() - begun
         cost.write_text(json.dumps({"processor": spent}))
     found = json.loads((folder / "results.json").read_text())
@@ -317,40 +387,36 @@ def changes(results: pd.DataFrame) -> pd.DataFrame:
     ]
 
 
-def ranked(results: pd.DataFrame, evidence: Evidence) -> Table:
-    """Return the arms by their mean change, the best first.
+def ranked(results: pd.DataFrame, evidence: Evidence) -> list[Table]:
+    """Return tables of the arms by their mean change, the best first.
 
     The interval is of the mean over tasks, from its spread over seeds.
+
+    Args:
+        results: the result of `run`.
+        evidence: what was run.
     """
     found = changes(results)
-    table = Table(
-        title=f"Change of the test error against scratch, {evidence.labels} labels"
-    )
-    for head in ("arm", *evidence.tasks, "mean", "95 % interval"):
-        table.add_column(head, justify="left" if head == "arm" else "right")
     by_task = found.groupby(["arm", "task"])["change"].mean().unstack()
     by_seed = found.groupby(["arm", "seed"])["change"].mean().unstack()
+    columns = {}
     for arm in by_task.mean(axis=1).sort_values().index:
         if arm == SCRATCH:
             continue
-        cells = [f"{by_task.loc[arm, task]:+.1%}" for task in evidence.tasks]
-        table.add_row(
-            str(arm),
-            *cells,
-            f"{by_task.loc[arm].mean():+.1%}",
-            _interval(by_seed.loc[arm].to_numpy()),
-        )
-    table.caption = (
-        f"{len(evidence.seeds)} seeds, {evidence.epochs} epochs; "
-        f"{evidence.pretrain_epochs} epochs of pretraining"
+        cells = {task: f"{by_task.loc[arm, task]:+.1%}" for task in evidence.tasks}
+        low, high = t_interval(by_seed.loc[arm].to_numpy())
+        columns[str(arm)] = {
+            **cells,
+            "mean": f"{by_task.loc[arm].mean():+.1%}",
+            "95 %, from": "" if np.isnan(low) else f"{low:+.1%}",
+            "to": "" if np.isnan(high) else f"{high:+.1%}",
+        }
+    return narrow_tables(
+        f"Change of the test error against scratch, {evidence.labels} labels",
+        columns,
+        f"seeds: {len(evidence.seeds)}; epochs: {evidence.epochs}, "
+        f"of pretraining: {evidence.pretrain_epochs}",
     )
-    return table
-
-
-def _interval(values: np.ndarray) -> str:
-    """Return Student's 95 % interval of a mean."""
-    low, high = t_interval(values)
-    return "" if np.isnan(low) else f"{low:+.1%} to {high:+.1%}"
 
 
 def small(folder: Path, arms: Sequence[str], longer: bool = True) -> Evidence:

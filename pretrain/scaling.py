@@ -1,4 +1,4 @@
-"""`python -m pretrain.scaling CORPUS --data FOLDER` asks what more crystals are worth.
+"""`python -m pretrain.scaling CORPUS --data FOLDER` compares corpora and encoders.
 
 The recipe pretrains the same CGCNN on corpora of several sizes, and encoders of other
 width and depth on one corpus for an equal time. It fine-tunes all of them on the tasks
@@ -8,11 +8,12 @@ of `pretrain.tasks`, with some hundred labels, beside the same network from scra
         --encoders 32x3 96x4 --tasks phonons "bulk modulus"
 
 `96x4` is width 96 and four convolutions; `64x3` is the reference. A larger corpus also
-means more steps, so with `--same-steps 12000` every corpus gets the steps of one of
-12,000 crystals. The recipe prints the change of the test error against the reference
-from scratch, and draws `scaling.svg`. It shares runs with `pretrain.evidence`. After an
-interruption, run it again: it does only the missing runs. `--smoke` runs every step on
-a few alloys that it makes itself.
+means more steps, so with `--same-steps 50000` every corpus gets about as many steps as
+one of 50,000 crystals. The recipe prints the change of the test error against the
+reference from scratch, and draws `scaling.svg`. Each point is one pretraining. The
+recipe shares runs with `pretrain.evidence`. After an interruption, run it again: it
+does only the missing runs. `--smoke` runs every step on a few alloys that it makes
+itself.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,7 +35,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from rich.table import Table
 
-from crysdistill.studies.recipe import run_recipe
+from crysdistill import PretrainConfig, Store
+from crysdistill.errors import InputError
+from crysdistill.files import write_whole
+from crysdistill.studies.recipe import at_least_one, narrow_tables, run_recipe
 from pretrain.evidence import SCRATCH, Evidence, pretrained, run, small
 from pretrain.tasks import TASKS, clean_corpus, task_stores
 
@@ -66,17 +72,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("corpus", nargs="?", type=Path, metavar="CORPUS", help="crystals, no labels")
     add("--data", type=Path, metavar="FOLDER", help="folder of the tasks")
-    add("--sizes", nargs="+", type=int, default=[3_000, 12_000, 50_000])
-    add("--same-steps", type=int, metavar="SIZE", help="steps of a corpus of SIZE")
+    add(
+        "--sizes",
+        nargs="+",
+        type=at_least_one,
+        default=[3_000, 12_000, 50_000],
+        help="numbers of crystals to pretrain on",
+    )
+    add(
+        "--same-steps",
+        type=at_least_one,
+        metavar="SIZE",
+        help="as many steps as with SIZE",
+    )
     add("--encoders", nargs="*", type=_encoder, default=[], metavar="WxC")
-    add("--at", type=int, default=12_000, help="the corpus of --encoders")
+    add(
+        "--at",
+        type=at_least_one,
+        default=12_000,
+        help="crystals that --encoders learn from",
+    )
     add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    add("--labels", type=int, default=500, help="training labels of each task")
-    add("--seeds", type=int, default=3, help="number of repeats")
-    add("--pretrain-epochs", type=int, default=6, help="passes of the reference")
-    add("--epochs", type=int, default=60, help="passes over the labels")
-    add("--max-atoms", type=int, default=40, help="most atoms of a corpus crystal")
-    add("--workers", type=int, default=1, help="runs at a time")
+    add("--labels", type=at_least_one, default=500, help="training labels of each task")
+    add("--seeds", type=at_least_one, default=3, help="number of repeats")
+    add(
+        "--pretrain-epochs",
+        type=at_least_one,
+        default=6,
+        help="passes of the reference",
+    )
+    add("--epochs", type=at_least_one, default=60, help="passes over the labels")
+    add(
+        "--max-atoms",
+        type=at_least_one,
+        default=40,
+        help="most atoms of a corpus crystal",
+    )
+    add("--workers", type=at_least_one, default=1, help="runs at a time")
     add("--out", type=Path, default=Path("runs/evidence"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
     return run_recipe(
@@ -106,30 +138,62 @@ def _full(args: argparse.Namespace) -> None:
         workers=args.workers,
         longer=False,
     )
-    points = [
-        Point(REFERENCE, size, _epochs_for(size, args)) for size in sorted(args.sizes)
-    ]
+    check_sizes(base.corpus, [*args.sizes, *([args.at] if args.encoders else [])])
+    passes = partial(
+        epochs_over, epochs=args.pretrain_epochs, same_steps=args.same_steps
+    )
+    points = [Point(REFERENCE, size, passes(size)) for size in sorted(args.sizes)]
     if args.encoders:
-        encoders = [REFERENCE, *(x for x in args.encoders if x != REFERENCE)]
-        epochs = equal_time(base, encoders, args.out)
-        points += [Point(x, args.at, epochs[x]) for x in encoders]
+        encoders = list(dict.fromkeys([REFERENCE, *args.encoders]))
+        timed = replace(base, pretrain_epochs=passes(args.at))
+        equal = equal_time(timed, encoders, args.out)
+        points += [Point(encoder, args.at, equal[encoder]) for encoder in encoders]
     compare(base, list(dict.fromkeys(points)), args.out)
     rich.print(f"runs, scaling.csv and scaling.svg: {args.out}")
 
 
 def _small(args: argparse.Namespace, folder: Path) -> None:
     """Run every step on a few crystals."""
-    small_encoder = "8x2"
-    base = replace(small(folder, [ARM], longer=False), encoder=_settings(small_encoder))
-    epochs = equal_time(base, [small_encoder, "16x1"], folder)
-    points = [Point(small_encoder, size, 1) for size in (20, 40)]
-    compare(base, [*points, Point("16x1", 40, epochs["16x1"])], folder, small_encoder)
+    tiny = "8x2"
+    base = replace(small(folder, [ARM], longer=False), encoder=_settings(tiny))
+    epochs = equal_time(base, [tiny, "16x1"], folder)
+    points = [Point(tiny, size, 1) for size in (20, 40)]
+    compare(base, [*points, Point("16x1", 40, epochs["16x1"])], folder, tiny)
 
 
-def _epochs_for(size: int, args: argparse.Namespace) -> int:
-    """Return the passes over a corpus."""
-    share = 1 if args.same_steps is None else args.same_steps / size
-    return max(1, round(args.pretrain_epochs * share))
+def check_sizes(corpus: Path, sizes: Sequence[int]) -> None:
+    """Refuse more crystals than the corpus has for training."""
+    crystals = len(Store.open(corpus))
+    most = crystals - max(2, round(PretrainConfig.held_out * crystals))
+    if max(sizes) > most:
+        raise InputError(
+            f"{corpus} has {most:,} crystals to pretrain on, which is less than "
+            f"{max(sizes):,}; give smaller numbers, or raise `--max-atoms`"
+        )
+
+
+def epochs_over(size: int, epochs: int, same_steps: int | None) -> int:
+    """Return the passes over a corpus.
+
+    Args:
+        size: the crystals of the corpus.
+        epochs: passes over one of `same_steps` crystals, or over any.
+        same_steps: a number of crystals; the steps are about those over them.
+
+    Raises:
+        InputError: no whole number of passes makes the same steps, within a tenth.
+    """
+    if same_steps is None:
+        return epochs
+    wanted = epochs * same_steps / size
+    found = max(1, round(wanted))
+    if abs(found / wanted - 1) > 0.1:
+        raise InputError(
+            f"`--same-steps {same_steps}`: {wanted:.2f} passes over {size:,} crystals "
+            "make as many steps, which is too far from a whole number; raise "
+            "`--same-steps` or `--pretrain-epochs`"
+        )
+    return found
 
 
 def _encoder(text: str) -> str:
@@ -153,26 +217,39 @@ def _folder(encoder: str, base: Evidence, out: Path) -> Path:
 def equal_time(base: Evidence, encoders: Sequence[str], out: Path) -> dict[str, int]:
     """Return the epochs of each encoder that take as long as those of the first.
 
-    The speed is that of one epoch over a few crystals.
+    The speed is that of one epoch over a few crystals. All are measured together, once.
 
     Args:
         base: the corpus, and the epochs of the first.
         encoders: as `WIDTHxCONVOLUTIONS`.
-        out: the folder for all runs.
+        out: the folder for all runs; `speeds.json` in it holds the speeds.
     """
-    speeds = {}
-    for encoder in encoders:
-        timed = replace(
-            base, encoder=_settings(encoder), subset=TIMED, pretrain_epochs=1
-        )
-        weights = pretrained(timed, ARM, out / "timed" / encoder)
-        told = json.loads((weights.parent / "throughput.json").read_text("utf-8"))
-        speeds[encoder] = told["rates"]["crystals_per_s"]
+    path = out / "speeds.json"
+    speeds = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    if not set(encoders) <= set(speeds):  # all anew: the machine may be busier now
+        speeds = {encoder: _speed(base, encoder) for encoder in encoders}
+        write_whole(path, json.dumps(speeds).encode())
     first = speeds[encoders[0]]
-    return {
-        encoder: max(1, round(base.pretrain_epochs * speed / first))
-        for encoder, speed in speeds.items()
+    epochs = {
+        encoder: max(1, round(base.pretrain_epochs * speeds[encoder] / first))
+        for encoder in encoders
     }
+    for encoder in encoders:
+        time = epochs[encoder] / speeds[encoder] * first / base.pretrain_epochs
+        rich.print(
+            f"{encoder}: {speeds[encoder]:,.0f} crystals/s, {epochs[encoder]} epochs "
+            f"in {time:.2f} of the time"
+        )
+    return epochs
+
+
+def _speed(base: Evidence, encoder: str) -> float:
+    """Return the crystals per second of one epoch over a few crystals."""
+    timed = replace(base, encoder=_settings(encoder), subset=TIMED, pretrain_epochs=1)
+    with TemporaryDirectory() as folder:
+        weights = pretrained(timed, ARM, Path(folder))
+        told = json.loads((weights.parent / "throughput.json").read_text("utf-8"))
+    return float(told["rates"]["crystals_per_s"])
 
 
 def compare(
@@ -184,9 +261,13 @@ def compare(
         base: the settings of all.
         points: the pretrainings.
         out: the folder for all runs; `scaling.csv` in it holds the table.
-        reference: the encoder against which all are compared, from scratch.
+        reference: the encoder against which all are compared, from scratch; one of
+            the points has it.
+
+    Raises:
+        InputError: see `run` of `pretrain.evidence`.
     """
-    parts = []
+    parts, scratch = [], {}
     for point in points:
         evidence = replace(
             base,
@@ -195,54 +276,54 @@ def compare(
             pretrain_epochs=point.epochs,
         )
         found = run(evidence, _folder(point.encoder, base, out))
-        parts.append(
-            found.assign(encoder=point.encoder, size=point.size, epochs=point.epochs)
-        )
-    table = pd.concat(parts)
+        alone = found["arm"] == SCRATCH
+        scratch[point.encoder] = found[alone].assign(encoder=point.encoder)
+        parts.append(found[~alone].assign(**asdict(point)))
+    table = pd.concat([*parts, *scratch.values()])
     keys = ["task", "seed"]
-    alone = table[(table["arm"] == SCRATCH) & (table["encoder"] == reference)]
-    scratch = alone.drop_duplicates(keys).set_index(keys)["test"].to_dict()
+    errors = scratch[reference].set_index(keys)["test"].to_dict()
     pairs = zip(table["task"], table["seed"], table["test"], strict=True)
-    table["change"] = [test / scratch[task, seed] - 1 for task, seed, test in pairs]
+    table["change"] = [test / errors[task, seed] - 1 for task, seed, test in pairs]
     table.to_csv(out / "scaling.csv", index=False)
-    rich.print(_table(table, base.tasks, reference))
+    rich.print(*_tables(table, base, reference))
     draw(table[table["encoder"] == reference], out / "scaling.svg")
     return table
 
 
-def _table(table: pd.DataFrame, tasks: Mapping[str, Any], reference: str) -> Table:
-    """Return the mean change of each pretraining on each task."""
-    shown = Table(title=f"Change of the test error against {reference} from scratch")
-    for head in ("encoder", "crystals", "epochs", *tasks, "mean"):
-        shown.add_column(head, justify="right")
+def _tables(table: pd.DataFrame, base: Evidence, reference: str) -> list[Table]:
+    """Return tables of the mean change of each pretraining on each task."""
+    columns = {}
     tuned = table[table["arm"] != SCRATCH]
-    for (encoder, size, epochs), part in tuned.groupby(
-        ["encoder", "size", "epochs"], sort=False
-    ):
-        row = [encoder, f"{size:,}", f"{epochs}"]
-        shown.add_row(*row, *_changes(part, tasks))
+    points = tuned.groupby(["encoder", "size", "epochs"], sort=False)
+    for (encoder, size, epochs), part in points:
+        head = f"{encoder}\n{size:,.0f}\n{epochs:.0f} epochs"
+        columns[head] = _changes(part, base)
     for encoder, part in table[table["arm"] == SCRATCH].groupby("encoder", sort=False):
         if encoder != reference:
-            shown.add_row(str(encoder), "scratch", "", *_changes(part, tasks))
-    return shown
+            columns[f"{encoder}\nscratch"] = _changes(part, base)
+    return narrow_tables(
+        f"Change of the test error against {reference} from scratch, {base.labels} "
+        "labels",
+        columns,
+        f"one pretraining each; seeds of fine-tuning: {len(base.seeds)}",
+    )
 
 
-def _changes(part: pd.DataFrame, tasks: Mapping[str, Any]) -> list[str]:
+def _changes(part: pd.DataFrame, base: Evidence) -> dict[str, str]:
     """Return the mean change of each task, and that of all, in words."""
     by_task = part.groupby("task")["change"].mean()
-    return [f"{by_task[task]:+.1%}" for task in tasks] + [f"{by_task.mean():+.1%}"]
+    cells = {task: f"{by_task[task]:+.1%}" for task in base.tasks}
+    return {**cells, "mean": f"{by_task.mean():+.1%}"}
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw the change of the test error against the size of the corpus.
 
-    A size with several numbers of epochs is drawn with the first.
-
     Args:
         table: the rows of one encoder, as `compare` returns them.
         path: of the picture.
     """
-    tuned = table[table["arm"] != SCRATCH].drop_duplicates(["size", "task", "seed"])
+    tuned = table[table["arm"] != SCRATCH]
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     ax = figure.add_subplot()
     for number, (task, part) in enumerate(tuned.groupby("task", sort=False)):

@@ -148,8 +148,27 @@ def _full(args: argparse.Namespace) -> None:
 
 
 def _small(args: argparse.Namespace, folder: Path) -> None:
-    """Run every step on a few crystals."""
-    _smoke(folder)
+    """Make all encoders in small, of alloys."""
+    corpus, labelled = alloys(folder)
+    small = {"name": "cgcnn", **ENCODERS["cgcnn"].SMALL}
+    target = ALLOYS["alloys"].target.to_dict()
+    # A teacher that needs no package of its own.
+    instead = {"targets": [target], "teachers": ["random"]}
+    recipes = {
+        name: Recipe(
+            labelled=recipe.labelled,
+            encoder=recipe.encoder and small,
+            objectives={
+                kind: {key: instead.get(key, value) for key, value in given.items()}
+                for kind, given in recipe.objectives.items()
+            },
+            epochs=1,
+            start=recipe.start,
+        )
+        for name, recipe in RECIPES.items()
+    }
+    for name in recipes:
+        make(name, recipes, corpus, labelled, folder)
 
 
 def make(
@@ -198,30 +217,6 @@ def _ship(name: str, weights: Path, folder: Path) -> Path:
     write_whole(target.with_suffix(".md"), f"{card}\nSHA-256: `{digest}`\n".encode())
     rich.print(f"{target}: {len(data):,} bytes")
     return target
-
-
-def _smoke(out: Path) -> None:
-    """Make all encoders in small, of alloys."""
-    corpus, labelled = alloys(out)
-    small = {"name": "cgcnn", **ENCODERS["cgcnn"].SMALL}
-    target = ALLOYS["alloys"].target.to_dict()
-    # A teacher that needs no package of its own.
-    instead = {"targets": [target], "teachers": ["random"]}
-    recipes = {
-        name: Recipe(
-            labelled=recipe.labelled,
-            encoder=recipe.encoder and small,
-            objectives={
-                kind: {key: instead.get(key, value) for key, value in given.items()}
-                for kind, given in recipe.objectives.items()
-            },
-            epochs=1,
-            start=recipe.start,
-        )
-        for name, recipe in RECIPES.items()
-    }
-    for name in recipes:
-        make(name, recipes, corpus, labelled, out)
 
 
 if __name__ == "__main__":

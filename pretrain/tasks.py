@@ -1,13 +1,14 @@
-"""`python -m pretrain.tasks CORPUS --data FOLDER` builds the stores of all comparisons.
+"""`python -m pretrain.tasks CORPUS --data FOLDER` builds the stores of comparisons.
 
 These are the development tasks, nine properties with few labels, which choose our
-defaults; and a corpus without the crystals of any task, by id and by structure. The
-other recipes here build what they need of these stores themselves.
+defaults; and a corpus without the crystals of any task, by id and by structure.
+`pretrain.evidence` and `pretrain.scaling` find them in the same `--out`, or build them.
 
     python -m pretrain.tasks mp_corpus/ --data data/
 
 FOLDER holds the tasks (`TASKS`), each as a source of `build`. After an interruption,
-run it again: it goes on. `--smoke` builds both of a few alloys that it makes itself.
+run it again: it goes on. A store that exists is not built again, even from another
+CORPUS. `--smoke` builds both of a few alloys that it makes itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import rich
 from crysdistill import Store, Target, build
 from crysdistill.corpus.filters import Filters
 from crysdistill.demo import demo_sets
-from crysdistill.studies.recipe import run_recipe
+from crysdistill.studies.recipe import at_least_one, run_recipe
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("corpus", nargs="?", type=Path, metavar="CORPUS", help="crystals, no labels")
     add("--data", type=Path, metavar="FOLDER", help="folder of the tasks")
-    add("--max-atoms", type=int, default=40, help="most atoms of a corpus crystal")
+    add(
+        "--max-atoms",
+        type=at_least_one,
+        default=40,
+        help="most atoms of a corpus crystal",
+    )
     add("--licence", default="", metavar="SPDX", help="of CORPUS, if it names none")
     add("--out", type=Path, default=Path("runs/evidence"), help="a folder")
     add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
@@ -103,6 +109,13 @@ def task_stores(data: Path, out: Path) -> dict[str, Path]:
     """Build the stores of all tasks in the folder, unless they exist.
 
     Build all of them, even if not requested, so that the corpus is clean of all.
+
+    Args:
+        data: the folder of their sources.
+        out: the folder of the stores.
+
+    Raises:
+        InputError: a source cannot be read.
     """
     found = {}
     for folder in sorted({task.folder for task in TASKS.values()}):
@@ -125,6 +138,9 @@ def clean_corpus(
         most: the most atoms of a crystal.
         datasets: the stores of all tasks.
         licence: SPDX identifier, for a source that names none.
+
+    Raises:
+        InputError: the source cannot be read.
     """
     path = out / f"corpus-{most}.h5"
     if not path.exists():

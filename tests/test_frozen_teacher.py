@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ import torch
 
 from crysdistill.encoders import ENCODERS, make_encoder
 from crysdistill.errors import InputError
+from crysdistill.objectives import make_objective
 from crysdistill.store.store import Store
 from crysdistill.teachers import answers_for, make_teacher
 from crysdistill.teachers.frozen import FrozenTeacher, asked
@@ -189,6 +192,18 @@ def test_an_ensemble_asks_the_teacher_of_its_members_once(store, tmp_path, capsy
     assert Knowing.calls == 3
 
 
+def test_an_ensemble_and_its_teachers_keep_answers_apart(store, tmp_path):
+    opened, rows = Store.open(store), np.array([2, 9, 4])
+    save_weights(tmp_path / "m.safetensors", readout(opened, FrozenTeacher("knowing")))
+    teacher = make_teacher(f"ensemble:{tmp_path}/m.safetensors", opened)
+    moved = Store.open(shutil.copy(store, tmp_path / "s.h5"))
+    Path(f"{moved.path}.teachers").write_text("a file in the way")
+    run = tmp_path / "run"
+    found = answers_for(teacher, moved, rows, fallback=run, progress=False)
+    assert len(found) == 3
+    assert len(list(run.glob("teacher/*/about.json"))) == 2
+
+
 def test_an_ensemble_knows_what_the_teachers_of_its_members_know(tmp_path):
     crystals = labelled(40)
     known = [not strange(crystal) for crystal in crystals]
@@ -202,6 +217,12 @@ def test_an_ensemble_knows_what_the_teachers_of_its_members_know(tmp_path):
     every = Store.open(write_store(tmp_path / "all.h5", crystals))
     teacher = make_teacher(f"ensemble:{tmp_path}/m.safetensors", every)
     assert teacher.knows(every, np.arange(40)).tolist() == known
+    objective = make_objective(
+        "teacher", make_encoder("cgcnn", SMALL_GRAPH, **SMALL),
+        teachers=[f"ensemble:{tmp_path}/m.safetensors"],
+    )  # fmt: skip
+    objective.prepare(every, np.arange(40))
+    assert objective.speaks_of(np.arange(40)).tolist() == known
 
 
 def test_a_file_is_read_before_anything_else_knows_teachers(store, tmp_path):

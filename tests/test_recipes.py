@@ -23,9 +23,12 @@ FILES = {
 SHOWN = {
     "pretrain.crysgnn": (r"together\W+162,162\W+162,162", "by chance"),
     "pretrain.tasks": (r"corpus.h5: 60", r"dataset.h5: 60"),
-    "pretrain.evidence": (r"bank .*\d%", r"random teacher .*\d%", r"twice as long .*\d%"),
-    "pretrain.scaling": (r"8x2 │ +20 ", r"8x2 │ +40 ", r"16x1 │ +scratch"),
-    "pretrain.advice": (r"teachers ┃", "the advice was right in . of 1"),
+    "pretrain.evidence": ("bank ┃ +random teacher ┃", r"mean( +│ +[+-]\d+\.\d%){3} │"),
+    "pretrain.scaling": (
+        "16x1: .* in 1.* of the time",
+        "8x2 +┃ +8x2 +┃ +16x1 +┃ +16x1",
+    ),
+    "pretrain.advice": ("fit ┃", "the advice was right in . of 1"),
     "finetune.freeze_layers": ("0.765", "bulk modulus", "learned first", "scratch"),
     "finetune.distil_small_data": ("0.588", "random-teacher", "published"),
     "finetune.dft_to_experiment": ("0.265", "measurements", "left out"),

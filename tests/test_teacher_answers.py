@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from crysdistill.graphs.batch import CrystalBatch, mean_over_atoms
 from crysdistill.store.store import Store
 from crysdistill.teachers import Answer, EncoderTeacher, Teacher, answers_for
 from crysdistill.teachers.answers import Block, TeacherAnswers
-from crysdistill.teachers.kept import AnswerWriter
+from crysdistill.teachers.kept import AnswerWriter, KeptAnswers
 from tests.together import joined_call, together
 from tests.toy_stores import SMALL_GRAPH, labelled, open_store
 
@@ -283,7 +284,7 @@ def test_where_nothing_can_be_written_the_run_keeps_them(store, tmp_path):
         answers_for(Plain(), store, [1], **HERE)
     run = tmp_path / "run"
     check(answers_for(Plain(), store, [1, 5], fallback=run, **HERE), store, [5, 1])
-    assert (run / "teacher" / "about.json").exists()
+    assert len(list(run.glob("teacher/*/about.json"))) == 1
     again = Plain()
     answers_for(again, store, [1, 5], fallback=run, **HERE)
     assert not again.asked
@@ -307,6 +308,26 @@ def test_a_run_waits_for_another_that_asks_the_same(store, capsys):
     check(answers_for(Plain(), store, [1, 2], **HERE), store, [2])
     assert not other.is_alive()
     assert capsys.readouterr().err == "waiting for another run that asks plain\n"
+
+
+def test_a_run_that_waited_has_nothing_left_to_ask(store, monkeypatch):
+    class Asks(Plain):
+        @contextmanager
+        def ready_for(self, store, rows, **_):
+            assert len(rows), "got ready for no crystals"
+            yield
+
+    writing = KeptAnswers.writing
+
+    def other_first(self):
+        monkeypatch.undo()  # the other run asks, and then this one gets the lock
+        answers_for(Plain(), store, [1, 2], **HERE)
+        return writing(self)
+
+    monkeypatch.setattr(KeptAnswers, "writing", other_first)
+    late = Asks()
+    check(answers_for(late, store, [1, 2], **HERE), store, [1, 2])
+    assert not late.asked
 
 
 def test_a_full_disk_is_told_and_what_is_there_stays(store, monkeypatch):

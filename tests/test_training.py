@@ -684,6 +684,8 @@ class TestPretraining:
             pretraining_config(dataset, tmp_path, objectives={})
         with pytest.raises(InputError, match="`held_out` is 0 but must be between 0"):
             pretraining_config(dataset, tmp_path, held_out=0)
+        with pytest.raises(InputError, match="`subset` is -5 but must be at least 1"):
+            pretraining_config(dataset, tmp_path, subset=-5)
         few = write_store(tmp_path / "few.h5", labelled(3), symmetry="fast")
         with pytest.raises(
             InputError, match="leaves 1 crystals to learn from; use a la"

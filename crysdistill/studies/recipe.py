@@ -7,15 +7,18 @@ import contextlib
 import io
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from rich.table import Table
 
 from crysdistill.errors import InputError
+from crysdistill.schema import dump_config
 from crysdistill.training.run import RunConfig
+from crysdistill.training.runs import check_same_run
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -60,9 +63,52 @@ def results_of_run(run: Callable[[Config], Path], config: Config) -> dict[str, A
     Args:
         run: `train`, `finetune`, `distill` or `fit`. What it prints is swallowed.
         config: its configuration; it is resumed where an earlier one stopped.
+
+    Raises:
+        InputError: the run cannot be made, or its folder holds one with another
+            configuration.
     """
     path = config.out / "results.json"
-    if not path.exists():
+    if path.exists():
+        check_same_run(config.out, dump_config(config))
+    else:
         with contextlib.redirect_stdout(io.StringIO()):
             run(replace(config, resume=True))
     return json.loads(path.read_text("utf-8"))
+
+
+def at_least_one(text: str) -> int:
+    """Read a number of the command line that must be 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
+def narrow_tables(
+    title: str,
+    columns: Mapping[str, Mapping[str, str]],
+    caption: str,
+    at_most: int = 5,
+) -> list[Table]:
+    """Return one table, or several below each other that fit into 80 columns.
+
+    Args:
+        title: of the first.
+        columns: the text of each row by its name, for each column by its head.
+        caption: below the last.
+        at_most: columns in a table.
+    """
+    heads = list(columns)
+    parts = [heads[k : k + at_most] for k in range(0, len(heads), at_most)]
+    tables = []
+    for part in parts:
+        table = Table(title=title if part is parts[0] else None)
+        table.add_column("", no_wrap=True)
+        for head in part:
+            table.add_column(head, justify="right", overflow="fold")
+        for row in columns[part[0]]:
+            table.add_row(row, *(columns[head][row] for head in part))
+        tables.append(table)
+    if tables:
+        tables[-1].caption = caption
+    return tables

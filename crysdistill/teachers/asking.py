@@ -107,7 +107,7 @@ class _Asking:
         about, store = self._about(), self.store
         folders = [Path(f"{store.path}{FOLDER}") / about.key[:16]]
         if fallback is not None:
-            folders.append(fallback / "teacher")
+            folders.append(fallback / "teacher" / about.key[:16])
         for folder in folders:
             kept = KeptAnswers(folder, about)
             if kept.done()[rows].all():  # also where nothing can be written
@@ -141,9 +141,11 @@ class _Asking:
         with ExitStack() as stack:
             writer = stack.enter_context(kept.writing())
             missing = rows[~writer.done[rows]]
+            if not len(missing):  # another run has asked, while this one waited
+                return
             ready = self.teacher.ready_for(
-                self.store, missing,
-                fallback=fallback, device=self.device, progress=self.progress,
+                self.store, missing, fallback=fallback,
+                device=self.device, workers=self.workers, progress=self.progress,
             )  # fmt: skip
             stack.enter_context(ready)  # its bars end before the next begins
             bar = stack.enter_context(Progress(disable=not self.progress))

@@ -103,7 +103,8 @@ class EnsembleTeacher(Teacher):
     def knows(self, store: Store, rows: np.ndarray) -> np.ndarray:
         """Return which crystals every frozen teacher in a member knows."""
         known = np.ones(len(rows), dtype=bool)
-        for one in frozen_teachers(self.members):
+        each = {one.teacher.fingerprint(): one for one in frozen_teachers(self.members)}
+        for one in each.values():
             known &= one.teacher.knows(store, rows)
         return known
 
@@ -111,8 +112,11 @@ class EnsembleTeacher(Teacher):
     def ready_for(
         self, store: Store, rows: np.ndarray, **settings: Any
     ) -> Iterator[None]:
-        """Ask the frozen teachers in members once, and keep their answers."""
-        # On another graph, other processes answer, and answers at hand stay here.
+        """Ask the frozen teachers in members once, and hold their answers.
+
+        Members that read another graph than the store's ask them for each batch.
+        """
+        # There, other processes answer, and what is held stays in this one.
         here = self.members if self.graph == store.graph else []
         with asked(here, store, rows, **settings):
             yield

@@ -103,6 +103,7 @@ def asked(
     *,
     fallback: Path | None = None,
     device: str | torch.device = "cpu",
+    workers: int | None = None,
     progress: bool = True,
 ) -> Iterator[None]:
     """Ask all frozen teachers in some models about crystals, and hold the answers.
@@ -116,6 +117,7 @@ def asked(
         rows: their rows.
         fallback: a folder for the answers if the store's folder cannot be written to.
         device: where to compute.
+        workers: processes that ask a slow teacher; None uses all cores.
         progress: whether to show a progress bar.
 
     Raises:
@@ -128,7 +130,7 @@ def asked(
             _all_known(one, store, rows)
             one.answers = answers_for(
                 one.teacher, store, rows,
-                fallback=fallback, device=device, progress=progress,
+                fallback=fallback, device=device, workers=workers, progress=progress,
             )  # fmt: skip
         yield
     finally:

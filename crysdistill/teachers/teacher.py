@@ -114,18 +114,24 @@ class Teacher(ABC):
         *,
         fallback: Path | None = None,
         device: str | torch.device = "cpu",
+        workers: int | None = None,
         progress: bool = True,
     ) -> Iterator[None]:
-        """Stand open while batches of these crystals are answered.
+        """Hold what it needs to answer for these crystals, until the `with` block ends.
 
-        A teacher that asks other teachers asks them here, about all crystals at once.
+        By default nothing. `prepare` checks and writes nothing; this may compute for
+        long: a teacher that asks other teachers asks them here, about all crystals.
 
         Args:
             store: the store with the crystals.
             rows: their rows.
             fallback: a folder for answers if the store's folder cannot be written to.
             device: where to compute.
+            workers: processes that ask a slow teacher; None uses all cores.
             progress: whether to show a progress bar.
+
+        Raises:
+            InputError: it cannot answer for one of them.
         """
         yield
 

@@ -135,6 +135,8 @@ class PretrainConfig(RunConfig):
             raise InputError(
                 f"`held_out` is {self.held_out} but must be between 0 and 1"
             )
+        if self.subset is not None and self.subset < 1:
+            raise InputError(f"`subset` is {self.subset} but must be at least 1")
         check_exclude_kinds(self.exclude_kinds)
 
 

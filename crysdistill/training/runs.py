@@ -100,7 +100,7 @@ class RunDirectory:
         if self.path.exists() and any(map(_is_something, self.path.iterdir())):
             if resume:
                 if begun:
-                    self._check_same(config)
+                    check_same_run(self.path, config)
                     remove_partials(self.path)
                 return self._find_checkpoint(begun, config)
             if not overwrite:
@@ -156,31 +156,6 @@ class RunDirectory:
     def weights(self) -> Path:
         """The weights file of the run."""
         return self.path / "weights.safetensors"
-
-    def _check_same(self, config: str) -> None:
-        """Refuse to resume under another configuration; list the differences."""
-        path = self.path / "config.yaml"
-        try:
-            before = _settings(path.read_text("utf-8"))
-        except (UnicodeDecodeError, yaml.YAMLError, AttributeError):
-            raise InputError(
-                f"{path} is damaged; start anew with `resume=false overwrite=true`"
-            ) from None
-        now = _settings(config)
-        changed = _differences(before, now, self._inputs(), find_inputs(now))
-        if changed:
-            raise InputError(
-                f"{self.path} was begun with another configuration; now different: "
-                f"{'; '.join(changed)}; give the old values, or another `out`"
-            )
-
-    def _inputs(self) -> Inputs:
-        """Return the hashes of the inputs when the run began, as far as known."""
-        try:
-            found = json.loads((self.path / "environment.json").read_bytes())
-            return dict(found.get("inputs", {}))
-        except (OSError, ValueError, TypeError, AttributeError):
-            return {}
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
         """Write a JSON file into the folder."""
@@ -248,6 +223,41 @@ def open_run(
 
     with ExitStack() as held:
         yield on_first_rank(opened)
+
+
+def check_same_run(folder: Path, config: str) -> None:
+    """Refuse a run that was begun with another configuration; list the differences.
+
+    Args:
+        folder: of the run.
+        config: the resolved configuration, as YAML text.
+
+    Raises:
+        InputError: they differ, or the configuration in the folder is damaged.
+    """
+    path = folder / "config.yaml"
+    try:
+        before = _settings(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
+        raise InputError(
+            f"{path} is damaged; start anew with `resume=false overwrite=true`"
+        ) from None
+    now = _settings(config)
+    changed = _differences(before, now, _inputs(folder), find_inputs(now))
+    if changed:
+        raise InputError(
+            f"{folder} was begun with another configuration; now different: "
+            f"{'; '.join(changed)}; give the old values, or another `out`"
+        )
+
+
+def _inputs(folder: Path) -> Inputs:
+    """Return the hashes of a run's inputs when it began, as far as known."""
+    try:
+        found = json.loads((folder / "environment.json").read_bytes())
+        return dict(found.get("inputs", {}))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _settings(config: str) -> dict[str, Any]:
