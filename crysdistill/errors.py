@@ -20,8 +20,9 @@ class BadStructure(InputError):  # noqa: N818 - says what the error is about
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean `x`?" for the closest known name, else "" ."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else ""
+    spelled = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(name.casefold(), spelled, n=1, cutoff=0.6)
+    return f"; did you mean `{spelled[close[0]]}`?" if close else ""
 
 
 def not_installed(package: str, extra: str) -> InputError:

@@ -69,14 +69,23 @@ def test_validation_chooses_and_the_test_set_judges(store, weights, tmp_path, ca
     assert results["chosen"] == table["candidate"][0]
     assert results["val"] == pytest.approx(table["density"][0])
     assert f"chosen: {results['chosen']}" in said
+    assert "`fine-tuned` starts from known; `frozen` is known" in said
+    assert "scratch-1  a network's own run, with its numbers" in said
     # The file holds the judged predictions.
     judged = pd.read_csv(tmp_path / "fit" / "predictions.csv").set_index("material_id")
     error = (judged["truth"] - judged["prediction"]).abs().mean()
     assert results["test"] == pytest.approx(error, rel=1e-5)
+    opened = Store.open(store)
+    known = dict(zip(opened.material_ids, opened.property("density"), strict=True))
+    split = pd.read_csv(tmp_path / "fit" / "split.csv").set_index("subset")
+    middle = np.quantile([known[i] for i in split.loc["train", "material_id"]], 0.5,
+                         method="lower")  # fmt: skip
+    guess = (judged["truth"] - middle).abs().mean()
+    assert results["constant"] == pytest.approx(guess, rel=1e-5)
+    assert "always the median of the training labels: MAE" in said
     out = predict(path, [store], tmp_path / "all.csv", progress=False)
     again = pd.read_csv(out).set_index("material_id").loc[judged.index]
     np.testing.assert_allclose(again["density"], judged["prediction"], rtol=1e-4)
-    split = pd.read_csv(tmp_path / "fit" / "split.csv").set_index("subset")
     assert set(split.loc["test", "material_id"]) == set(judged.index)
     for kind in ("scratch", "finetuned"):
         for seed in (0, 1):
@@ -243,7 +252,14 @@ def test_bad_settings(store, weights, tmp_path):
         fit(
             fit_config(store, tmp_path / "x", weights=[tmp_path / "absent.safetensors"])
         )
+    few = replace(fit_config(store, tmp_path / "x").split, train=9)
+    text = "`density` has 9 training labels but a readout needs at least 10"
+    with pytest.raises(InputError, match=text):
+        fit(fit_config(store, tmp_path / "x", split=few))
     assert not (tmp_path / "x").exists()
+    (tmp_path / "x").write_text("a file")
+    with pytest.raises(InputError, match="x is a file; give another `out`, a folder"):
+        fit(fit_config(store, tmp_path / "x"))
 
 
 def test_advice():

@@ -32,6 +32,7 @@ from crysdistill.training.settings import (
 )
 from crysdistill.transfer.frozen import FrozenPredictor
 from crysdistill.transfer.outputs import Outputs
+from crysdistill.transfer.seen import with_teachers
 from crysdistill.transfer.side_by_side import SideBySide
 from crysdistill.transfer.stack import Stack
 from crysdistill.transfer.targets import Normalizer, Target
@@ -253,15 +254,15 @@ def test_another_release_is_refused(store, tmp_path, monkeypatch):
         load_predictor(path)
 
 
-@pytest.mark.parametrize("name", ["random", "ensemble:runs", "table.h5", "chgnt"])
+@pytest.mark.parametrize("name", ["random", "ensemble:runs", "table.h5", "CHGnt"])
 def test_only_live_teachers_can_be_frozen(name):
     said = f"'{name}' cannot be frozen as it is; choose from chgnet, dftd4, ewald"
     with pytest.raises(InputError, match=said) as found:
         FrozenTeacher(name)
-    assert ("did you mean" in str(found.value)) == (name == "chgnt")
+    assert ("did you mean" in str(found.value)) == (name == "CHGnt")
 
 
-def test_fit_freezes_teachers_beside_the_weights(store, weights, tmp_path):
+def test_fit_freezes_teachers_beside_the_weights(store, weights, tmp_path, capsys):
     path = fit(config(store, tmp_path / "fit", weights=[weights]))
     table = pd.read_csv(tmp_path / "fit" / "candidates.csv").set_index("candidate")
     alone = {name for name in table.index if "%" not in name}
@@ -278,6 +279,13 @@ def test_fit_freezes_teachers_beside_the_weights(store, weights, tmp_path):
     assert results["overlap"].startswith("unknown")
     header = read_header(path)
     assert "Knowing, trained on secrets" in header.provenance.taught_by
+    said = " ".join(capsys.readouterr().out.split())
+    assert "to predict, it asks knowing about every crystal" in said
+    # A student of this predictor has learned from the teacher, too.
+    ensemble = make_teacher(f"ensemble:{tmp_path / 'fit'}", Store.open(store))
+    assert len(ensemble.members) == 1  # not the networks that it was made from
+    strangers = with_teachers(Provenance(), [ensemble.learned]).taught_by
+    assert "d.h5 (taught by Knowing, trained on secrets)" in strangers
     # The predictor asks the teacher about crystals of a file, and about each once.
     judged = pd.read_csv(tmp_path / "fit" / "predictions.csv").set_index("material_id")
     source = store.with_name(f"{store.name}-source") / "s.jsonl"

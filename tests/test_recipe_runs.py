@@ -51,7 +51,10 @@ def test_numbers_that_are_no_counts(text):
 
 def test_tables_fit_into_80_columns():
     tasks = ["exp. formation energy", "phonons"]
-    columns = {f"joint_embedding\n{k} epochs": dict.fromkeys(tasks, f"+{k}.0%") for k in range(8)}
+    columns = {
+        f"joint_embedding\n{k} epochs": dict.fromkeys(tasks, f"+{k}.0%")
+        for k in range(8)
+    }
     shown = io.StringIO()
     console = Console(file=shown, width=80)
     console.print(*narrow_tables("Changes", columns, "two seeds"))

@@ -57,8 +57,9 @@ class EnsembleTeacher(Teacher):
     members do not predict a variance.
 
     Args:
-        where: a weights file; a folder, for every `weights.safetensors` in it and in
-            the folders below; or a pattern of either, as in `runs/member-*`.
+        where: a weights file; a folder, for its `weights.safetensors` or, if it has
+            none, those in the folders below; or a pattern of either, as in
+            `runs/member-*`.
 
     Raises:
         InputError: there is no predictor, one comes twice, or they differ in their
@@ -176,7 +177,7 @@ def members(where: str) -> list[Path]:
     found = {
         file
         for path in map(Path, named)
-        for file in (path.rglob(_NAME) if path.is_dir() else [path])
+        for file in (_runs_in(path) if path.is_dir() else [path])
     }
     if not found:
         raise InputError(
@@ -184,6 +185,17 @@ def members(where: str) -> list[Path]:
             f"`ensemble:{where}/*.safetensors`"
         )
     return sorted(found)
+
+
+def _runs_in(folder: Path) -> Iterator[Path]:
+    """Yield the weights of every run, but not those of the networks in a `fit`."""
+    own = folder / _NAME
+    if own.exists():
+        yield own
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _runs_in(path)
 
 
 def _digest(file: Path) -> str:

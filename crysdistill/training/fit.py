@@ -34,6 +34,7 @@ from crysdistill.training.candidates import (
     same_split,
 )
 from crysdistill.training.judging import (
+    by_constant,
     one_column,
     outputs_for,
     results_of,
@@ -53,6 +54,7 @@ from crysdistill.training.pretrained import load_pretrained
 from crysdistill.training.probe import COMPOSITION, UNTRAINED, Probed, advice
 from crysdistill.training.runs import RunDirectory, open_run
 from crysdistill.training.settings import EncoderChoice
+from crysdistill.transfer.frozen import check_enough
 from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.scores import Scores
 from crysdistill.transfer.seen import Learned, with_teachers
@@ -120,16 +122,20 @@ def fit(config: FitConfig) -> Path:
     names = [target.name for target in config.all_targets]
     labels = np.stack([store.property(name) for name in names], axis=1)  # (B, T)
     split = make_split(store, config.split, one_column(labels))
+    for target, known in zip(config.all_targets, labels[split.train].T, strict=True):
+        check_enough(target.name, known)
     text = dump_config(config)
     with open_run(config.out, text, config.resume, config.overwrite, parts=True) as run:
         split.write(run.path / "split.csv", store.material_ids)
         # Read the split as every network will, in the same order: all have one scale.
         split = make_split(store, same_split(run), one_column(labels))
         outputs = outputs_for(config.all_targets, labels, split, store.material_ids)
+        unlabelled = int(np.isnan(labels).all(axis=1).sum())
         rich.print(
             escape(
                 f"fit: {', '.join(names)} from {len(split.train):,} crystals, "
                 f"{len(split.val):,} to choose by, {len(split.test):,} to judge"
+                + (f"; {unlabelled:,} have no label" if unlabelled else "")
             )
         )
         if other is not None:
@@ -214,6 +220,8 @@ class _Fit:
         rich.print(self._table("frozen embeddings of", title, looked))
         rich.print(escape(advice(looked, best)))
         frozen = next((one.name for one in looked if one.name in given.own), None)
+        if best is not None:
+            rich.print(escape(f"`fine-tuned` starts from {best}; `frozen` is {frozen}"))
         made = self.shop.make(best, frozen)
         every = sorted([*made, *self.shop.mean_of(made)], key=lambda one: one.score)
         self._show(every)
@@ -285,6 +293,9 @@ class _Fit:
         for line in spoken(outputs, kinds, found):
             rich.print(escape(line))
         rich.print(escape(overlap_line(overlap)))
+        needed = sorted(chosen.sources & self.shop.given.foreign.keys())
+        if needed:
+            rich.print(f"to predict, it asks {', '.join(needed)} about every crystal")
         run.print_tree()
         return run.weights
 
@@ -308,6 +319,9 @@ class _Fit:
             if name == "test":
                 sd = watched.sd()
                 write_predictions(self.run, subset, self.outputs, labels, output, sd)
+                found["constant"] = by_constant(
+                    self.outputs, self.store, self.split, subset
+                )
         return found
 
     def _learned(self, chosen: Candidate) -> Learned | None:

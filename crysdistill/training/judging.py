@@ -198,6 +198,34 @@ def write_predictions(
     run.write_csv("predictions.csv", header, lines)
 
 
+def by_constant(
+    outputs: Outputs, store: Store, split: Split, subset: Subset
+) -> dict[str, float]:
+    """Return the metrics of the best guess that does not look at the crystal.
+
+    It is the median of the training labels, or the class that most of them have. A
+    predictor that is not better has learned nothing.
+
+    Args:
+        outputs: the targets.
+        store: the store to train on.
+        split: of its crystals.
+        subset: the crystals to judge on.
+    """
+    scores, said = Scores(outputs), []
+    for target, scale in zip(outputs.targets, outputs.normalizers, strict=True):
+        known = torch.from_numpy(store.property(target.name)[split.train]).float()
+        known = known[~known.isnan()]
+        if scale.classes:
+            said.append(torch.bincount(known.long(), minlength=scale.classes).float())
+        else:
+            said.append(scale.normalize(target.forward(known.median()))[None])
+    columns = [subset.store.property(name)[subset.rows] for name in subset.names]
+    labels = torch.from_numpy(np.stack(columns, axis=1)).float()  # (B, T)
+    scores.update(torch.cat(said).expand(len(labels), -1), labels)
+    return scores.compute()
+
+
 def results_of(
     outputs: Outputs, kinds: list[str], found: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
@@ -224,7 +252,7 @@ def results_of(
 def spoken(
     outputs: Outputs, kinds: list[str], found: dict[str, dict[str, float]]
 ) -> list[str]:
-    """Return a line for each target with its numbers."""
+    """Return a line for each target with its numbers, and how good a guess is."""
     lines = []
     for target, kind in zip(outputs.targets, kinds, strict=True):
         unit = f" {target.unit}" if kind == "mae" and target.unit else ""
@@ -238,4 +266,20 @@ def spoken(
             f"{name}{said['val']} on validation{within}, "
             f"{said.get('test', 'none')} on test"
         )
+        if {"test", "constant"} <= found.keys():
+            test, guess = (found[x][target.name] for x in ("test", "constant"))
+            always = _GUESSES[kind]
+            useless = test >= guess if kind == "mae" else test <= guess
+            lines.append(
+                f"{name}no better than {always}: {said['constant']}"
+                if useless
+                else f"{name}for comparison, {always}: {said['constant']}"
+            )
     return lines
+
+
+_GUESSES = {
+    "mae": "always the median of the training labels",
+    "auc": "always the same probability",
+    "accuracy": "always the most common class",
+}

@@ -29,6 +29,7 @@ from crysdistill.training.augmentation import augmentation
 from crysdistill.training.engine import device_of
 from crysdistill.training.judging import (
     Subset,
+    by_constant,
     one_column,
     outputs_for,
     results_of,
@@ -289,6 +290,10 @@ class LabelledPlan(Plan[Config]):
             name: self._predict(module, name, run if name == "test" else None)
             for name in self._subsets()
         }
+        if "test" in found:
+            found["constant"] = by_constant(
+                module.predictor.outputs, store, split, self._subsets()["test"]
+            )
         results |= results_of(module.predictor.outputs, module.scores.kinds, found)
         run.write_json("results.json", results)
         provenance = self._provenance(store)

@@ -96,6 +96,8 @@ class RunDirectory:
 
     def _prepare(self, config: str, resume: bool, overwrite: bool) -> bool:
         """Prepare the folder; return whether there is a checkpoint to resume from."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file; give another `out`, a folder")
         begun = (self.path / "config.yaml").exists()
         if self.path.exists() and any(map(_is_something, self.path.iterdir())):
             if resume:
@@ -179,6 +181,8 @@ class RunDirectory:
         for name, remark in CONTENTS.items():
             if (self.path / name).exists():
                 tree.add(f"{name}  [dim]{remark}")
+        for part in sorted(self.path.glob("*/config.yaml")):
+            tree.add(f"{part.parent.name}  [dim]a network's own run, with its numbers")
         rich.print(tree)
 
 

@@ -164,17 +164,30 @@ def _features(
     return features(encoder(batch, layers=True) if encoder else None, batch)
 
 
+def check_enough(name: str, labels: np.ndarray) -> None:
+    """Refuse fewer training labels than a readout needs.
+
+    Args:
+        name: of the target.
+        labels: (B,) of the training crystals, NaN where not known.
+
+    Raises:
+        InputError: there are fewer than `LEAST`.
+    """
+    known = int((~np.isnan(labels)).sum())
+    if known < LEAST:
+        raise InputError(
+            f"`{name}` has {known} training labels but a readout needs at least {LEAST}"
+        )
+
+
 def _fit_one(
     outputs: Outputs, t: int, x: Tensor, labels: Tensor, seed: int
 ) -> GaussianProcess | Logistic:
     """Fit the readout of target `t` to the crystals whose label is known."""
     target, normalizer = outputs.targets[t], outputs.normalizers[t]
+    check_enough(target.name, labels.numpy(force=True))
     known = ~torch.isnan(labels)
-    if int(known.sum()) < LEAST:
-        raise InputError(
-            f"`{target.name}` has {int(known.sum())} training labels but a readout "
-            f"needs at least {LEAST}"
-        )
     x, labels = x[known], labels[known]
     if normalizer.classes:
         return Logistic.fit(x, labels, normalizer.classes)

@@ -256,7 +256,9 @@ def with_teachers(own: Provenance, teachers: Iterable[Learned]) -> Provenance:
         theirs = teacher.provenance.checks
         used.append(used_by(teacher.kind, teacher.provenance, stores))
         if teacher.kind != "encoder":
-            strangers.append(teacher.provenance.origin or "a foreign model")
+            named = teacher.provenance.origin or "a foreign model"
+            above = teacher.provenance.taught_by
+            strangers.append(f"{named} (taught by {above})" if above else named)
         elif teacher.provenance.taught_by:
             strangers.append(teacher.provenance.taught_by)
         # Of other models only those count in `seen` that recorded all they used.
