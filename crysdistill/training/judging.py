@@ -21,6 +21,13 @@ from crysdistill.transfer.outputs import Outputs
 from crysdistill.transfer.scores import WORDS, Scores
 from crysdistill.transfer.targets import Normalizer, Target
 
+_GUESSES = {
+    "mae": "always the median of the training labels",
+    "auc": "always the same probability",
+    "accuracy": "always the most common class",
+}
+"""In words, the best guess that does not look at the crystal; see `by_constant`."""
+
 
 class Answers(Protocol):
     """The interface that all kinds of predictors share."""
@@ -276,10 +283,3 @@ def spoken(
                 else f"{name}for comparison, {always}: {said['constant']}"
             )
     return lines
-
-
-_GUESSES = {
-    "mae": "always the median of the training labels",
-    "auc": "always the same probability",
-    "accuracy": "always the most common class",
-}
