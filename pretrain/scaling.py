@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 import rich
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from rich.table import Table
 
 from crysdistill import PretrainConfig, Store
@@ -338,7 +338,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         ylabel="change of the test MAE against scratch (%)",
         xticks=np.unique(tuned["size"]),
     )
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend(frameon=False, fontsize=9)
     figure.savefig(path)
