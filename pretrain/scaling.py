@@ -296,7 +296,8 @@ def _tables(table: pd.DataFrame, base: Evidence, reference: str) -> list[Table]:
     tuned = table[table["arm"] != SCRATCH]
     points = tuned.groupby(["encoder", "size", "epochs"], sort=False)
     for (encoder, size, epochs), part in points:
-        head = f"{encoder}\n{size:,.0f}\n{epochs:.0f} epochs"
+        passes = "1 epoch" if epochs == 1 else f"{epochs:.0f} epochs"
+        head = f"{encoder}\n{size:,.0f}\n{passes}"
         columns[head] = _changes(part, base)
     for encoder, part in table[table["arm"] == SCRATCH].groupby("encoder", sort=False):
         if encoder != reference:

@@ -188,9 +188,9 @@ def test_numbers_of_labels_that_cannot_be(labels, message, base, tmp_path):
 
 def test_a_finished_run_is_not_repeated(base, tmp_path):
     """Only missing runs start; the other numbers come from the folders."""
+    learning_curve.run(base, (16, 8), [0], tmp_path)
     for n, error in ((8, 0.4), (16, 0.2)):
         folder = tmp_path / "runs" / f"scratch-{n}-3-epochs-0"
-        folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps({"test": error}))
     found = learning_curve.run(base, (16, 8), [0], tmp_path)
     assert found["test"].tolist() == [0.4, 0.2]

@@ -25,8 +25,9 @@ SHOWN = {
     "pretrain.tasks": (r"corpus.h5: 60", r"dataset.h5: 60"),
     "pretrain.evidence": ("bank ┃ +random teacher ┃", r"mean( +│ +[+-]\d+\.\d%){3} │"),
     "pretrain.scaling": (
-        "16x1: .* in 1.* of the time",
-        "8x2 +┃ +8x2 +┃ +16x1 +┃ +16x1",
+        r"16x1: .* epochs in \d\.\d\d of the time",
+        "8x2 +┃ +8x2 +┃ +16x1 +┃",
+        "scratch +┃",
     ),
     "pretrain.advice": ("fit ┃", "the advice was right in . of 1"),
     "finetune.freeze_layers": ("0.765", "bulk modulus", "learned first", "scratch"),
