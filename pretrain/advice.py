@@ -10,10 +10,10 @@ it compares the advice with what fine-tuning then gave.
     python -m pretrain.advice --data data/ --seeds 2 --teachers chgnet
 
 FOLDER holds the tasks of `pretrain.tasks`. A task with crystals that the weights
-learned from is marked `seen`; `--weights` compares other weights. All choices of a task
-share the same networks. After an interruption, or with more seeds, tasks or teachers,
-run it again: it does only what is missing. `--smoke` runs every step on a few alloys
-that it makes itself.
+learned from is marked `seen`; to compare other `--weights`, give another `--out`. All
+choices of a task share the same networks. After an interruption, or with more seeds,
+tasks or teachers, run it again: it does only what is missing. `--smoke` runs every step
+on a few alloys that it makes itself.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import io
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,21 @@ from crysdistill.objectives import CRYSGNN
 from crysdistill.schema import dump_config
 from crysdistill.store.checks import find_check
 from crysdistill.store.store import Store
-from crysdistill.studies.recipe import at_least_one, narrow_tables, run_recipe
+from crysdistill.studies.recipe import at_least_one, narrow_tables
 from crysdistill.studies.statistics import t_interval
 from crysdistill.training.runs import check_same_run
 from crysdistill.transfer.weights import read_header
-from pretrain.tasks import ALLOYS, TASKS, Task, alloys, clean_corpus, task_stores
+from pretrain.tasks import (
+    ALLOYS,
+    TASKS,
+    Task,
+    add_settings,
+    alloys,
+    clean_corpus,
+    corpus_parser,
+    run_on_corpus,
+    task_stores,
+)
 
 CHGNET = {"max_atoms": 20, "max_crystals": 18_000}
 """The crystals of the corpus for which a slow teacher is evaluated."""
@@ -124,67 +134,22 @@ class Evidence:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Pretrain every arm, run every task, print the ranked table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = corpus_parser(__doc__)
     add = parser.add_argument
-    add("corpus", nargs="?", type=Path, metavar="CORPUS", help="crystals, no labels")
-    add("--data", type=Path, metavar="FOLDER", help="folder of the tasks")
     add("--arms", nargs="*", choices=list(ARMS), default=["fingerprint", "bank"])
     add("--weights", nargs="+", type=Path, default=[], metavar="FILE", help=WEIGHTS)
-    add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    add("--labels", type=at_least_one, default=500, help="training labels of each task")
-    add("--seeds", type=at_least_one, default=3, help="number of repeats")
-    add(
-        "--pretrain-epochs", type=at_least_one, default=6, help="passes over the corpus"
-    )
-    add("--epochs", type=at_least_one, default=60, help="passes over the labels")
-    add(
-        "--max-atoms",
-        type=at_least_one,
-        default=40,
-        help="most atoms of a corpus crystal",
-    )
     add("--subset", type=at_least_one, help="pretrain on this many crystals")
     add("--width", type=at_least_one, default=64, help="width of the encoder")
-    add(
-        "--convolutions",
-        type=at_least_one,
-        default=3,
-        help="convolutions of the encoder",
-    )
-    add("--workers", type=at_least_one, default=1, help="runs at a time")
-    add("--out", type=Path, default=Path("runs/evidence"), help="a folder")
-    add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    return run_recipe(
-        parser,
-        argv,
-        _full,
-        _small,
-        needs=("corpus", "data"),
-        called="a corpus and `--data FOLDER`",
-    )
+    add("--convolutions", type=at_least_one, default=3, help="its convolutions")
+    add_settings(parser)
+    return run_on_corpus(parser, argv, _full, _small)
 
 
 def _full(args: argparse.Namespace) -> None:
     """Run it on what the user gave."""
-    tasks = {name: TASKS[name] for name in args.tasks}
-    datasets = task_stores(args.data, args.out)
-    corpus = clean_corpus(args.corpus, args.out, args.max_atoms, datasets.values())
-    evidence = Evidence(
-        corpus=corpus,
-        datasets={name: datasets[task.folder] for name, task in tasks.items()},
-        tasks=tasks,
-        arms=args.arms,
-        labels=args.labels,
-        seeds=range(args.seeds),
-        pretrain_epochs=args.pretrain_epochs,
-        epochs=args.epochs,
-        encoder={
-            "name": "cgcnn",
-            "width": args.width,
-            "convolutions": args.convolutions,
-        },
+    evidence = replace(
+        from_settings(args, args.arms, cgcnn(args.width, args.convolutions)),
         subset=args.subset,
-        workers=args.workers,
         weights=_by_name(args.weights),
     )
     table = run(evidence, args.out, args.out / "results.csv")
@@ -196,6 +161,40 @@ def _small(args: argparse.Namespace, folder: Path) -> None:
     """Run every step on a few crystals."""
     evidence = small(folder, ["bank", "random teacher"])
     rich.print(*ranked(run(evidence, folder), evidence))
+
+
+def from_settings(
+    args: argparse.Namespace, arms: Sequence[str], encoder: dict[str, Any]
+) -> Evidence:
+    """Build the missing stores, and return a comparison.
+
+    Args:
+        args: of a parser with `add_settings`.
+        arms: names of `ARMS`.
+        encoder: the encoder of all arms.
+
+    Raises:
+        InputError: a source cannot be read.
+    """
+    stores = task_stores(args.data, args.out)
+    tasks = {name: TASKS[name] for name in args.tasks}
+    return Evidence(
+        corpus=clean_corpus(args.corpus, args.out, args.max_atoms, stores.values()),
+        datasets={name: stores[task.folder] for name, task in tasks.items()},
+        tasks=tasks,
+        arms=arms,
+        labels=args.labels,
+        seeds=range(args.seeds),
+        pretrain_epochs=args.pretrain_epochs,
+        epochs=args.epochs,
+        encoder=encoder,
+        workers=args.workers,
+    )
+
+
+def cgcnn(width: int, convolutions: int) -> dict[str, Any]:
+    """Return the settings of a CGCNN."""
+    return {"name": "cgcnn", "width": width, "convolutions": convolutions}
 
 
 def run(evidence: Evidence, out: Path, table: Path | None = None) -> pd.DataFrame:

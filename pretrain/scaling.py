@@ -38,9 +38,17 @@ from rich.table import Table
 from crysdistill import PretrainConfig, Store
 from crysdistill.errors import InputError
 from crysdistill.files import write_whole
-from crysdistill.studies.recipe import at_least_one, narrow_tables, run_recipe
-from pretrain.evidence import SCRATCH, Evidence, pretrained, run, small
-from pretrain.tasks import TASKS, clean_corpus, task_stores
+from crysdistill.studies.recipe import at_least_one, narrow_tables
+from pretrain.evidence import (
+    SCRATCH,
+    Evidence,
+    cgcnn,
+    from_settings,
+    pretrained,
+    run,
+    small,
+)
+from pretrain.tasks import add_settings, corpus_parser, run_on_corpus
 
 ARM = "bank"
 """The objective, one of `ARMS` of `pretrain.evidence`."""
@@ -68,76 +76,20 @@ class Point:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Pretrain all, run every task, print the table, draw the curve."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("corpus", nargs="?", type=Path, metavar="CORPUS", help="crystals, no labels")
-    add("--data", type=Path, metavar="FOLDER", help="folder of the tasks")
-    add(
-        "--sizes",
-        nargs="+",
-        type=at_least_one,
-        default=[3_000, 12_000, 50_000],
-        help="numbers of crystals to pretrain on",
-    )
-    add(
-        "--same-steps",
-        type=at_least_one,
-        metavar="SIZE",
-        help="as many steps as with SIZE",
-    )
+    parser = corpus_parser(__doc__)
+    add = partial(parser.add_argument, type=at_least_one)
+    sizes = {"nargs": "+", "metavar": "SIZE", "default": [3_000, 12_000, 50_000]}
+    add("--sizes", **sizes, help="numbers of crystals to pretrain on")
+    add("--same-steps", metavar="SIZE", help="as many steps as with SIZE")
+    add("--at", default=12_000, metavar="SIZE", help="crystals for --encoders")
     add("--encoders", nargs="*", type=_encoder, default=[], metavar="WxC")
-    add(
-        "--at",
-        type=at_least_one,
-        default=12_000,
-        help="crystals that --encoders learn from",
-    )
-    add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    add("--labels", type=at_least_one, default=500, help="training labels of each task")
-    add("--seeds", type=at_least_one, default=3, help="number of repeats")
-    add(
-        "--pretrain-epochs",
-        type=at_least_one,
-        default=6,
-        help="passes of the reference",
-    )
-    add("--epochs", type=at_least_one, default=60, help="passes over the labels")
-    add(
-        "--max-atoms",
-        type=at_least_one,
-        default=40,
-        help="most atoms of a corpus crystal",
-    )
-    add("--workers", type=at_least_one, default=1, help="runs at a time")
-    add("--out", type=Path, default=Path("runs/evidence"), help="a folder")
-    add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    return run_recipe(
-        parser,
-        argv,
-        _full,
-        _small,
-        needs=("corpus", "data"),
-        called="a corpus and `--data FOLDER`",
-    )
+    add_settings(parser)
+    return run_on_corpus(parser, argv, _full, _small)
 
 
 def _full(args: argparse.Namespace) -> None:
     """Run it on what the user gave."""
-    stores = task_stores(args.data, args.out)
-    tasks = {name: TASKS[name] for name in args.tasks}
-    base = Evidence(
-        corpus=clean_corpus(args.corpus, args.out, args.max_atoms, stores.values()),
-        datasets={name: stores[task.folder] for name, task in tasks.items()},
-        tasks=tasks,
-        arms=[ARM],
-        labels=args.labels,
-        seeds=range(args.seeds),
-        pretrain_epochs=args.pretrain_epochs,
-        epochs=args.epochs,
-        encoder=_settings(REFERENCE),
-        workers=args.workers,
-        longer=False,
-    )
+    base = replace(from_settings(args, [ARM], _settings(REFERENCE)), longer=False)
     check_sizes(base.corpus, [*args.sizes, *([args.at] if args.encoders else [])])
     passes = partial(
         epochs_over, epochs=args.pretrain_epochs, same_steps=args.same_steps
@@ -204,9 +156,9 @@ def _encoder(text: str) -> str:
 
 
 def _settings(encoder: str) -> dict[str, Any]:
-    """Return the settings of a CGCNN."""
+    """Return the settings of `WIDTHxCONVOLUTIONS`."""
     width, convolutions = map(int, encoder.split("x"))
-    return {"name": "cgcnn", "width": width, "convolutions": convolutions}
+    return cgcnn(width, convolutions)
 
 
 def _folder(encoder: str, base: Evidence, out: Path) -> Path:

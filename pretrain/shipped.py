@@ -34,10 +34,16 @@ from crysdistill import PretrainConfig, TrainerSettings, build, pretrain
 from crysdistill.corpus.filters import Filters
 from crysdistill.encoders import ENCODERS
 from crysdistill.files import write_whole
-from crysdistill.studies.recipe import run_recipe
 from crysdistill.transfer.card import write_card
 from pretrain.evidence import CHGNET
-from pretrain.tasks import ALLOYS, alloys, clean_corpus, task_stores
+from pretrain.tasks import (
+    ALLOYS,
+    alloys,
+    clean_corpus,
+    corpus_parser,
+    run_on_corpus,
+    task_stores,
+)
 
 MOST_ATOMS = 40
 """The largest crystals that the encoders learn from; larger ones cost most of an
@@ -108,22 +114,11 @@ RECIPES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build the stores, pretrain the encoders, and write weights and cards."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = corpus_parser(__doc__, "runs/shipped")
     add = parser.add_argument
-    add("corpus", nargs="?", type=Path, metavar="CORPUS", help="crystals, no labels")
-    add("--data", type=Path, metavar="FOLDER", help="folder of the tasks")
     add("--licence", default="", metavar="SPDX", help="of CORPUS and FOLDER")
     add("--names", nargs="+", choices=list(RECIPES), default=list(RECIPES))
-    add("--out", type=Path, default=Path("runs/shipped"), help="a folder")
-    add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    return run_recipe(
-        parser,
-        argv,
-        _full,
-        _small,
-        needs=("corpus", "data"),
-        called="a corpus and `--data FOLDER`",
-    )
+    return run_on_corpus(parser, argv, _full, _small)
 
 
 def _full(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ CORPUS. `--smoke` builds both of a few alloys that it makes itself.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,33 +60,20 @@ TASKS = {
 }
 """The development tasks, which choose our defaults."""
 
+MOST_ATOMS = "most atoms of a corpus crystal"
+"""What `--max-atoms` means."""
+
 ALLOYS = {"alloys": Task("dataset", Target("formation_energy", "eV/atom"))}
 """The task of a small run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build the stores, and print how many crystals they hold."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = corpus_parser(__doc__)
     add = parser.add_argument
-    add("corpus", nargs="?", type=Path, metavar="CORPUS", help="crystals, no labels")
-    add("--data", type=Path, metavar="FOLDER", help="folder of the tasks")
-    add(
-        "--max-atoms",
-        type=at_least_one,
-        default=40,
-        help="most atoms of a corpus crystal",
-    )
+    add("--max-atoms", type=at_least_one, default=40, help=MOST_ATOMS)
     add("--licence", default="", metavar="SPDX", help="of CORPUS, if it names none")
-    add("--out", type=Path, default=Path("runs/evidence"), help="a folder")
-    add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
-    return run_recipe(
-        parser,
-        argv,
-        _full,
-        _small,
-        needs=("corpus", "data"),
-        called="a corpus and `--data FOLDER`",
-    )
+    return run_on_corpus(parser, argv, _full, _small)
 
 
 def _full(args: argparse.Namespace) -> None:
@@ -103,6 +90,62 @@ def _small(args: argparse.Namespace, folder: Path) -> None:
     """Build both of a few crystals."""
     for path in alloys(folder):
         rich.print(f"{path.name}: {len(Store.open(path)):,} crystals")
+
+
+def corpus_parser(
+    about: str | None, out: str = "runs/evidence"
+) -> argparse.ArgumentParser:
+    """Return a parser of a corpus, the folder of the tasks, `--out` and `--smoke`.
+
+    Args:
+        about: the docstring of the recipe.
+        out: the folder if none is given.
+    """
+    parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
+    add = parser.add_argument
+    add("corpus", nargs="?", type=Path, metavar="CORPUS", help="crystals, no labels")
+    add("--data", type=Path, metavar="FOLDER", help="folder of the tasks")
+    add("--out", type=Path, default=Path(out), help="a folder")
+    add("--smoke", action="store_true", help="a few alloys, in a temporary folder")
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that comparisons share, for `from_settings` of `evidence`.
+
+    Args:
+        parser: from `corpus_parser`.
+    """
+    add = parser.add_argument
+    add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    counts = {
+        "--labels": (500, "training labels of each task"),
+        "--seeds": (3, "number of repeats"),
+        "--pretrain-epochs": (6, "passes over the corpus"),
+        "--epochs": (60, "passes over the labels"),
+        "--max-atoms": (40, MOST_ATOMS),
+        "--workers": (1, "runs at a time"),
+    }
+    for name, (default, meaning) in counts.items():
+        add(name, type=at_least_one, default=default, help=meaning)
+
+
+def run_on_corpus(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    full: Callable[[argparse.Namespace], Any],
+    small: Callable[[argparse.Namespace, Path], Any],
+) -> int:
+    """Run a recipe that needs a corpus and the folder of the tasks; see `run_recipe`.
+
+    Args:
+        parser: from `corpus_parser`, with further arguments.
+        argv: the arguments; None takes those of the process.
+        full: runs it on what the user gave.
+        small: runs it in a temporary folder.
+    """
+    needs, called = ("corpus", "data"), "a corpus and `--data FOLDER`"
+    return run_recipe(parser, argv, full, small, needs=needs, called=called)
 
 
 def task_stores(data: Path, out: Path) -> dict[str, Path]:

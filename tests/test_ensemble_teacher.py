@@ -97,6 +97,11 @@ def test_the_mean_and_the_spread_are_those_of_the_predictions(members, store, tm
     )  # fmt: skip
 
 
+def test_links_that_lead_in_circles(members, tmp_path):
+    (tmp_path / "members" / "again").symlink_to(tmp_path / "members")
+    assert len(EnsembleTeacher(str(tmp_path / "members")).members) == len(members)
+
+
 def test_what_an_answer_means_for_each_kind_of_target(store, tmp_path):
     targets = (
         Target("modulus", "GPa", transform="log10"),

@@ -194,7 +194,7 @@ def _runs_in(folder: Path) -> Iterator[Path]:
         yield own
         return
     for path in folder.iterdir():
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():  # links may lead in circles
             yield from _runs_in(path)
 
 
